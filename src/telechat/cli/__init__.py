@@ -1,0 +1,1 @@
+"""The `telechat` command: one thin file per verb, imported only when that verb is used."""

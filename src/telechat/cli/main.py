@@ -1,0 +1,125 @@
+"""Entry point of the `telechat` command: finds the verb, runs it, turns errors into one line and an exit code.
+
+Exit codes: 0 done, 1 failed, 2 used wrongly, 130 interrupted. It knows the table of verbs and nothing that
+any of them does.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from telechat.cli.verbs import EXAMPLES, VERBS, Verb
+from telechat.errors import TelechatError, UsageError
+from telechat.registry import nearest
+
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (default: the process's) and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    try:
+        return dispatch(words)
+    except TelechatError as error:
+        if debug:
+            raise
+        hint = f" {error.hint}" if error.hint else ""
+        print(" ".join(f"error: {error.message}{hint}".split()), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print(file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader went away (`| head`); what is still buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def dispatch(words: list[str]) -> int:
+    """Run the verb that `words` begins with; without one, print the overview."""
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if words[0] == "--version":
+        from telechat import __version__
+
+        print(f"telechat {__version__}")
+        return 0
+    verb = find_verb(words)
+    if verb is None:
+        print(overview(group=words[0]))
+        return 0
+    # Imported here: the overview needs no argparse.
+    from telechat.cli.parser import CommandParser
+    from telechat.logs import setup_logging
+
+    module = import_module(verb.module)
+    parser = CommandParser(f"telechat {' '.join(verb.words)}", summary=verb.summary, examples=module.EXAMPLES)
+    module.add_arguments(parser)
+    args = parser.parse(words[len(verb.words) :])
+    setup_logging(args.log_level or getattr(module, "LOG_LEVEL", "warning"))
+    return int(module.run(args))
+
+
+def find_verb(words: list[str]) -> Verb | None:
+    """The verb at the start of `words`; None for a group asked for its overview (`telechat data --help`).
+
+    Raises:
+        UsageError: no such verb; names the nearest.
+    """
+    groups = {verb.words[0] for verb in VERBS if len(verb.words) > 1}
+    for verb in VERBS:
+        if tuple(words[: len(verb.words)]) == verb.words:
+            return verb
+    first = words[0]
+    if first in groups:
+        second = words[1] if len(words) > 1 else "--help"
+        if second in ("-h", "--help"):
+            return None
+        _refuse(second, [verb.words[1] for verb in VERBS if verb.words[0] == first], f"telechat {first}")
+    if first.startswith("-"):
+        raise UsageError(
+            f"Unknown option {first} for telechat.", hint="Give the verb first; see telechat --help."
+        )
+    _refuse(first, sorted({verb.words[0] for verb in VERBS}), "telechat")
+    return None
+
+
+def _refuse(word: str, known: list[str], command: str) -> None:
+    guess = nearest(word, known)
+    hint = f"Did you mean {guess}?" if guess else f"Choose one of: {', '.join(known)}."
+    raise UsageError(f"{command} has no verb {word!r}.", hint=hint)
+
+
+def overview(group: str | None = None) -> str:
+    """The help of `telechat`, or of a group of verbs such as `telechat data`."""
+    shown = [verb for verb in VERBS if group is None or verb.words[0] == group]
+    command = "telechat" if group is None else f"telechat {group}"
+    width = max(len(" ".join(verb.words)) for verb in shown)
+    lines = [f"usage: {command} VERB [options]", ""]
+    if group is None:
+        lines += ["Run, serve and train the TeleChat language models.", ""]
+    lines += ["verbs:"]
+    lines += [f"  {' '.join(verb.words):<{width}}  {verb.summary}" for verb in shown]
+    examples = (
+        EXAMPLES if group is None else tuple(import_module(verb.module).EXAMPLES[0] for verb in shown[:2])
+    )
+    lines += [
+        "",
+        "`telechat VERB --help` lists a verb's options. MODEL is a folder, a hub id such as TeleAI/TeleChat2-7B,",
+        "or `demo`, the small model that comes with this package.",
+        "",
+        "examples:",
+    ]
+    lines += [f"  {example}" for example in examples]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,154 @@
+"""Argument parsing with our manners, on top of argparse.
+
+Adds to argparse: options may be spelled with `_` or `-`; boolean options take the words True and False as well as
+nothing; an unknown option is an error that names the nearest known one; every error is a UsageError. It knows
+no verb.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from telechat import __version__
+from telechat.errors import UsageError
+from telechat.logs import LEVELS
+from telechat.registry import nearest
+
+_BOOLEAN_WORDS = {"true": True, "false": False}
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of one verb.
+
+    Args:
+        command: what was typed: "telechat tokenizer train".
+        summary: one line, shown at the top of the help.
+        examples: commands that work when pasted, shown at the end of the help.
+    """
+
+    def __init__(self, command: str, *, summary: str, examples: Sequence[str]) -> None:
+        super().__init__(
+            prog=command,
+            description=summary[:1].upper() + summary[1:] + ".",
+            epilog="examples:\n" + "\n".join(f"  {example}" for example in examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self._booleans: set[str] = set()
+        self.overrides_allowed = False
+        common = self.add_argument_group("common options")
+        common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        common.add_argument("--log-level", choices=LEVELS, default=None, help="how much to log on stderr")
+        common.add_argument("--version", action="version", version=f"telechat {__version__}")
+
+    def add_boolean(self, name: str, *, default: bool = False, help: str) -> None:
+        """Add `--name`, which means True, and also takes the words True and False."""
+        self._booleans.add(name)
+        self.add_argument(name, type=_boolean_word, default=default, metavar="True|False", help=help)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message[:1].upper()}{message[1:]}.", hint=f"See {self.prog} --help.")
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse the words after the verb. Unknown options are a UsageError with the nearest known one.
+
+        Where `overrides_allowed` is set, `--section.key value` pairs are collected in `args.overrides`.
+        """
+        words, overrides = self._split_overrides(self._normalise(list(argv)))
+        args, unknown = self.parse_known_args(words)
+        if unknown:
+            self._refuse(unknown[0])
+        if self.overrides_allowed:
+            args.overrides = overrides
+        return args
+
+    def _normalise(self, words: list[str]) -> list[str]:
+        """Spell options with dashes and give bare boolean options the value True."""
+        result: list[str] = []
+        index = 0
+        while index < len(words):
+            word = words[index]
+            index += 1
+            if word == "--":
+                return [*result, word, *words[index:]]
+            if word.startswith("--"):
+                name, equals, value = word.partition("=")
+                name = name.replace("_", "-")
+                if name in self._booleans and not equals:
+                    following = words[index].lower() if index < len(words) else ""
+                    value = "True"
+                    if following in _BOOLEAN_WORDS:
+                        value = words[index]
+                        index += 1
+                    equals = "="
+                word = f"{name}{equals}{value}"
+            result.append(word)
+        return result
+
+    def _split_overrides(self, words: list[str]) -> tuple[list[str], dict[str, str]]:
+        """Take `--section.key value` and `--section.key=value` out of the words."""
+        if not self.overrides_allowed:
+            return words, {}
+        rest: list[str] = []
+        overrides: dict[str, str] = {}
+        index = 0
+        while index < len(words):
+            word = words[index]
+            index += 1
+            name, equals, value = word.partition("=")
+            if not (name.startswith("--") and "." in name):
+                rest.append(word)
+                continue
+            if not equals:
+                if index == len(words):
+                    raise UsageError(f"{name} needs a value.", hint=f"Write {name} VALUE.")
+                value = words[index]
+                index += 1
+            overrides[name[2:].replace("-", "_")] = value
+        return rest, overrides
+
+    def _refuse(self, word: str) -> NoReturn:
+        name = word.partition("=")[0]
+        if not name.startswith("-"):
+            raise UsageError(f"Unexpected argument {word!r}.", hint=f"See {self.prog} --help.")
+        known = [option for action in self._actions for option in action.option_strings]
+        guess = nearest(name, known)
+        hint = f"Did you mean {guess}?" if guess else f"See {self.prog} --help."
+        raise UsageError(f"Unknown option {name} for {self.prog}.", hint=hint)
+
+
+def _boolean_word(text: str) -> bool:
+    value = _BOOLEAN_WORDS.get(text.lower())
+    if value is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return value
+
+
+def positive_int(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    value = _whole(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return value
+
+
+def port_number(text: str) -> int:
+    """An argparse type: a TCP port, 1 to 65535."""
+    value = _whole(text)
+    if not 1 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not a port; ports go from 1 to 65535")
+    return value
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def option_is_given(args: argparse.Namespace, name: str) -> Any:
+    """The value of an option whose default is None, under its attribute name."""
+    return getattr(args, name, None) is not None

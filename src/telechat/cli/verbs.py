@@ -1,0 +1,60 @@
+"""The table of verbs: what can be typed, where it is implemented, and one line about it.
+
+It is data only, so that `telechat --help` is printed without importing any verb.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """One command.
+
+    Attributes:
+        words: what is typed after `telechat`: ("chat",) or ("tokenizer", "train").
+        module: the module with `add_arguments(parser)`, `run(args) -> int` and `EXAMPLES`.
+        summary: one line for the overview.
+    """
+
+    words: tuple[str, ...]
+    module: str
+    summary: str
+
+
+VERBS: tuple[Verb, ...] = (
+    Verb(words=("chat",), module="telechat.cli.chat", summary="talk to a model in the terminal"),
+    Verb(words=("generate",), module="telechat.cli.generate", summary="answer a file of prompts, resumably"),
+    Verb(words=("serve",), module="telechat.cli.serve", summary="start the HTTP API"),
+    Verb(words=("deploy",), module="telechat.cli.deploy", summary="start the HTTP API and the chat page"),
+    Verb(
+        words=("doctor",),
+        module="telechat.cli.doctor",
+        summary="show devices and kernels, check a model folder",
+    ),
+    Verb(words=("train",), module="telechat.cli.train", summary="train a model from a recipe"),
+    Verb(
+        words=("data", "demo"),
+        module="telechat.cli.data_demo",
+        summary="write the demo model's training rows",
+    ),
+    Verb(words=("eval", "demo"), module="telechat.cli.eval_demo", summary="score a model on the demo tasks"),
+    Verb(
+        words=("tokenizer", "train"),
+        module="telechat.cli.tokenizer_train",
+        summary="train a byte-level BPE vocabulary",
+    ),
+    Verb(
+        words=("tokenizer", "show"),
+        module="telechat.cli.tokenizer_show",
+        summary="show a vocabulary and its special tokens",
+    ),
+    Verb(
+        words=("tokenizer", "encode"),
+        module="telechat.cli.tokenizer_encode",
+        summary="turn text into token ids",
+    ),
+)
+
+EXAMPLES = ('telechat chat demo --prompt "生抽与老抽的区别？"', "telechat deploy")
