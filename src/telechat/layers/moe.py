@@ -1,0 +1,109 @@
+"""Sparse mixture of SwiGLU experts (TeleChat2-39B-A12B, spec model.md section 7).
+
+Shapes: N tokens of the call, E experts, k experts per token.
+Knows nothing of ranks; expert parallelism places experts from outside.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from telechat.layers.mlp import SwiGLU
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoeConfig:
+    """Shape and routing of a mixture-of-experts layer.
+
+    Attributes:
+        num_experts: experts per layer.
+        num_experts_per_token: experts that each token is sent to.
+        norm_topk_prob: renormalise the chosen probabilities to sum to one.
+        routed_scaling_factor: factor on the probabilities when they are not renormalised.
+        aux_loss_factor: weight of the load-balancing loss in training.
+        capacity_factor: in training an expert takes at most ceil(k*N*factor/E) assignments; 0 drops none.
+    """
+
+    num_experts: int
+    num_experts_per_token: int
+    norm_topk_prob: bool = True
+    routed_scaling_factor: float = 1.0
+    aux_loss_factor: float = 0.01
+    capacity_factor: float = 0.0
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Where the tokens of one layer went: experts [N, k] (descending probability), weights [N, k], aux loss []."""
+
+    experts: Tensor
+    weights: Tensor
+    aux_loss: Tensor
+
+
+class Router(nn.Module):
+    """Chooses experts by softmax over fp32 logits of a bias-free linear map."""
+
+    def __init__(self, hidden_size: int, config: MoeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(config.num_experts, hidden_size))
+
+    def forward(self, x_ND: Tensor) -> Routing:
+        """Route N tokens; over-capacity assignments get weight 0 in training."""
+        config = self.config
+        # Autocast would lower this product to bf16; the official router multiplies in fp32.
+        with torch.autocast(x_ND.device.type, enabled=False):
+            probabilities = torch.softmax(x_ND.float() @ self.weight.float().T, dim=-1)
+        weights, experts = probabilities.topk(config.num_experts_per_token, dim=-1)
+        if self.training and config.capacity_factor > 0:
+            weights = weights * self._within_capacity(experts)
+        if config.norm_topk_prob:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-9)
+        else:
+            weights = weights * config.routed_scaling_factor
+        return Routing(experts, weights, self._balance_loss(probabilities, experts))
+
+    def _within_capacity(self, experts_Nk: Tensor) -> Tensor:
+        """1 for assignments that fit their expert's capacity, else 0; first choices come first, then token order."""
+        N, k = experts_Nk.shape
+        capacity = min(N, math.ceil(k * N * self.config.capacity_factor / self.config.num_experts))
+        by_choice = experts_Nk.T.reshape(-1)  # all first choices, then all second choices, …
+        taken = nn.functional.one_hot(by_choice, self.config.num_experts).cumsum(0)
+        place = taken.gather(1, by_choice[:, None])[:, 0]
+        return (place <= capacity).view(k, N).T.float()
+
+    def _balance_loss(self, probabilities_NE: Tensor, experts_Nk: Tensor) -> Tensor:
+        """alpha * E * sum_e(mean probability of e * share of assignments to e); 1*alpha when perfectly balanced."""
+        E = self.config.num_experts
+        share = torch.bincount(experts_Nk.reshape(-1), minlength=E).float() / experts_Nk.numel()
+        return self.config.aux_loss_factor * E * (probabilities_NE.mean(0) * share).sum()
+
+
+class MixtureOfExperts(nn.Module):
+    """Top-k routed SwiGLU experts; every expert's `down_proj` bias is weighted by its routing weight."""
+
+    def __init__(self, hidden_size: int, expert_hidden_size: int, config: MoeConfig) -> None:
+        super().__init__()
+        self.router = Router(hidden_size, config)
+        self.local_experts = nn.ModuleList(
+            SwiGLU(hidden_size, expert_hidden_size) for _ in range(config.num_experts)
+        )
+
+    def forward(self, x: Tensor, routings: list[Routing] | None = None) -> Tensor:
+        """[..., hidden] -> [..., hidden]; appends the layer's Routing to `routings` when given."""
+        flat = x.reshape(-1, x.shape[-1])
+        routing = self.router(flat)
+        if routings is not None:
+            routings.append(routing)
+        weights = routing.weights.to(x.dtype)
+        out = torch.zeros_like(flat)
+        for index, expert in enumerate(self.local_experts):
+            tokens, slots = (routing.experts == index).nonzero(as_tuple=True)
+            if tokens.numel():
+                out = out.index_add(0, tokens, expert(flat[tokens]) * weights[tokens, slots, None])
+        return out.view_as(x)

@@ -1,0 +1,309 @@
+"""The TeleChat decoder, dense and mixture-of-experts, in plain torch.
+
+Knows its mathematics; knows no ranks, files or sampling. Shapes: B batch, S new tokens, T visible tokens,
+V vocabulary. Module names are the official parameter names.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from telechat.errors import ConfigError, PromptError
+from telechat.layers.attention import AttentionInputs, Remember, SelfAttention
+from telechat.layers.mlp import SwiGLU
+from telechat.layers.moe import MixtureOfExperts, Router, Routing
+from telechat.layers.norm import RMSNorm
+from telechat.layers.rotary import RotaryTables
+from telechat.models.cache import KVCache
+from telechat.models.config import TeleChatConfig
+from telechat.ops.attention import AttentionFunction, choose_attention
+
+log = logging.getLogger(__name__)
+
+RopeMode = Literal["official", "consistent", "static"]
+
+
+@dataclass
+class Trace:
+    """What a caller wants to see of one forward call.
+
+    Attributes:
+        hidden_states: [B, S, hidden] each: embeddings, all blocks but the last, final norm.
+        routings: one per mixture layer.
+    """
+
+    hidden_states: list[Tensor] = field(default_factory=list)
+    routings: list[Routing] = field(default_factory=list)
+
+
+class DecoderBlock(nn.Module):
+    """Attention and feed-forward, each behind an RMSNorm and beside a residual."""
+
+    def __init__(self, config: TeleChatConfig, attention: AttentionFunction) -> None:
+        super().__init__()
+        self.residual_post_layernorm = config.residual_post_layernorm
+        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.self_attention = SelfAttention(
+            config.hidden_size, config.num_heads, config.num_kv_heads, attention, config.attention_dropout
+        )
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp: SwiGLU | MixtureOfExperts
+        if config.moe:
+            self.mlp = MixtureOfExperts(config.hidden_size, config.ffn_hidden_size, config.moe)
+        else:
+            self.mlp = SwiGLU(config.hidden_size, config.ffn_hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self,
+        x_BSD: Tensor,
+        inputs: AttentionInputs,
+        remember: Remember | None = None,
+        routings: list[Routing] | None = None,
+    ) -> Tensor:
+        """[B, S, hidden] -> [B, S, hidden]."""
+        normed = self.input_layernorm(x_BSD)
+        residual = normed if self.residual_post_layernorm else x_BSD
+        x_BSD = residual + self.dropout(self.self_attention(normed, inputs, remember))
+        normed = self.post_attention_layernorm(x_BSD)
+        residual = normed if self.residual_post_layernorm else x_BSD
+        if isinstance(self.mlp, MixtureOfExperts):
+            out = self.mlp(normed, routings)
+        else:
+            out = self.mlp(normed)
+        return residual + self.dropout(out)
+
+
+class Transformer(nn.Module):
+    """Embedding, blocks and final norm."""
+
+    def __init__(self, config: TeleChatConfig, attention: AttentionFunction) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.word_embeddings_layernorm = (
+            RMSNorm(config.hidden_size, config.norm_eps) if config.embed_layernorm else None
+        )
+        self.h = nn.ModuleList(DecoderBlock(config, attention) for _ in range(config.num_layers))
+        self.ln_f = RMSNorm(config.hidden_size, config.norm_eps)
+        self.gradient_checkpointing = False
+
+    def forward(
+        self, input_ids: Tensor, inputs: AttentionInputs, cache: KVCache | None, trace: Trace | None
+    ) -> Tensor:
+        """Final hidden states [B, S, hidden]."""
+        x = self.word_embeddings(input_ids)
+        if self.word_embeddings_layernorm is not None:
+            x = self.word_embeddings_layernorm(x)
+        for index, block in enumerate(self.h):
+            if trace is not None:
+                trace.hidden_states.append(x)
+            remember = partial(cache.store, index) if cache is not None else None
+            routings = trace.routings if trace is not None else None
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, inputs, remember, routings, use_reentrant=False)
+            else:
+                x = block(x, inputs, remember, routings)
+        x = self.ln_f(x)
+        if trace is not None:
+            trace.hidden_states.append(x)
+        return x
+
+
+class TeleChatModel(nn.Module):
+    """A TeleChat language model.
+
+    `rope_mode` says what happens past `training_seqlen`, where the rotary table depends on the length:
+    `official` gives each call the table of its total length and leaves cached keys as they are; `consistent`
+    recomputes the whole sequence whenever its table changes, so cached decoding equals a call without cache (slow);
+    `static` uses the one table of `static_length` for every call (for serving at a declared maximum length).
+    Within `training_seqlen` all three are the same.
+    """
+
+    def __init__(
+        self,
+        config: TeleChatConfig,
+        *,
+        attention: AttentionFunction,
+        rope_mode: RopeMode = "official",
+        static_length: int | None = None,
+    ) -> None:
+        super().__init__()
+        if rope_mode not in get_args(RopeMode):
+            raise ConfigError(f"rope mode '{rope_mode}' is unknown.", hint="Choose official, consistent or static.")
+        self.config = config
+        self.rope_mode = rope_mode
+        self.static_length = static_length or config.training_seqlen
+        self.transformer = Transformer(config, attention)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.rotary = RotaryTables(config.rope, config.head_dim)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The head's weight [V, hidden]; the embedding itself when tied."""
+        return self.transformer.word_embeddings.weight if self.config.tie_word_embeddings else self.lm_head.weight
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.output_weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """dtype of the weights."""
+        return self.output_weight.dtype
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
+        *,
+        last_only: bool = False,
+        trace: Trace | None = None,
+    ) -> Tensor:
+        """Logits of every new token.
+
+        Args:
+            input_ids: int64 [B, S].
+            attention_mask: 1 for real tokens, 0 for padding: [B, S], or [B, past + S] with a cache.
+            positions: rotary positions int64 [B, S]; by default a token's column, padding counted, as in the
+                official code.
+            cache: keys and values of earlier tokens; grows by S tokens in each of its first B rows.
+            last_only: compute the logits of the last token only.
+            trace: filled with intermediate results when given.
+
+        Returns:
+            Logits [B, S, V] ([B, 1, V] with `last_only`) in the model's dtype.
+
+        Raises:
+            PromptError: ids outside the vocabulary, or a shape that is not [B, S].
+            ContextLengthError: the cache is too short.
+        """
+        x = self.hidden_states(input_ids, attention_mask, positions, cache, trace=trace)
+        if last_only:
+            x = x[:, -1:]
+        return F.linear(x, self.output_weight)
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
+        *,
+        trace: Trace | None = None,
+    ) -> Tensor:
+        """Final hidden states [B, S, hidden]; arguments as in `forward`."""
+        self._check_ids(input_ids)
+        B, S = input_ids.shape
+        if cache is None:
+            columns = torch.arange(S, device=input_ids.device).expand(B, S)
+            lengths = [S] * B
+            inputs = self._attention_inputs(columns, lengths, attention_mask, positions, is_square=True)
+            return self.transformer(input_ids, inputs, None, trace)
+        columns = cache.columns(B, S)
+        is_first = max(cache.lengths[:B]) == 0
+        cache.record(input_ids, attention_mask)
+        lengths = cache.lengths[:B]
+        if self.rope_mode == "consistent" and not is_first and max(lengths) > self.config.training_seqlen:
+            return self._recompute(cache, B, S, trace)
+        visible = cache.visible[:B, : max(lengths)]
+        inputs = self._attention_inputs(columns, lengths, visible, positions, is_square=is_first)
+        return self.transformer(input_ids, inputs, cache, trace)
+
+    def _recompute(self, cache: KVCache, B: int, S: int, trace: Trace | None) -> Tensor:
+        """Hidden states of the last S tokens of each row, with every key rotated by the row's present table."""
+        lengths = cache.lengths[:B]
+        longest = max(lengths)
+        columns = torch.arange(longest, device=cache.token_ids.device).expand(B, longest)
+        visible = cache.visible[:B, :longest]
+        inputs = self._attention_inputs(columns, lengths, visible, None, is_square=True)
+        x = self.transformer(cache.token_ids[:B, :longest], inputs, None, trace)
+        return torch.stack([x[row, end - S : end] for row, end in enumerate(lengths)])
+
+    def _attention_inputs(
+        self,
+        columns_BS: Tensor,
+        lengths: list[int],
+        visible_BT: Tensor | None,
+        positions: Tensor | None,
+        *,
+        is_square: bool,
+    ) -> AttentionInputs:
+        """Rotary rows and mask of a call. `is_square` says that the new tokens are all tokens, in order."""
+        positions = columns_BS if positions is None else positions
+        rope_lengths = [max(self.static_length, n) for n in lengths] if self.rope_mode == "static" else lengths
+        cos, sin = self.rotary.lookup(positions, rope_lengths)
+        if visible_BT is not None and bool(visible_BT.all()):
+            visible_BT = None
+        if is_square and visible_BT is None:
+            return AttentionInputs(cos, sin, None, is_causal=columns_BS.shape[1] > 1)
+        if columns_BS.shape[1] == 1 and visible_BT is None and len(set(lengths)) == 1:
+            return AttentionInputs(cos, sin, None, is_causal=False)  # one new token sees everything
+        keys = torch.arange(max(lengths), device=columns_BS.device)
+        seen = keys <= columns_BS[:, :, None]
+        if visible_BT is not None:
+            seen = seen & visible_BT[:, None].bool()
+        mask = torch.zeros(seen.shape, dtype=self.dtype, device=columns_BS.device)
+        # Finite, so that a row that sees nothing (a padded query) becomes uniform and not NaN.
+        mask.masked_fill_(~seen, torch.finfo(self.dtype).min)
+        return AttentionInputs(cos, sin, mask[:, None], is_causal=False)
+
+    def _check_ids(self, input_ids: Tensor) -> None:
+        if input_ids.dim() != 2 or input_ids.shape[1] == 0:
+            raise PromptError(f"input_ids has shape {tuple(input_ids.shape)}; expected [batch, length >= 1].")
+        # Reading the ids back would stall an accelerator at every step; there the caller's tokenizer vouches.
+        if input_ids.device.type == "cpu":
+            low, high = int(input_ids.min()), int(input_ids.max())
+            if low < 0 or high >= self.config.vocab_size:
+                wrong = low if low < 0 else high
+                raise PromptError(f"token id {wrong} is outside the vocabulary of {self.config.vocab_size}.")
+
+
+def build_model(
+    config: TeleChatConfig,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    attention: str = "auto",
+    rope_mode: RopeMode = "official",
+    static_length: int | None = None,
+) -> TeleChatModel:
+    """An uninitialised model on `device` (`meta` allocates nothing). The attention form is chosen here, once.
+
+    Raises:
+        DeviceError: an attention form asked for by name cannot run.
+    """
+    place = torch.device(device)
+    compute = "cpu" if place.type == "meta" else place.type
+    choice = choose_attention(attention, device_type=compute, dtype=dtype, head_dim=config.head_dim)
+    log.info("attention: %s (%s)", choice.name, choice.reason)
+    with place:
+        model = TeleChatModel(
+            config, attention=choice.function, rope_mode=rope_mode, static_length=static_length
+        )
+    return model.to(dtype)
+
+
+@torch.no_grad()
+def initialise(model: TeleChatModel, *, seed: int) -> None:
+    """Fresh weights for training from scratch: N(0, initializer_range), biases 0, norm weights 1."""
+    generator = torch.Generator(device=model.device).manual_seed(seed)
+    deviation = model.config.initializer_range
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding | Router):
+            module.weight.normal_(0.0, deviation, generator=generator)
+            if getattr(module, "bias", None) is not None:
+                module.bias.zero_()
+        elif isinstance(module, RMSNorm):
+            module.weight.fill_(1.0)
