@@ -11,8 +11,9 @@ import random
 import re
 import string
 import unicodedata
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeVar
 
 from telechat.data.demo.task import Split
@@ -45,6 +46,16 @@ _OPENINGS: dict[Language, dict[str, tuple[str, ...]]] = {
         "request": ("Hi, ", "Hello, "),
     },
 }
+_NORMAL_OPENINGS = sorted(
+    {
+        unicodedata.normalize("NFKC", opening).lower()
+        for by_kind in _OPENINGS.values()
+        for group in by_kind.values()
+        for opening in group
+    },
+    key=len,
+    reverse=True,
+)
 _CLOSING = "？?。.！!"
 
 
@@ -63,16 +74,18 @@ def split_wordings(wordings: Sequence[str]) -> dict[Split, list[str]]:
     }
 
 
-def split_covered(wordings: Sequence[str]) -> dict[Split, list[str]]:
+def split_covered(wordings: Sequence[str], *, known: Iterable[str] = ()) -> dict[Split, list[str]]:
     """Split wordings 80/20 so that every word (or Han character) of a held-out one occurs in some trained one.
 
     A question with a word that was never seen would measure the vocabulary of the data, not the skill. Walks the
-    list evenly and holds out, near each fifth place, the next wording whose words all remain in the others.
+    list evenly and holds out, near each fifth place, the next wording whose words all remain in the others. `known`
+    are words that are trained in any case, such as those of a frame.
     Raises ValueError when fewer than a fifth can be held out that way, or when wordings are not distinct.
     """
     check_distinct(wordings)
-    num_needed = len(wordings) // HELD_OUT_EVERY
+    num_needed = round(len(wordings) / HELD_OUT_EVERY)
     counts = Counter(unit for wording in wordings for unit in set(units(wording)))
+    counts.update(set(known))
     order = [
         i
         for start in range(HELD_OUT_EVERY)
@@ -126,18 +139,32 @@ def held_out_values(values: Sequence[T]) -> dict[Split, list[T]]:
     }
 
 
+def is_held_out(value: str) -> bool:
+    """Whether a made-up value (a name, a town, a number in writing) belongs to the test: a fixed fifth of all do."""
+    return zlib.crc32(value.encode("utf-8")) % HELD_OUT_EVERY == 0
+
+
+def draw_value(rng: random.Random, split: Split, make: Callable[[random.Random], str]) -> str:
+    """A value made by `make` that belongs to `split`; tries again until one does."""
+    while True:
+        value = make(rng)
+        if is_held_out(value) == (split == "test"):
+            return value
+
+
 def dress(
-    rng: random.Random, wording: str, language: Language, *, plain_share: float = 0.6
+    rng: random.Random, wording: str, language: Language, *, plain_share: float = 0.6, openings: bool = True
 ) -> str:
     """The wording as a user might type it: sometimes with an opening, sometimes without its closing mark.
 
-    With probability `plain_share` it is returned unchanged. The normal form never changes.
+    With probability `plain_share` it is returned unchanged; `openings=False` touches only case and closing mark.
+    The normal form never changes.
     """
     if rng.random() < plain_share:
         return wording
     text = wording
     kind = "question" if wording.endswith(("？", "?")) else "request"
-    if rng.random() < 0.6 and not _opens(text, language):
+    if openings and rng.random() < 0.6 and not _opens(text, language):
         text = rng.choice(_OPENINGS[language][kind]) + (
             lower_first(text) if language == "en" else text
         )
@@ -165,20 +192,10 @@ def lower_first(text: str) -> str:
 def normal_form(text: str) -> str:
     """What stays of a question when openings, case, spaces between Han and punctuation are ignored."""
     text = unicodedata.normalize("NFKC", text).lower().strip()
-    openings = sorted(
-        {
-            unicodedata.normalize("NFKC", opening).lower()
-            for by_kind in _OPENINGS.values()
-            for group in by_kind.values()
-            for opening in group
-        },
-        key=len,
-        reverse=True,
-    )
     changed = True
     while changed:
         changed = False
-        for opening in openings:
+        for opening in _NORMAL_OPENINGS:
             if text.startswith(opening) and len(text) > len(opening):
                 text, changed = text[len(opening) :].strip(), True
     return " ".join(units(text))
