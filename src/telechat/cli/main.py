@@ -1,4 +1,4 @@
-"""Entry point of the `telechat` command: finds the verb, runs it, turns errors into one line and an exit code.
+"""Entry point of the `telechat` command: runs the verb, turns errors into one line and an exit code.
 
 Exit codes: 0 done, 1 failed, 2 used wrongly, 130 interrupted. It knows the table of verbs and nothing that
 any of them does.
@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from telechat.cli.verbs import EXAMPLES, VERBS, Verb
 from telechat.errors import TelechatError, UsageError
@@ -88,10 +89,9 @@ def find_verb(words: list[str]) -> Verb | None:
             f"Unknown option {first} for telechat.", hint="Give the verb first; see telechat --help."
         )
     _refuse(first, sorted({verb.words[0] for verb in VERBS}), "telechat")
-    return None
 
 
-def _refuse(word: str, known: list[str], command: str) -> None:
+def _refuse(word: str, known: list[str], command: str) -> NoReturn:
     guess = nearest(word, known)
     hint = f"Did you mean {guess}?" if guess else f"Choose one of: {', '.join(known)}."
     raise UsageError(f"{command} has no verb {word!r}.", hint=hint)
@@ -112,8 +112,8 @@ def overview(group: str | None = None) -> str:
     )
     lines += [
         "",
-        "`telechat VERB --help` lists a verb's options. MODEL is a folder, a hub id such as TeleAI/TeleChat2-7B,",
-        "or `demo`, the small model that comes with this package.",
+        "`telechat VERB --help` lists a verb's options. MODEL is a folder, a hub id such as",
+        "TeleAI/TeleChat2-7B, or `demo`, the small model that comes with this package.",
         "",
         "examples:",
     ]

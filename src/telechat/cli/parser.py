@@ -1,15 +1,14 @@
 """Argument parsing with our manners, on top of argparse.
 
-Adds to argparse: options may be spelled with `_` or `-`; boolean options take the words True and False as well as
-nothing; an unknown option is an error that names the nearest known one; every error is a UsageError. It knows
-no verb.
+Adds to argparse: options may be spelled with `_` or `-`; boolean options also take the words True and False;
+an unknown option is an error that names the nearest known one; every error is a UsageError. It knows no verb.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from telechat import __version__
 from telechat.errors import UsageError
@@ -148,7 +147,3 @@ def _whole(text: str) -> int:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
 
-
-def option_is_given(args: argparse.Namespace, name: str) -> Any:
-    """The value of an option whose default is None, under its attribute name."""
-    return getattr(args, name, None) is not None

@@ -1,0 +1,56 @@
+# `make test` and `make check` set up everything they need; `make help` lists the targets.
+# Settings: PYTHON (interpreter that makes the environment), TELECHAT_VENV (where it is), PYTEST_ARGS.
+
+PYTHON ?= python3
+TELECHAT_VENV ?= .venv
+export TELECHAT_VENV
+BIN := $(TELECHAT_VENV)/bin
+RUN := $(BIN)/python
+# One thread per worker: the tests' models are tiny, and workers would only fight over the cores.
+PYTEST_ARGS ?= -n auto --dist loadfile
+export OMP_NUM_THREADS ?= 1
+
+SOURCES := src tests tools deploy.py
+
+.PHONY: help setup test check lint types pages wheel oracles size format demo-model clean
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
+
+setup: ## make or reuse the environment, with the development tools
+	@$(PYTHON) deploy.py --setup-only --extra dev
+
+test: setup ## every test that needs no optional third-party implementation
+	$(RUN) -m pytest $(PYTEST_ARGS)
+
+check: lint types pages wheel oracles test ## everything; the tests' closing line comes last
+
+lint: setup ## ruff: rules and formatting
+	$(RUN) -m ruff check $(SOURCES)
+	$(RUN) -m ruff format --check $(SOURCES)
+
+types: setup ## mypy
+	$(RUN) -m mypy
+
+pages: setup ## the generated pages are up to date, and links within the documentation lead somewhere
+	$(RUN) tools/pages.py --check
+
+wheel: setup ## the wheel builds, carries its data files, and works where it is installed
+	$(RUN) tools/wheel_check.py
+
+oracles: setup ## tests against heavy third-party packages, in an environment of their own
+	$(RUN) tools/oracles.py
+
+size: setup ## lines by package, longest files and functions
+	$(RUN) tools/size_report.py
+
+format: setup ## let ruff rewrite the sources and write the generated pages
+	$(RUN) -m ruff check --fix $(SOURCES)
+	$(RUN) -m ruff format $(SOURCES)
+	$(RUN) tools/pages.py
+
+demo-model: setup ## train the bundled demo model again, from nothing, with its loss curve
+	$(RUN) -m telechat train --config recipes/demo.yaml
+
+clean: ## remove what tests and builds leave behind; the environment stays
+	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .oracles
