@@ -1,0 +1,112 @@
+"""The entry point: verbs, help, one-line errors, exit codes."""
+
+from __future__ import annotations
+
+import shlex
+import types
+
+import pytest
+
+from telechat.cli import main as entry
+from telechat.cli.main import main
+from telechat.cli.parser import CommandParser
+from telechat.cli.verbs import VERBS
+from telechat.errors import CheckpointError
+
+
+def install(monkeypatch: pytest.MonkeyPatch, run: object) -> None:
+    """Make every verb run `run` instead of its own."""
+    module = types.SimpleNamespace(
+        EXAMPLES=("telechat x", "telechat y"), add_arguments=lambda parser: None, run=run
+    )
+    monkeypatch.setattr(entry, "import_module", lambda name: module)
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
+def test_overview(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    for verb in VERBS:
+        assert " ".join(verb.words) in out and verb.summary in out
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["chatt"], ["'chatt'", "Did you mean chat?"]),
+        (["frobnicate"], ["'frobnicate'", "Choose one of", "deploy"]),
+        (["tokenizer", "trian"], ["'trian'", "Did you mean train?"]),
+        (["--model", "demo", "chat"], ["--model", "verb first"]),
+    ],
+)
+def test_wrong_verb_is_one_line_and_two(
+    words: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1 and shown.err.startswith("error: ")
+    for part in parts:
+        assert part in shown.err
+
+
+def test_unknown_flag_is_one_line_and_two(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", "--promt", "x"]) == 2
+    assert (
+        capsys.readouterr().err == "error: Unknown option --promt for telechat chat. Did you mean --prompt?\n"
+    )
+
+
+def test_error_of_ours_is_one_line_and_its_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: object) -> int:
+        raise CheckpointError("The folder is\nempty.", hint="Download it again.")
+
+    install(monkeypatch, run)
+    assert main(["chat"]) == 1
+    assert capsys.readouterr().err == "error: The folder is empty. Download it again.\n"
+    with pytest.raises(CheckpointError):
+        main(["chat", "--debug"])
+
+
+def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(args: object) -> int:
+        raise KeyboardInterrupt
+
+    install(monkeypatch, run)
+    assert main(["chat"]) == 130
+
+
+def test_result_is_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, lambda args: 7)
+    assert main(["chat"]) == 7
+
+
+def test_group_overview(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tokenizer", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "tokenizer train" in out and "telechat chat" not in out
+    assert main(["data"]) == 0
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: "-".join(verb.words))
+def test_help_of_each_verb_ends_with_two_commands_that_parse(
+    verb: entry.Verb, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*verb.words, "--help"])
+    assert stopped.value.code == 0
+    *_, heading, first, second = capsys.readouterr().out.rstrip().splitlines()
+    assert heading == "examples:"
+    module = entry.import_module(verb.module)
+    for line in (first, second):
+        words = shlex.split(line)
+        assert words[0] == "telechat" and tuple(words[1 : 1 + len(verb.words)]) == verb.words
+        parser = CommandParser("telechat", summary="x", examples=[])
+        module.add_arguments(parser)
+        parser.parse(words[1 + len(verb.words) :])
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("telechat ")
