@@ -1,0 +1,86 @@
+"""Options shared by the verbs that load a model and sample from it, and what they become.
+
+The classes behind them are imported when a model is loaded, not when options are declared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING, Any
+
+from telechat.cli.parser import CommandParser, positive_int
+
+if TYPE_CHECKING:
+    from telechat.engine import LLM, SamplingParams
+
+DEFAULT_MODEL = "demo"
+
+
+def add_model_argument(parser: CommandParser) -> None:
+    """Add the positional MODEL, which may be left out."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a folder, a hub id, or `demo` (default: $MODEL_PATH if set, else demo)",
+    )
+
+
+def chosen_model(flag: str | None, file: str | None = None) -> str:
+    """The model by flag, then environment (MODEL_PATH), then settings file, then the demo model."""
+    return flag or os.environ.get("MODEL_PATH") or file or DEFAULT_MODEL
+
+
+def add_loading_options(parser: CommandParser) -> None:
+    """Add the options that say how a model is loaded."""
+    group = parser.add_argument_group("loading")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, npu, mps (default: auto)")
+    group.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="precision of the weights (default: auto)",
+    )
+    group.add_argument("--max-model-len", type=positive_int, help="longest prompt plus answer, in tokens")
+
+
+def add_sampling_options(parser: CommandParser) -> None:
+    """Add the options that say how tokens are drawn; unset ones come from the model's folder."""
+    group = parser.add_argument_group(
+        "sampling", "unset options come from the model's generation_config.json"
+    )
+    group.add_argument("--max-new-tokens", type=positive_int, metavar="N", help="longest answer, in tokens")
+    group.add_argument("--temperature", type=float, metavar="T", help="0 takes the likeliest token each time")
+    group.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens; 0 from all")
+    group.add_argument(
+        "--top-p", type=float, metavar="P", help="draw from the likeliest tokens that sum to P"
+    )
+    group.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1 avoids repetition")
+    group.add_argument("--seed", type=int, help="makes sampling repeatable")
+    group.add_argument(
+        "--stop", action="append", metavar="TEXT", help="end the answer at TEXT; may be repeated"
+    )
+
+
+def load_llm(model: str, args: argparse.Namespace, **settings: Any) -> LLM:
+    """Load the model named by the user with the options of `add_loading_options`."""
+    from telechat.engine import LLM
+
+    return LLM(model, device=args.device, dtype=args.dtype, max_model_len=args.max_model_len, **settings)
+
+
+def sampling_params(llm: LLM, args: argparse.Namespace) -> SamplingParams:
+    """The model's default sampling with the options of `add_sampling_options` on top."""
+    import dataclasses
+
+    chosen: dict[str, Any] = {
+        name: getattr(args, name)
+        for name in ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
+        if getattr(args, name) is not None
+    }
+    if args.max_new_tokens is not None:
+        chosen["max_tokens"] = args.max_new_tokens
+    if args.stop:
+        chosen["stop"] = tuple(args.stop)
+    return dataclasses.replace(llm.default_params, **chosen)

@@ -1,0 +1,31 @@
+"""`telechat train`: train a model from a recipe, any field of which a flag can replace."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from telechat.cli.parser import CommandParser
+
+EXAMPLES = (
+    "telechat train --config recipes/demo.yaml",
+    "telechat train --help",
+)
+LOG_LEVEL = "info"
+
+
+def add_arguments(parser: CommandParser) -> None:
+    """Declare the options of `telechat train`."""
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the recipe, a YAML file")
+    parser.overrides_allowed = True
+    parser.add_argument_group(
+        "fields of the recipe", "--section.key value replaces a field: --schedule.warmup-steps 100"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Hand over to the trainer."""
+    from telechat.train.run import main
+
+    main(args.config, args.overrides)
+    return 0
