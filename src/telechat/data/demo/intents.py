@@ -40,6 +40,7 @@ class Intent:
         required: groups of spellings; an answer must contain one spelling of every group (case ignored).
         forbidden: texts a right answer cannot contain (case ignored).
         wordings: the questions of each split.
+        weight: how often it is drawn, relative to the other intents of its task.
     """
 
     name: str
@@ -48,11 +49,12 @@ class Intent:
     required: Required
     wordings: Wordings
     forbidden: tuple[str, ...] = ()
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class IntentTask:
-    """A task made of intents; every intent is drawn equally often."""
+    """A task made of intents, drawn by their weights."""
 
     name: str
     share: float
@@ -69,7 +71,7 @@ class IntentTask:
 
     def draw(self, rng: random.Random, split: Split) -> Row:
         """One question and its reference answer."""
-        intent = rng.choice(self.intents)
+        intent = rng.choices(self.intents, weights=[intent.weight for intent in self.intents])[0]
         wording = rng.choice(intent.wordings[split])
         question = dress(rng, wording, intent.language, openings=self.openings)
         return Row(
