@@ -171,6 +171,11 @@ class TeleChatConfig:
             **{name: get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")},
         )
 
+    @staticmethod
+    def expert_count(raw: Mapping[str, Any]) -> Any:
+        """The number of experts that a config.json names, under any of the names in use; None when it names none."""
+        return _first({**raw, **(raw.get("moe_config") or {})}, _EXPERT_COUNT_KEYS)
+
     def to_hf(self) -> dict[str, Any]:
         """The contents of a `config.json` with official field names that the official code reads as well."""
         raw: dict[str, Any] = {

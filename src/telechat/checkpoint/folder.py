@@ -1,0 +1,112 @@
+"""A model folder's JSON files and the list of its weight files, official layouts as they are on disk.
+
+Reads names and sizes only; the tensors themselves are read in `weights.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from telechat.errors import CheckpointError, ConfigError
+
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+# In order of preference: an index before a single file, safetensors before pickles.
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+SAFETENSORS = "model.safetensors"
+BIN_INDEX = "pytorch_model.bin.index.json"
+BIN = "pytorch_model.bin"
+LAYOUTS = (SAFETENSORS_INDEX, SAFETENSORS, BIN_INDEX, BIN)
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The weight files of a folder.
+
+    Attributes:
+        files: existing paths in order.
+        placed: tensor name -> file name according to the index; empty when there is no index.
+    """
+
+    files: tuple[Path, ...]
+    placed: dict[str, str]
+
+    @property
+    def is_safetensors(self) -> bool:
+        """False for pickled `.bin` files."""
+        return self.files[0].suffix == ".safetensors"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file whose top level is an object.
+
+    Raises:
+        ConfigError: missing, unreadable or malformed; says where.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{path.parent} has no {path.name}.", hint="Point at a folder that holds a TeleChat model."
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"Cannot read {path}: {error.strerror}.") from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} line {error.lineno} is not valid JSON: {error.msg}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text.") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds a {type(raw).__name__} at its top level; expected an object.")
+    return raw
+
+
+def read_generation_config(folder: str | Path) -> dict[str, Any]:
+    """The folder's `generation_config.json`; empty when there is none."""
+    path = Path(folder) / GENERATION_CONFIG
+    return read_json(path) if path.exists() else {}
+
+
+def find_weights(folder: Path) -> WeightFiles:
+    """Locate the weight files of a folder.
+
+    Raises:
+        CheckpointError: none found, or the index names a file that is not there.
+    """
+    layout = next((name for name in LAYOUTS if (folder / name).exists()), None)
+    if layout is None:
+        raise CheckpointError(
+            f"{folder} holds no weights.", hint=f"Expected one of {', '.join(LAYOUTS)} beside {CONFIG}."
+        )
+    if not layout.endswith(".index.json"):
+        return WeightFiles((folder / layout,), {})
+    placed = _read_index(folder / layout)
+    names = sorted(set(placed.values()))
+    for name in names:
+        # Only plain names: an index must not reach out of its folder.
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise CheckpointError(f"{layout} names the file {name!r}; expected a plain file name.")
+        if not (folder / name).is_file():
+            count = sum(place == name for place in placed.values())
+            raise CheckpointError(
+                f"{folder} lacks {name}, which {layout} says holds {count} tensors.", hint="Download it."
+            )
+    return WeightFiles(tuple(folder / name for name in names), placed)
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        placed = read_json(path).get("weight_map")
+    except ConfigError as error:
+        raise CheckpointError(error.message, hint="Download the file again.") from error
+    if (
+        not isinstance(placed, dict)
+        or not placed
+        or not all(isinstance(name, str) for name in placed.values())
+    ):
+        raise CheckpointError(
+            f"{path.name} has no weight_map from tensors to files.", hint="Download it again."
+        )
+    return placed

@@ -1,0 +1,120 @@
+"""A look at a model folder without loading it: what is there, what is missing, what does not fit.
+
+Unlike loading, which stops at the first error, the report lists every problem it finds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from telechat.checkpoint.folder import (
+    CONFIG,
+    GENERATION_CONFIG,
+    find_weights,
+    read_generation_config,
+    read_json,
+)
+from telechat.checkpoint.loader import config_from, match_tensors, refuse_quantised
+from telechat.checkpoint.weights import StoredWeights, open_weights
+from telechat.device import dtype_name
+from telechat.errors import TelechatError
+from telechat.models import TeleChatConfig, count_parameters
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+# One of these suffices to tokenize.
+_VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderReport:
+    """What a model folder holds.
+
+    Attributes:
+        folder: the folder.
+        config: its configuration, or None when config.json cannot be read.
+        num_parameters: by the configuration; 0 without one.
+        dtypes: dtype names on disk with the number of tensors in each.
+        weight_files: names of the weight files.
+        weight_bytes: their size together.
+        tokenizer_files: those of TOKENIZER_FILES that are present.
+        problems: one line each; empty when the folder is complete.
+    """
+
+    folder: Path
+    config: TeleChatConfig | None
+    num_parameters: int
+    dtypes: dict[str, int]
+    weight_files: tuple[str, ...]
+    weight_bytes: int
+    tokenizer_files: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is missing or wrong."""
+        return not self.problems
+
+
+def check_folder(folder: str | Path) -> FolderReport:
+    """Check a model folder: configuration, tokenizer files, every tensor's name, shape and dtype, file sizes."""
+    folder = Path(folder)
+    problems: list[str] = []
+    weights = _weights(folder, problems)
+    config = _config(folder, weights, problems)
+    if config is not None and weights is not None:
+        try:
+            match_tensors(config, weights)
+        except TelechatError as error:
+            problems.append(str(error))
+    tokenizer_files = tuple(name for name in TOKENIZER_FILES if (folder / name).is_file())
+    if not set(tokenizer_files) & set(_VOCABULARY_FILES):
+        problems.append(f"{folder} has no tokenizer: expected {' or '.join(_VOCABULARY_FILES)}.")
+    try:
+        read_generation_config(folder)
+    except TelechatError as error:
+        problems.append(str(error))
+    dtypes: dict[str, int] = {}
+    for stored in weights.tensors.values() if weights else ():
+        dtypes[dtype_name(stored.dtype)] = dtypes.get(dtype_name(stored.dtype), 0) + 1
+    files = weights.files.files if weights else _files(folder)
+    return FolderReport(
+        folder=folder,
+        config=config,
+        num_parameters=count_parameters(config) if config else 0,
+        dtypes=dtypes,
+        weight_files=tuple(path.name for path in files),
+        weight_bytes=sum(path.stat().st_size for path in files),
+        tokenizer_files=tokenizer_files,
+        problems=tuple(problems),
+    )
+
+
+def _weights(folder: Path, problems: list[str]) -> StoredWeights | None:
+    try:
+        return open_weights(folder)
+    except TelechatError as error:
+        problems.append(str(error))
+        return None
+
+
+def _config(folder: Path, weights: StoredWeights | None, problems: list[str]) -> TeleChatConfig | None:
+    try:
+        raw = read_json(folder / CONFIG)
+        refuse_quantised(raw)
+        return config_from(
+            raw, {name: stored.shape for name, stored in weights.tensors.items()} if weights else {}
+        )
+    except TelechatError as error:
+        problems.append(str(error))
+        return None
+
+
+def _files(folder: Path) -> tuple[Path, ...]:
+    try:
+        return find_weights(folder).files
+    except TelechatError:
+        return ()
+
+
+__all__ = ["GENERATION_CONFIG", "TOKENIZER_FILES", "FolderReport", "check_folder"]

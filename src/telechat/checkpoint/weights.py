@@ -1,0 +1,144 @@
+"""Stored tensors: what a checkpoint holds, and one tensor at a time from it.
+
+Nothing in a weight file is ever executed: safetensors hold none, and pickles are read by torch's
+weights-only reader, which refuses everything but tensors. Knows nothing of the model they belong to.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from telechat.checkpoint.folder import WeightFiles, find_weights
+from telechat.checkpoint.headers import read_header, refuse_pointer
+from telechat.errors import CheckpointError
+
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor on disk: its name there, shape, dtype, and the file that holds it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    file: Path
+
+
+class StoredWeights:
+    """All tensors of a checkpoint.
+
+    Attributes:
+        files: the weight files.
+        tensors: by name on disk.
+    """
+
+    def __init__(self, files: WeightFiles) -> None:
+        self.files = files
+        self.tensors: dict[str, StoredTensor] = {}
+        for path in files.files:
+            for stored in _list_safetensors(path) if files.is_safetensors else _list_pickle(path):
+                if stored.name in self.tensors:
+                    raise CheckpointError(
+                        f"{stored.name} is in both {self.tensors[stored.name].file.name} and {path.name}."
+                    )
+                self.tensors[stored.name] = stored
+        for name, file in files.placed.items():
+            if name not in self.tensors or self.tensors[name].file.name != file:
+                raise CheckpointError(f"The index says that {file} holds {name}; it does not.")
+
+    def stream(self, wanted: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        """The wanted tensors as (name, tensor on the CPU in its stored dtype), file by file.
+
+        A tensor is backed by its file, not by memory of its own: copy it before asking for the next one.
+        """
+        for path in self.files.files:
+            names = [name for name, stored in self.tensors.items() if stored.file == path and name in wanted]
+            if not names:
+                continue
+            if self.files.is_safetensors:
+                yield from _read_safetensors(path, names)
+            else:
+                content = _load_pickle(path)
+                for name in names:
+                    yield name, content.pop(name)
+
+
+def open_weights(folder: str | Path) -> StoredWeights:
+    """List the tensors of a model folder.
+
+    Raises:
+        CheckpointError: no weights, a file missing, truncated or damaged, or one that would run code.
+    """
+    return StoredWeights(find_weights(Path(folder)))
+
+
+def _list_safetensors(path: Path) -> Iterator[StoredTensor]:
+    for name, header in read_header(path).items():
+        dtype = _SAFETENSORS_DTYPES.get(header.dtype)
+        if dtype is None:
+            raise CheckpointError(f"{path.name}: {name} has dtype {header.dtype}, which torch does not have.")
+        yield StoredTensor(name, header.shape, dtype, path)
+
+
+def _read_safetensors(path: Path, names: list[str]) -> Iterator[tuple[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            for name in names:
+                yield name, file.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path.name} cannot be read: {error}.", hint="Download the file again."
+        ) from error
+
+
+def _list_pickle(path: Path) -> Iterator[StoredTensor]:
+    for name, tensor in _load_pickle(path).items():
+        yield StoredTensor(name, tuple(tensor.shape), tensor.dtype, path)
+
+
+def _load_pickle(path: Path) -> dict[str, Tensor]:
+    """Tensors of a `.bin` file, mapped from the file where its format allows.
+
+    Files of torch before 1.6 are not zip archives and are read whole: there the peak is the model plus one file.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+        refuse_pointer(path, start)
+        is_zip = start.startswith(b"PK")
+        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path.name} holds more than tensors, or is damaged; loading it could run code, so it is refused.",
+            hint="Ask its author for safetensors, or download it again.",
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path.name} is truncated or damaged ({reason}).", hint="Download the file again."
+        ) from error
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{path.name} is not a table of tensors by name.")
+    return content

@@ -1,0 +1,182 @@
+"""Where tensors live: the only module that asks which accelerator this machine has.
+
+`torch.accelerator` names it, so CUDA, Ascend, XPU and MPS need no words of their own here. The CPU has neither
+device memory nor streams; memory and synchronisation therefore go through this module. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from telechat.errors import DeviceError, UsageError
+
+CPU = torch.device("cpu")
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+@dataclass(frozen=True)
+class MemoryInfo:
+    """Memory of a device in bytes: what is free for new tensors, and all there is."""
+
+    free_bytes: int
+    total_bytes: int
+
+
+def accelerator() -> torch.device | None:
+    """The machine's accelerator without an index, or None when there is none that works."""
+    if not torch.accelerator.is_available():
+        return None
+    return torch.accelerator.current_accelerator()
+
+
+def device_count() -> int:
+    """How many accelerators are visible; 0 on a machine without."""
+    return torch.accelerator.device_count() if accelerator() is not None else 0
+
+
+def resolve_device(name: str | torch.device = "auto") -> torch.device:
+    """The device a name stands for: `auto` is the accelerator where there is one, else the CPU.
+
+    Args:
+        name: `auto`, `cpu`, a device type such as torch knows it, or a type and an index, `type:1`.
+
+    Raises:
+        DeviceError: the name is unknown, or this machine has no such device.
+    """
+    present = accelerator()
+    if name == "auto":
+        return torch.device(present.type, 0) if present is not None else CPU
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"Unknown device {str(name)!r}.", hint=f"Choose {_choices(present)}.") from error
+    if device.type in (CPU.type, "meta"):
+        return device
+    if present is None or device.type != present.type:
+        raise DeviceError(
+            f"Device {str(name)!r} was asked for, but this machine has {_inventory(present)}.",
+            hint=f"Choose {_choices(present)}.",
+        )
+    count = torch.accelerator.device_count()
+    if (device.index or 0) >= count:
+        raise DeviceError(
+            f"Device {str(name)!r} was asked for, but only {count} of type {device.type} are visible.",
+            hint=f"Choose {present.type}:0 to {present.type}:{count - 1}.",
+        )
+    return torch.device(device.type, device.index or 0)
+
+
+def _inventory(present: torch.device | None) -> str:
+    return (
+        "no accelerator that torch can use" if present is None else f"an accelerator of type {present.type}"
+    )
+
+
+def _choices(present: torch.device | None) -> str:
+    return "auto or cpu" if present is None else f"auto, cpu or {present.type}"
+
+
+def device_name(device: torch.device) -> str:
+    """A name for people: the accelerator's product name, or the processor's."""
+    if device.type == CPU.type:
+        return str(torch.cpu.get_capabilities().get("cpu_name", "CPU")) if _has_capabilities() else "CPU"
+    module = torch.get_device_module(device)
+    return str(module.get_device_name(device)) if hasattr(module, "get_device_name") else device.type
+
+
+def memory_info(device: torch.device) -> MemoryInfo | None:
+    """Free and total memory of a device (of the machine, for the CPU); None where it cannot be asked."""
+    if device.type == CPU.type:
+        return _host_memory()
+    module = torch.get_device_module(device)
+    if not hasattr(module, "mem_get_info"):
+        return None
+    free, total = module.mem_get_info(device)
+    return MemoryInfo(int(free), int(total))
+
+
+def _host_memory() -> MemoryInfo | None:
+    """Memory of this machine, within the limit of its container where there is one."""
+    try:
+        page = os.sysconf("SC_PAGE_SIZE")
+        total = page * os.sysconf("SC_PHYS_PAGES")
+        free = page * os.sysconf("SC_AVPHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows and macOS lack some of these
+        return None
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        pass  # SC_AVPHYS_PAGES counts no reclaimable cache, but it is an answer
+    limit = _container_limit()
+    return MemoryInfo(min(free, limit), min(total, limit)) if limit else MemoryInfo(free, total)
+
+
+def _container_limit() -> int | None:
+    """Memory limit of the control group in bytes, or None when there is no limit."""
+    try:
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
+            text = file.read().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished its work; the CPU always has."""
+    if device.type not in (CPU.type, "meta"):
+        torch.accelerator.synchronize(device)
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give unused cached memory back to the device; nothing to do on the CPU."""
+    if device.type not in (CPU.type, "meta"):
+        module = torch.get_device_module(device)
+        if hasattr(module, "empty_cache"):
+            module.empty_cache()
+
+
+def supports_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 matrices natively (on the CPU: AMX, AVX512-BF16 or ARM's BF16)."""
+    if device.type == CPU.type:
+        return _cpu_has_bfloat16()
+    module = torch.get_device_module(device)
+    return bool(module.is_bf16_supported()) if hasattr(module, "is_bf16_supported") else False
+
+
+def _has_capabilities() -> bool:
+    return hasattr(torch.cpu, "get_capabilities")
+
+
+def _cpu_has_bfloat16() -> bool:
+    if _has_capabilities():
+        known = torch.cpu.get_capabilities()
+        return any(bool(known.get(name)) for name in ("amx_bf16", "avx512_bf16", "bf16", "arm_bf16"))
+    # torch before 2.12 answers through private names only.
+    probes = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("amx_tile", "avx512_bf16"))
+    return any(probe() for probe in probes if probe is not None)
+
+
+def parse_dtype(name: str | torch.dtype) -> torch.dtype:
+    """The dtype of a name: float32, bfloat16, float16, or fp32, bf16, fp16.
+
+    Raises:
+        UsageError: any other name.
+    """
+    if isinstance(name, torch.dtype):
+        return name
+    known = DTYPES.get(_SHORT_DTYPES.get(name, name))
+    if known is None:
+        raise UsageError(f"Unknown dtype {name!r}.", hint=f"Choose auto, {', '.join(DTYPES)}.")
+    return known
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float32` for torch.float32 and so on, as config.json spells it."""
+    return str(dtype).removeprefix("torch.")
