@@ -211,13 +211,12 @@ class TeleChatModel(nn.Module):
             lengths = [S] * B
             inputs = self._attention_inputs(columns, lengths, attention_mask, positions, is_square=True)
             return self.transformer(input_ids, inputs, None, trace)
-        columns = cache.columns(B, S)
         is_first = max(cache.lengths[:B]) == 0
-        cache.record(input_ids, attention_mask)
+        columns = cache.record(input_ids, attention_mask)
         lengths = cache.lengths[:B]
         if self.rope_mode == "consistent" and not is_first and max(lengths) > self.config.training_seqlen:
             return self._recompute(cache, B, S, trace)
-        visible = cache.visible[:B, : max(lengths)]
+        visible = cache.visible[:B, : max(lengths)] if cache.has_padding else None
         inputs = self._attention_inputs(columns, lengths, visible, positions, is_square=is_first)
         return self.transformer(input_ids, inputs, cache, trace)
 
@@ -226,7 +225,7 @@ class TeleChatModel(nn.Module):
         lengths = cache.lengths[:B]
         longest = max(lengths)
         columns = torch.arange(longest, device=cache.token_ids.device).expand(B, longest)
-        visible = cache.visible[:B, :longest]
+        visible = cache.visible[:B, :longest] if cache.has_padding else None
         inputs = self._attention_inputs(columns, lengths, visible, None, is_square=True)
         x = self.transformer(cache.token_ids[:B, :longest], inputs, None, trace)
         return torch.stack([x[row, end - S : end] for row, end in enumerate(lengths)])
@@ -274,6 +273,7 @@ def build_model(
     config: TeleChatConfig,
     *,
     device: torch.device | str = "cpu",
+    target: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
     attention: str = "auto",
     rope_mode: RopeMode = "official",
@@ -281,12 +281,15 @@ def build_model(
 ) -> TeleChatModel:
     """An uninitialised model on `device` (`meta` allocates nothing). The attention form is chosen here, once.
 
+    Args:
+        target: where a model built on `meta` will run; the attention form is chosen for it. `device` when None.
+
     Raises:
         DeviceError: an attention form asked for by name cannot run.
     """
     place = torch.device(device)
-    compute = "cpu" if place.type == "meta" else place.type
-    choice = choose_attention(attention, device_type=compute, dtype=dtype, head_dim=config.head_dim)
+    runs_on = torch.device(target or device).type
+    choice = choose_attention(attention, device_type=runs_on, dtype=dtype, head_dim=config.head_dim)
     log.info("attention: %s (%s)", choice.name, choice.reason)
     with place:
         model = TeleChatModel(
