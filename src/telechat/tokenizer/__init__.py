@@ -1,7 +1,7 @@
 """Tokenizers and conversation formats of the TeleChat family.
 
-Knows the vocabularies (byte-level BPE and sentencepiece), the control tokens, and how each generation writes a
-conversation. Knows nothing about models or torch.
+Knows the vocabularies (byte-level BPE and sentencepiece), the control tokens, and how each generation writes
+a conversation. Knows nothing about models or torch.
 """
 
 from telechat.tokenizer.chat_formats import CHAT_FORMATS, ChatFormat

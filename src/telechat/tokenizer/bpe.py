@@ -1,7 +1,8 @@
 """Byte-level BPE vocabularies in a `tokenizer.json`, read with the `tokenizers` library.
 
-Serves the TeleChat 7B and everything `telechat tokenizer train` makes. Knows how text becomes ids and back; knows
-nothing about conversations. `clean_up_tokenization_spaces` is not applied: decoding gives back the exact bytes.
+Serves the TeleChat 7B and everything `telechat tokenizer train` makes. Knows how text becomes ids and back;
+knows nothing about conversations. `clean_up_tokenization_spaces` is not applied: decoding gives back the
+exact bytes.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from telechat.tokenizer.stream import REPLACEMENT, ByteStreamDecoder
 if TYPE_CHECKING:
     import tokenizers
 
-# Put before the name of a control token in the copy of the vocabulary that encodes ordinary text. It lies outside
-# the byte alphabet, so neither merges nor whole-word lookup can arrive at such an entry.
+# Put before the name of a control token in the copy of the vocabulary that encodes ordinary text. It lies
+# outside the byte alphabet, so neither merges nor whole-word lookup can arrive at such an entry.
 _UNREACHABLE = "\x00"
 
 
@@ -88,7 +89,8 @@ class BytePairVocabulary:
             return self._bytes[token_id]
         if token_id < 0:
             raise TokenizerError(f"Token id {token_id} is negative; ids run from 0 to {self.vocab_size - 1}.")
-        # Models may have more rows than the vocabulary has tokens; such a sample must show, not crash an answer.
+        # Models may have more rows than the vocabulary has tokens; such a sample must show, not crash an
+        # answer.
         return REPLACEMENT.encode()
 
     def _special_parser(self) -> tokenizers.Tokenizer:

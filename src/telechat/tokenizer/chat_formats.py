@@ -1,7 +1,7 @@
 """How each generation writes a conversation, as a sequence of control tokens and pieces of text.
 
-A format decides what comes in which order; it does not encode. Because control tokens and text stay apart until
-each text is encoded on its own, nothing a user writes can become a control token.
+A format decides what comes in which order; it does not encode. Because control tokens and text stay apart
+until each text is encoded on its own, nothing a user writes can become a control token.
 
 * `telechat1` (7B, 12B, 12B-V2): `[user] q [bot] a [eos] …`; no system prompt, no tools.
 * `telechat2-115b`: the same behind one `[bos]`.
@@ -32,8 +32,8 @@ class Part:
 
     Attributes:
         text: the text, or the name of the control token.
-        is_control: `text` names a control token. A vocabulary without that token (the tool tags in the official
-            sentencepiece models) reads it as ordinary text.
+        is_control: `text` names a control token. A vocabulary without that token (the official sentencepiece
+            models have no tool tags) reads it as ordinary text.
         is_answer: the assistant writes this, end token included; training learns to predict it.
     """
 

@@ -1,4 +1,4 @@
-"""Which chat format a folder uses, and which ids its `generation_config.json` may set. The one place for both.
+"""The one place that decides which chat format a folder uses and which ids `generation_config.json` sets.
 
 Chat format, first rule that applies:
 1. `chat_format` in `tokenizer_config.json` (we write it; a user may add it).
@@ -7,8 +7,9 @@ Chat format, first rule that applies:
 4. `generation_config.json` has `user_token_id` and `bot_token_id`: TeleChat2-115B, whose `chat` reads them.
 5. Otherwise the TeleChat2 template (3B, 7B, 35B, MoE).
 
-Ids: the original `chat` of TeleChat1 and 115B takes its ids from `generation_config.json`, so for those formats the
-file wins over names. TeleChat2's template goes by name only. `config.json` is never asked: the 7B's is wrong.
+Ids: the original `chat` of TeleChat1 and 115B takes its ids from `generation_config.json`, so for those formats
+the file wins over names. TeleChat2's template goes by name only. `config.json` is never asked: the 7B's is
+wrong.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def special_id_overrides(
             continue  # a list holds extra stop ids; the token itself goes by name
         if not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
             raise TokenizerError(
-                f"generation_config.json says {role}_token_id {token_id!r}; ids run from 0 to {vocab_size - 1}.",
+                f"generation_config.json says {role}_token_id {token_id!r}; the last id is {vocab_size - 1}.",
                 hint="Use the generation_config.json that came with the tokenizer.",
             )
         found[role] = token_id

@@ -1,13 +1,15 @@
 """Making a `Tokenizer` from the files of a model folder.
 
-Reads `tokenizer.model` (sentencepiece; wins when both are there, as in the official loader) or `tokenizer.json`,
-with `tokenizer_config.json` and `generation_config.json` where present. No file is executed: a `tokenization_*.py`
-in the folder is ignored. Hub ids and the name `demo` are resolved by the caller.
+Reads `tokenizer.model` (sentencepiece; wins when both are there, as in the official loader) or
+`tokenizer.json`, with `tokenizer_config.json` and `generation_config.json` where present. No file is
+executed: a `tokenization_*.py` in the folder is ignored. Hub ids and the name `demo` are resolved by the
+caller.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,13 @@ from telechat.errors import TokenizerError
 from telechat.tokenizer.bpe import BytePairVocabulary, read_definition, token_ids
 from telechat.tokenizer.chat_formats import chat_format_by_name
 from telechat.tokenizer.detect import detect_chat_format, special_id_overrides
+from telechat.tokenizer.piece_model import load_processor
+from telechat.tokenizer.pieces import PieceVocabulary, piece_to_id
+from telechat.tokenizer.registered import registered_tokens
 from telechat.tokenizer.special import SpecialTokens
 from telechat.tokenizer.tokenizer import Tokenizer
+
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
 
 
 def load_tokenizer(path_or_name: str | Path, *, chat_format: str | None = None) -> Tokenizer:
@@ -65,7 +72,29 @@ def _load_byte_pairs(
 def _load_pieces(
     folder: Path, tokenizer_config: dict[str, Any], generation_config: dict[str, Any], chat_format: str | None
 ) -> Tokenizer:
-    raise NotImplementedError
+    path = folder / "tokenizer.model"
+    model = path.read_bytes()
+    processor = load_processor(model, path)
+
+    def name_to_id(name: str) -> int | None:
+        return piece_to_id(processor, name)
+
+    name = chat_format or detect_chat_format(tokenizer_config, generation_config, name_to_id)
+    layout = chat_format_by_name(name)
+    registered = registered_tokens(tokenizer_config, name, name_to_id)
+    overrides = special_id_overrides(generation_config, name, processor.get_piece_size())
+    vocabulary = PieceVocabulary(
+        model, processor, registered=registered, source=path, hidden_ids=overrides.values()
+    )
+    special = SpecialTokens.from_vocabulary(vocabulary.token_to_id, overrides)
+    return Tokenizer(vocabulary, special, layout, folder=folder)
+
+
+def copy_tokenizer_files(tokenizer: Tokenizer, folder: Path) -> list[Path]:
+    """Copies the files the tokenizer was read from into `folder`, unchanged; returns the copies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = [tokenizer.folder / name for name in TOKENIZER_FILES]
+    return [Path(shutil.copyfile(source, folder / source.name)) for source in sources if source.is_file()]
 
 
 def _read_object(path: Path) -> dict[str, Any]:

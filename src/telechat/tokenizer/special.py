@@ -38,7 +38,7 @@ _CONTROL_NAME = re.compile(r"<_[A-Za-z0-9_]+>|<reserve\d+>")
 
 
 def is_control_name(name: str) -> bool:
-    """True for names that ordinary text must never be encoded to, e.g. `<_user>`, `<reserve7>`, `<tool_call>`."""
+    """True for names that ordinary text must never become, e.g. `<_user>`, `<reserve7>`, `<tool_call>`."""
     return name in TOOL_TAGS or name in ("<pad>", "<unk>") or _CONTROL_NAME.fullmatch(name) is not None
 
 

@@ -1,8 +1,8 @@
 """Decoding token by token without ever showing half a character.
 
-`StreamDecoder` is what everybody above uses; `ByteStreamDecoder` serves byte-level vocabularies, whose text is
-simply the concatenation of each token's bytes. Each token is looked at once, so the cost is linear in the length
-of the answer. Knows nothing about models, stop strings or how ids were made.
+`StreamDecoder` is what everybody above uses; `ByteStreamDecoder` serves byte-level vocabularies, whose text
+is simply the concatenation of each token's bytes. Each token is looked at once, so the cost is linear in the
+length of the answer. Knows nothing about models, stop strings or how ids were made.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`Tokenizer`: a vocabulary, its control tokens and a chat format under one roof.
 
-This is the face the rest of the toolkit sees. Which files a tokenizer is made from is `load`'s business; how text
-is split is the vocabulary's; what a conversation looks like is the chat format's.
+This is the face the rest of the toolkit sees. Which files a tokenizer is made from is `load`'s business; how
+text is split is the vocabulary's; what a conversation looks like is the chat format's.
 """
 
 from __future__ import annotations
@@ -97,8 +97,9 @@ class Tokenizer:
     def stream_decoder(self, *, skip_special_tokens: bool = True) -> StreamDecoder:
         """A decoder for ids that arrive one by one; its pieces joined equal `decode` of all of them.
 
-        One exception: with `skip_special_tokens=False` the official sentencepiece decode puts a space *before*
-        text that a control token follows, which no stream can know in advance; the stream leaves that space out.
+        One exception: with `skip_special_tokens=False` the official sentencepiece decode puts a space
+        *before* text that a control token follows, which no stream can know in advance; the stream leaves
+        that space out.
         """
         return self.vocabulary.stream(skip_special_tokens=skip_special_tokens)
 
@@ -186,7 +187,7 @@ class Tokenizer:
         token_id: int | None = getattr(self.special, _ROLE_BY_NAME[part.text])
         if token_id is None and part.text not in TOOL_TAGS:
             raise TokenizerError(
-                f"The chat format {self.chat_format.name} needs the token {part.text}, which {self.folder} lacks.",
+                f"The chat format {self.chat_format.name} needs {part.text}, which {self.folder} lacks.",
                 hint="Name the right format with chat_format in tokenizer_config.json.",
             )
         return token_id
@@ -203,7 +204,7 @@ def _encodable(text: str) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise PromptError(
-            f"The text holds half a surrogate pair (U+{ord(text[error.start]):04X}) at character {error.start}.",
+            f"Character {error.start} of the text is half a surrogate pair (U+{ord(text[error.start]):04X}).",
             hint="Send well-formed Unicode.",
         ) from error
     return text
@@ -217,6 +218,6 @@ def check_fits(tokenizer: Tokenizer, vocab_size: int) -> None:
     """
     if tokenizer.vocab_size > vocab_size:
         raise TokenizerError(
-            f"The tokenizer in {tokenizer.folder} has {tokenizer.vocab_size} tokens; the model has {vocab_size}.",
+            f"{tokenizer.folder} has a tokenizer of {tokenizer.vocab_size} tokens; the model has {vocab_size}.",
             hint="Use the tokenizer files that came with the model.",
         )

@@ -1,9 +1,9 @@
 """Training byte-level BPE vocabularies with the control tokens in TeleChat2's order.
 
 The splitting pattern is the one stock llama.cpp knows as `qwen2`, so an exported model needs no patch. No
-normaliser: decoding gives back exactly the text that was encoded. Han runs are cut in the *training text only*;
-otherwise whole clauses, which the pattern does not split, would become single entries. Knows nothing about where
-the text comes from or which model will use the vocabulary.
+normaliser: decoding gives back exactly the text that was encoded. Han runs are cut in the *training text
+only*; otherwise whole clauses, which the pattern does not split, would become single entries. Knows nothing
+about where the text comes from or which model will use the vocabulary.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def train_tokenizer(
         texts: training texts; read once.
         vocab_size: entries in all, control tokens and the 256 bytes included.
         out_folder: created when missing; existing tokenizer files there are replaced.
-        max_han_run: longest run of Han characters a training piece may hold; runs are cut into pieces of random
+        max_han_run: longest run of Han characters a training piece may hold; runs are cut into pieces of
+            random
             length from 1 to this.
         seed: of those lengths.
 
@@ -111,7 +112,7 @@ def cut_han_runs(texts: Iterable[str], *, max_han_run: int, seed: int) -> Iterat
 
 
 def tokenizer_config() -> dict[str, Any]:
-    """The `tokenizer_config.json` of a trained vocabulary, as transformers and llama.cpp's converter read it."""
+    """The `tokenizer_config.json` of a trained vocabulary, as transformers reads it."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<_start>",
