@@ -1,6 +1,6 @@
 """`telechat chat`: a conversation in the terminal, streamed.
 
-Answers go to stdout, everything else to stderr: `telechat chat --prompt … > answer.txt` holds just the answer.
+Answers go to stdout, everything else to stderr: `telechat chat --prompt … > file` keeps just the answer.
 """
 
 from __future__ import annotations

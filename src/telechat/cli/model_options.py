@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from telechat.cli.parser import CommandParser, positive_int
+from telechat.errors import RequestError, UsageError
 
 if TYPE_CHECKING:
     from telechat.engine import LLM, SamplingParams
@@ -35,13 +36,29 @@ def chosen_model(flag: str | None, file: str | None = None) -> str:
 def add_loading_options(parser: CommandParser) -> None:
     """Add the options that say how a model is loaded."""
     group = parser.add_argument_group("loading")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, npu, mps (default: auto)")
+    group.add_argument(
+        "--device", default="auto", help="a torch device name (default: auto, the best there is)"
+    )
     group.add_argument(
         "--dtype",
         default="auto",
         choices=("auto", "float32", "bfloat16", "float16"),
         help="precision of the weights (default: auto)",
     )
+    group.add_argument(
+        "--attention",
+        default="auto",
+        choices=("auto", "flash", "sdpa", "reference"),
+        help="attention implementation; one named runs or fails (default: auto)",
+    )
+    group.add_argument(
+        "--rope-mode",
+        default="static",
+        choices=("official", "consistent", "static"),
+        help="rotary positions past the training length, see docs/models.md (default: static)",
+    )
+    parser_boolean = "accepted for old command lines; code in a model folder is never run"
+    parser.add_boolean("--trust-remote-code", help=parser_boolean)
     group.add_argument("--max-model-len", type=positive_int, help="longest prompt plus answer, in tokens")
 
 
@@ -83,4 +100,8 @@ def sampling_params(llm: LLM, args: argparse.Namespace) -> SamplingParams:
         chosen["max_tokens"] = args.max_new_tokens
     if args.stop:
         chosen["stop"] = tuple(args.stop)
-    return dataclasses.replace(llm.default_params, **chosen)
+    try:
+        return dataclasses.replace(llm.default_params, **chosen)
+    except RequestError as error:
+        # Here the value was typed as a flag, and is one that the command does not take.
+        raise UsageError(error.message, hint=error.hint) from error

@@ -27,5 +27,5 @@ def run(args: argparse.Namespace) -> int:
     """Hand over to the trainer."""
     from telechat.train.run import main
 
-    main(args.config, args.overrides)
+    main(str(args.config), args.overrides)
     return 0
