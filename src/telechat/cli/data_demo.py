@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 from pathlib import Path
 
 from telechat.cli.parser import CommandParser, positive_int
@@ -31,13 +29,8 @@ def add_arguments(parser: CommandParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the rows and print how many."""
-    from telechat.data.demo import generate_rows
+    from telechat.data.demo import write_jsonl
 
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    count = 0
-    with args.output.open("w", encoding="utf-8", newline="\n") as file:
-        for row in generate_rows(args.rows, split=args.split, seed=args.seed, tasks=args.task):
-            file.write(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n")
-            count += 1
-    print(f"{count} rows in {args.output}")
+    write_jsonl(args.output, args.rows, args.split, args.seed, tasks=args.task)
+    print(f"{args.rows} rows in {args.output}")
     return 0

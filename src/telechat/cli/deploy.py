@@ -156,24 +156,20 @@ def child_environments(
     settings: DeploySettings, args: argparse.Namespace
 ) -> tuple[dict[str, str], dict[str, str]]:
     """The environments of the API and of the page: devices, and a key they share."""
-    from telechat.serve.auth import announce_access, resolve_access
+    from telechat.serve.keys import resolve_keys
     from telechat.serve.settings import ServeSettings, is_loopback
 
     api = dict(os.environ)
     if str(settings.gpu_devices):
         api[DEVICES_VARIABLE] = str(settings.gpu_devices)
-    access = resolve_access(
+    keys = resolve_keys(
         ServeSettings(
-            host=settings.api_host,
-            port=settings.api_port,
-            api_keys=given_keys(args.api_key),
-            allow_anonymous=args.allow_anonymous,
+            host=settings.api_host, api_keys=given_keys(args.api_key), allow_anonymous=args.allow_anonymous
         )
     )
-    announce_access(access)
-    if access.keys:
+    if keys:
         # By environment, because a command line can be read by every user of the machine.
-        api[KEY_VARIABLE] = access.keys[0]
+        api[KEY_VARIABLE] = keys[0]
     if not is_loopback(settings.web_host):
         print(
             f"notice: the page listens on {settings.web_host}; whoever reaches it can use the model.",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
-from pathlib import Path
 
-from telechat.cli.model_options import add_loading_options, add_model_argument
+from telechat.cli.model_options import add_loading_options, add_model_argument, chosen_model, load_llm
 from telechat.cli.parser import CommandParser, port_number, positive_int
 
 EXAMPLES = ("telechat serve demo", "telechat serve demo --host 127.0.0.1 --port 8071")
@@ -26,7 +26,6 @@ def add_arguments(parser: CommandParser) -> None:
         metavar="KEY",
         help=f"key clients must send (else ${KEY_VARIABLE}); a public host without one gets one generated",
     )
-    group.add_argument("--api-key-file", type=Path, metavar="FILE", help="where a generated key is kept")
     parser.add_boolean("--allow-anonymous", help="let a public host serve without a key")
     group.add_argument("--served-model-name", metavar="NAME", help="the model's name for clients")
     group.add_argument("--max-batch-size", type=positive_int, metavar="N", help="answers computed at once")
@@ -37,3 +36,20 @@ def given_keys(flag: str | None) -> tuple[str, ...]:
     """The operator's key: flag, then environment; empty when there is none."""
     key = flag or os.environ.get(KEY_VARIABLE)
     return (key,) if key else ()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Take the port, load the model, and serve until told to stop."""
+    from telechat.serve.server import run_server
+    from telechat.serve.settings import ServeSettings
+
+    settings = ServeSettings(
+        host=args.host,
+        port=args.port,
+        api_keys=given_keys(args.api_key),
+        allow_anonymous=args.allow_anonymous,
+        served_model_name=args.served_model_name,
+    )
+    model = chosen_model(args.model)
+    sizes = {} if args.max_batch_size is None else {"max_batch_size": args.max_batch_size}
+    return run_server(lambda: load_llm(model, args, **sizes), settings)
