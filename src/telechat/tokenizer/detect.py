@@ -7,9 +7,9 @@ Chat format, first rule that applies:
 4. `generation_config.json` has `user_token_id` and `bot_token_id`: TeleChat2-115B, whose `chat` reads them.
 5. Otherwise the TeleChat2 template (3B, 7B, 35B, MoE).
 
-Ids: the original `chat` of TeleChat1 and 115B takes its ids from `generation_config.json`, so for those formats
-the file wins over names. TeleChat2's template goes by name only. `config.json` is never asked: the 7B's is
-wrong.
+Ids: the original `chat` of TeleChat1 and 115B takes its ids from `generation_config.json`, so for those
+formats the file wins over names. TeleChat2's template goes by name only. `config.json` is never asked: the
+7B's is wrong.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The TeleChat2 chat template as text: the default system prompt, the tool section, and a Jinja version.
 
 The Jinja version is for other programs (transformers, llama.cpp, vLLM): it goes into the
-`tokenizer_config.json` we write. Our own conversations never pass through it; they are built from ids in `chat_formats`.
+`tokenizer_config.json` we write. Our own conversations never pass through it; they are built from ids, in the
+layout of `chat_formats`.
 """
 
 from __future__ import annotations

@@ -218,6 +218,6 @@ def check_fits(tokenizer: Tokenizer, vocab_size: int) -> None:
     """
     if tokenizer.vocab_size > vocab_size:
         raise TokenizerError(
-            f"{tokenizer.folder} has a tokenizer of {tokenizer.vocab_size} tokens; the model has {vocab_size}.",
+            f"{tokenizer.folder} has {tokenizer.vocab_size} tokens; the model has rows for {vocab_size}.",
             hint="Use the tokenizer files that came with the model.",
         )
