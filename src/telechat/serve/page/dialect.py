@@ -135,9 +135,7 @@ def _code(source: str, language: str) -> str:
     )
 
 
-def _render_fence(
-    renderer: object, tokens: Sequence[Token], index: int, options: object, env: object
-) -> str:
+def _render_fence(renderer: object, tokens: Sequence[Token], index: int, options: object, env: object) -> str:
     words = tokens[index].info.split(maxsplit=1)
     return _code(tokens[index].content, words[0][:40] if words else "")
 
@@ -148,9 +146,7 @@ def _render_code_block(
     return _code(tokens[index].content, "")
 
 
-def _render_image(
-    renderer: object, tokens: Sequence[Token], index: int, options: object, env: object
-) -> str:
+def _render_image(renderer: object, tokens: Sequence[Token], index: int, options: object, env: object) -> str:
     """An image becomes a link: showing it would be a request to somebody else's host."""
     token = tokens[index]
     url = str(token.attrs.get("src", ""))

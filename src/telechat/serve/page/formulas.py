@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import html
 import logging
+from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from latex2mathml import converter
 from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock
 from markdown_it.rules_inline import StateInline
+from markdown_it.token import Token
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +40,7 @@ _NUM_CHILDREN = {
 
 def add_formulas(md: MarkdownIt) -> None:
     """Add the block rule, the inline rules and their renderers to `md`."""
-    md.block.ruler.before(
-        "fence", "formula_block", _block_rule, {"alt": ["paragraph", "blockquote", "list"]}
-    )
+    md.block.ruler.before("fence", "formula_block", _block_rule, {"alt": ["paragraph", "blockquote", "list"]})
     md.inline.ruler.before("escape", "formula_inline", _inline_rule)
     md.add_render_rule("formula_block", _render_block)
     md.add_render_rule("formula_inline", _render_inline)
@@ -80,11 +80,10 @@ def _block_rule(state: StateBlock, start_line: int, end_line: int, silent: bool)
     if state.is_code_block(start_line):
         return False
     first = state.src[state.bMarks[start_line] + state.tShift[start_line] : state.eMarks[start_line]]
-    for opener, closer in _BLOCK_DELIMITERS:
-        if first.startswith(opener):
-            break
-    else:
+    delimiters = next((pair for pair in _BLOCK_DELIMITERS if first.startswith(pair[0])), None)
+    if delimiters is None:
         return False
+    opener, closer = delimiters
     rest = first[len(opener) :].rstrip()
     closed_at = rest.find(closer)
     if closed_at >= 0 and closed_at + len(closer) != len(rest):
@@ -113,16 +112,14 @@ def _block_rule(state: StateBlock, start_line: int, end_line: int, silent: bool)
 def _inline_rule(state: StateInline, silent: bool) -> bool:
     if state.src[state.pos] not in "$\\":
         return False
-    for opener, closer, display in _INLINE_DELIMITERS:
-        if state.src.startswith(opener, state.pos):
-            start = state.pos + len(opener)
-            end = state.src.find(closer, start, min(state.posMax, start + MAX_FORMULA_CHARS))
-            break
-    else:
-        if state.src[state.pos] != "$":
-            return False
-        start, display, closer = state.pos + 1, False, "$"
-        end = _closing_dollar(state.src, start, min(state.posMax, start + MAX_FORMULA_CHARS))
+    opener, closer, display = next(
+        (row for row in _INLINE_DELIMITERS if state.src.startswith(row[0], state.pos)), ("$", "$", False)
+    )
+    if not state.src.startswith(opener, state.pos):
+        return False
+    start = state.pos + len(opener)
+    limit = min(state.posMax, start + MAX_FORMULA_CHARS)
+    end = _closing_dollar(state.src, start, limit) if opener == "$" else state.src.find(closer, start, limit)
     if end <= start:
         return False
     if not silent:
@@ -151,7 +148,7 @@ def _closing_dollar(source: str, start: int, limit: int) -> int:
     return position
 
 
-def _render_block(renderer: object, tokens: list, index: int, options: object, env: object) -> str:  # type: ignore[type-arg]
+def _render_block(renderer: object, tokens: Sequence[Token], index: int, options: object, env: object) -> str:
     token = tokens[index]
     mathml = formula_mathml(token.content, display=True)
     if mathml is None:
@@ -159,7 +156,9 @@ def _render_block(renderer: object, tokens: list, index: int, options: object, e
     return f'<div class="formula">{mathml}</div>\n'
 
 
-def _render_inline(renderer: object, tokens: list, index: int, options: object, env: object) -> str:  # type: ignore[type-arg]
+def _render_inline(
+    renderer: object, tokens: Sequence[Token], index: int, options: object, env: object
+) -> str:
     token = tokens[index]
     mathml = formula_mathml(token.content, display=token.meta["display"])
     if mathml is None:

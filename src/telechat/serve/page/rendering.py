@@ -8,6 +8,7 @@ Knows nothing of HTTP, of the API's events, or of time.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -33,6 +34,9 @@ _MATH_ATTRIBUTES = {
     *("largeop", "movablelimits", "accent", "accentunder", "width", "height", "depth", "voffset"),
     *("columnalign", "rowspacing", "columnspacing", "notation"),
 }
+
+_UNUSABLE = re.compile("[\0\ud800-\udfff]")
+"""NUL, and halves of surrogate pairs, which no encoder takes."""
 
 
 @lru_cache(maxsize=1)
@@ -127,7 +131,7 @@ class StreamRenderer:
 
 
 def _normalized(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "\ufffd")
+    return _UNUSABLE.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def _block_starts(source: str) -> list[int]:

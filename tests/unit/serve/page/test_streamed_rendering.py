@@ -8,19 +8,80 @@ from hypothesis import strategies as st
 from telechat.serve.page.rendering import StreamRenderer, render_blocks
 
 _LINES = [
-    *("", " ", "  ", "    ", "text", "more text  ", "# title", "===", "---", "--", "-", "***", "> quote", ">"),
-    *("- item", "* item", "  - nested", "    deep", "1. one", "2) two", "- [ ] task", "```", "```python", "~~~"),
-    *("    code", "\tcode", "| a | b |", "|---|:-:|", "a | b", "-|-", "| 1 | 2 |", "$$", "$$ x $$", "$$x", "x$$"),
+    *(
+        "",
+        " ",
+        "  ",
+        "    ",
+        "text",
+        "more text  ",
+        "# title",
+        "===",
+        "---",
+        "--",
+        "-",
+        "***",
+        "> quote",
+        ">",
+    ),
+    *(
+        "- item",
+        "* item",
+        "  - nested",
+        "    deep",
+        "1. one",
+        "2) two",
+        "- [ ] task",
+        "```",
+        "```python",
+        "~~~",
+    ),
+    *(
+        "    code",
+        "\tcode",
+        "| a | b |",
+        "|---|:-:|",
+        "a | b",
+        "-|-",
+        "| 1 | 2 |",
+        "$$",
+        "$$ x $$",
+        "$$x",
+        "x$$",
+    ),
     *("$x^2$ and $5", r"\[", r"\]", r"\[ y \]", r"\(z\)", "[ref]: http://a.b", "[ref]", "<div>", "</div>"),
-    *("<!-- c", "-->", "**bold", "bold**", "`code", "code`", "![i](http://a/b.png)", "https://a.b/c", "\\", "中文。"),
-    *("> - item", "> ```", "- ```", "- | a | b |", "  |---|---|", "- $$", "  x", ">     code", "- # t", "+", "1."),
+    *(
+        "<!-- c",
+        "-->",
+        "**bold",
+        "bold**",
+        "`code",
+        "code`",
+        "![i](http://a/b.png)",
+        "https://a.b/c",
+        "\\",
+        "中文。",
+    ),
+    *(
+        "> - item",
+        "> ```",
+        "- ```",
+        "- | a | b |",
+        "  |---|---|",
+        "- $$",
+        "  x",
+        ">     code",
+        "- # t",
+        "+",
+        "1.",
+    ),
 ]
 _ENDS = st.sampled_from(["\n", "\n", "\n\n", "\r\n", "\r"])
 _DOCUMENTS = st.one_of(
     st.lists(st.tuples(st.sampled_from(_LINES), _ENDS), max_size=14).map(
         lambda lines: "".join(line + end for line, end in lines)
     ),
-    st.text(alphabet="ab -*+_#>`~|:$\\[]()<!=1.\t\r\n\0", max_size=60),
+    st.text(alphabet="ab -*+_#>`~|:$\\[]()<!=1.\t\r\n\0\ud800", max_size=60),
 )
 
 
@@ -58,7 +119,9 @@ def test_finished_blocks_are_settled_and_sent_once() -> None:
     renderer = StreamRenderer()
     renderer.push("# one\n\ntwo\n\nthree")
     first = renderer.update()
-    assert first.settled == ["<h3>one</h3>\n"]  # "two" could still go on: its successor is not yet a full line
+    assert first.settled == [
+        "<h3>one</h3>\n"
+    ]  # "two" could still go on: its successor is not yet a full line
     assert first.tail == "<p>two</p>\n<p>three</p>\n"
     renderer.push("\n")
     assert renderer.update().settled == ["<p>two</p>\n"]

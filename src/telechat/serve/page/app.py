@@ -1,0 +1,96 @@
+"""The page process as one ASGI app: its files, the rendering of stored answers, the way to the API.
+
+Holds no conversation and no setting; those live in the browser. Does not start a server and does not know
+where it is bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from telechat.serve.page import proxy
+from telechat.serve.page.assets import asset_routes
+from telechat.serve.page.rendering import render_blocks
+from telechat.serve.page.security import LOOPBACK_HOSTS, SECURITY_HEADERS, PageSecurity
+
+MAX_TEXTS = 200
+
+
+def create_page_app(
+    api_url: str,
+    *,
+    api_key: str | None = None,
+    allowed_hosts: Sequence[str] = LOOPBACK_HOSTS,
+) -> Starlette:
+    """The page for the API at `api_url`.
+
+    Args:
+        api_url: where the OpenAI-compatible API is, e.g. `http://127.0.0.1:8070`, without `/v1`.
+        api_key: sent to the API as a bearer token; the browser never sees it.
+        allowed_hosts: host names, without port, under which the page answers; `"*"` switches the check off.
+
+    Returns:
+        An app to be served by uvicorn. Its routes: `/`, `/static/…`, `/health`, `/render`, `/v1/models`,
+        `/v1/chat/completions` (always streaming, with rendered blocks beside the text).
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with proxy.build_client(api_url, api_key) as client:
+            app.state.api_client = client
+            yield
+
+    return Starlette(
+        routes=[
+            *asset_routes(),
+            Route("/health", _health),
+            Route("/render", _render_texts, methods=["POST"]),
+            Route(proxy.MODELS_PATH, proxy.models),
+            Route(proxy.CHAT_PATH, proxy.chat, methods=["POST"]),
+        ],
+        middleware=[Middleware(PageSecurity, allowed_hosts=allowed_hosts)],
+        exception_handlers={HTTPException: _http_error, 500: _internal_error},
+        lifespan=lifespan,
+    )
+
+
+async def _health(request: Request) -> Response:
+    return JSONResponse({"status": "ok"})
+
+
+async def _render_texts(request: Request) -> Response:
+    """`{"texts": [str, …]}` → `{"blocks": [[html, …], …]}`: stored answers, rendered by today's rules."""
+    body = await proxy.read_json_object(request)
+    if isinstance(body, Response):
+        return body
+    texts = body.get("texts")
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        return proxy.error_response(400, "texts must be a list of strings.", "invalid_texts")
+    if len(texts) > MAX_TEXTS:
+        message = f"texts has {len(texts)} entries; the limit is {MAX_TEXTS}."
+        return proxy.error_response(400, message, "invalid_texts")
+    blocks = await asyncio.to_thread(lambda: [render_blocks(text) for text in texts])
+    return JSONResponse({"blocks": blocks})
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    code = {404: "not_found", 405: "method_not_allowed"}.get(status, "http_error")
+    return proxy.error_response(status, f"{request.method} {request.url.path} is not served here.", code)
+
+
+async def _internal_error(request: Request, error: Exception) -> Response:
+    # The traceback goes to the log: Starlette raises the error again after this answer. The middleware that
+    # adds the headers is inside the one that calls this, so they are added here.
+    response = proxy.error_response(500, "The page process failed. Its log says why.", "internal_error")
+    response.headers.update(SECURITY_HEADERS)
+    return response

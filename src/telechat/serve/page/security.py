@@ -1,0 +1,70 @@
+"""What every response of the page process carries, and which requests it refuses.
+
+The headers allow this origin's own files and nothing else. The `Host` check keeps a hostile site from
+reaching a page on loopback by pointing its own name there; the `Origin` check keeps its scripts from posting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from telechat.serve.page.proxy import error_response
+
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+"""Names under which the page answers by default."""
+ANY_HOST = "*"
+"""In `allowed_hosts`: do not check. For a page behind a proxy that checks."""
+
+SECURITY_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; "
+        "img-src 'self' data: blob:; connect-src 'self'; form-action 'none'; base-uri 'none'; "
+        "frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types telechat"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+
+
+class PageSecurity:
+    """ASGI middleware: security headers on every response, `Host` and `Origin` checked on every request."""
+
+    def __init__(self, app: ASGIApp, *, allowed_hosts: Sequence[str]) -> None:
+        self._app = app
+        self._allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_secured(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(SECURITY_HEADERS)
+            await send(message)
+
+        await (self._refusal(Headers(scope=scope)) or self._app)(scope, receive, send_secured)
+
+    def _refusal(self, headers: Headers) -> ASGIApp | None:
+        host = headers.get("host", "").lower()
+        if ANY_HOST not in self._allowed_hosts and host_name(host) not in self._allowed_hosts:
+            message = (
+                f"This page does not answer under the name {host_name(host)!r}. Open it under one of: "
+                f"{', '.join(sorted(self._allowed_hosts))}."
+            )
+            return error_response(400, message, "host_not_allowed")
+        origin = headers.get("origin")
+        if origin is not None and origin.lower().partition("://")[2] != host:
+            return error_response(403, "This page takes no requests from other sites.", "origin_not_allowed")
+        return None
+
+
+def host_name(host: str) -> str:
+    """The `Host` header without its port; an IPv6 address keeps its brackets."""
+    if host.startswith("["):
+        return host.partition("]")[0] + "]"
+    return host.partition(":")[0]
