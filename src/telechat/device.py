@@ -1,7 +1,8 @@
 """Where tensors live: the only module that asks which accelerator this machine has.
 
-`torch.accelerator` names it, so CUDA, Ascend, XPU and MPS need no words of their own here. The CPU has neither
-device memory nor streams; memory and synchronisation therefore go through this module. Knows nothing of models.
+`torch.accelerator` names it, so CUDA, Ascend, XPU and MPS need no words of their own here. The CPU has
+neither device memory nor streams; memory and synchronisation therefore go through this module. Knows nothing
+of models.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The header of a safetensors file: names, shapes and dtypes without touching the data, and without torch.
 
-A damaged or truncated file is told apart here, by comparing what the header promises with the file's size, so the
-message can say by how much it is short.
+A damaged or truncated file is told apart here, by comparing what the header promises with the file's size, so
+the message can say by how much it is short.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
     headers, promised = _parse(path, raw)
     if promised != file_bytes - 8 - header_bytes:
         raise CheckpointError(
-            f"{path.name} holds {file_bytes - 8 - header_bytes} bytes of tensors; its header promises {promised}.",
+            f"{path.name} has {file_bytes - 8 - header_bytes} bytes of tensors, its header says {promised}.",
             hint=_DOWNLOAD_AGAIN,
         )
     return headers

@@ -1,8 +1,8 @@
 """Model folders into models: configuration, checks against the parameter table, then tensor by tensor.
 
-The model is built without memory and each parameter is made in its final dtype on its final device when its tensor
-is read, so the peak is the model plus one tensor. A tensor that is missing, extra or of another shape is an error
-that names it; nothing is ever filled in.
+The model is built without memory and each parameter is made in its final dtype on its final device when its
+tensor is read, so the peak is the model plus one tensor. A tensor that is missing, extra or of another shape
+is an error that names it; nothing is ever filled in.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def load_model(
 def read_config(folder: str | Path) -> TeleChatConfig:
     """The configuration of a model folder.
 
-    What config.json leaves open (is the head tied? how many experts?) is decided by the tensor list where the folder
-    holds weights.
+    What config.json leaves open (is the head tied? how many experts?) is decided by the tensor list where the
+    folder holds weights.
 
     Raises:
         ConfigError: no config.json, not a TeleChat model, or a wrong value.
@@ -90,7 +90,7 @@ def read_config(folder: str | Path) -> TeleChatConfig:
 
 
 def _tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes by name where they can be had without reading pickles; from an index only names, shapes empty."""
+    """Shapes by name, as far as they cost nothing: an index gives names only, with empty shapes."""
     try:
         files = find_weights(folder)
     except CheckpointError:
@@ -105,8 +105,9 @@ def _tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 def config_from(raw: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]) -> TeleChatConfig:
     """The configuration of `raw` (a config.json) completed from the tensor names, if there are any.
 
-    Official configs are silent about two things. The 7B does not say that its head is tied: its checkpoint has no
-    `lm_head.weight`. And no published name exists for the number of experts, which the names of the tensors give.
+    Official configs are silent about two things. The 7B does not say that its head is tied: its checkpoint
+    has no `lm_head.weight`. And no published name exists for the number of experts, which the names of the
+    tensors give.
     """
     completed = dict(raw)
     if tensors and raw.get("tie_word_embeddings") is None:
@@ -133,9 +134,10 @@ def choose_dtype(
 ) -> torch.dtype:
     """The dtype to load in.
 
-    `auto` is the config's `torch_dtype` (or `dtype`), else the dtype on disk, as far as the device computes in it:
-    bf16 needs native support. On a CPU fp16 becomes fp32, which holds every fp16 number: CPUs multiply fp16 slowly
-    or not at all, and bf16 would drop three bits of each weight. Ask for bfloat16 by name to save the memory.
+    `auto` is the config's `torch_dtype` (or `dtype`), else the dtype on disk, as far as the device computes
+    in it: bf16 needs native support. On a CPU fp16 becomes fp32, which holds every fp16 number: CPUs multiply
+    fp16 slowly or not at all, and bf16 would drop three bits of each weight. Ask for bfloat16 by name to save
+    the memory.
     """
     if asked != "auto":
         return parse_dtype(asked)
@@ -186,7 +188,7 @@ def match_tensors(config: TeleChatConfig, weights: StoredWeights) -> dict[str, s
         stored = weights.tensors[names[name]]
         if stored.shape != parameter.shape:
             raise CheckpointError(
-                f"{stored.name} has shape {list(stored.shape)}; config.json asks for {list(parameter.shape)}.",
+                f"{stored.name} has shape {list(stored.shape)}; config.json says {list(parameter.shape)}.",
                 hint="Check that config.json belongs to these weights.",
             )
         if stored.dtype not in _FLOATS:

@@ -1,6 +1,6 @@
 """Tensor names as they are found on disk, and what they are called in the parameter table.
 
-Knows no files and no tensors, only names (spec model.md section 2).
+Knows no files and no tensors, only names.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class FolderReport:
 
 
 def check_folder(folder: str | Path) -> FolderReport:
-    """Check a model folder: configuration, tokenizer files, every tensor's name, shape and dtype, file sizes."""
+    """Check a model folder: configuration, tokenizer, every tensor's name, shape and dtype, file sizes."""
     folder = Path(folder)
     problems: list[str] = []
     weights = _weights(folder, problems)

@@ -1,7 +1,7 @@
 """Models into folders: official names and layout, safetensors, complete or not at all.
 
-Every file is written under a temporary name and renamed when all are there, so an interrupted save leaves the old
-model in place and never half a new one.
+Every file is written under a temporary name and renamed when all are there, so an interrupted save leaves the
+old model in place and never half a new one.
 """
 
 from __future__ import annotations

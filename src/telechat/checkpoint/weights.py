@@ -121,7 +121,8 @@ def _list_pickle(path: Path) -> Iterator[StoredTensor]:
 def _load_pickle(path: Path) -> dict[str, Tensor]:
     """Tensors of a `.bin` file, mapped from the file where its format allows.
 
-    Files of torch before 1.6 are not zip archives and are read whole: there the peak is the model plus one file.
+    Files of torch before 1.6 are not zip archives and are read whole: there the peak is the model plus one
+    file.
     """
     try:
         with path.open("rb") as file:
@@ -131,7 +132,7 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
         content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path.name} holds more than tensors, or is damaged; loading it could run code, so it is refused.",
+            f"{path.name} is damaged or holds more than tensors; loading it could run code: refused.",
             hint="Ask its author for safetensors, or download it again.",
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:

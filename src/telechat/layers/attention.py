@@ -36,8 +36,8 @@ class AttentionInputs:
 class SelfAttention(nn.Module):
     """Multi-head, grouped-query or multi-query attention; only the output projection `dense` has a bias.
 
-    `key_value` rows are interleaved per key/value head: head h owns rows h*2d..h*2d+d (key) and the d rows after
-    (value), so its output reshapes to [..., K, 2, d] (spec model.md section 2).
+    `key_value` rows are interleaved per key/value head: head h owns rows h*2d..h*2d+d (key) and the d rows
+    after (value), so its output reshapes to [..., K, 2, d].
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class SelfAttention(nn.Module):
         self.dense = nn.Linear(hidden_size, hidden_size, bias=True)
 
     def forward(self, x_BSD: Tensor, inputs: AttentionInputs, remember: Remember | None = None) -> Tensor:
-        """[B, S, hidden] -> [B, S, hidden]. `remember` maps new (keys, values) [B,S,K,d] to all visible [B,T,K,d]."""
+        """[B, S, hidden] -> [B, S, hidden]; `remember` maps new keys, values [B,S,K,d] to all [B,T,K,d]."""
         B, S, _ = x_BSD.shape
         q = self.query(x_BSD).view(B, S, self.num_heads, self.head_dim)
         k, v = self.key_value(x_BSD).view(B, S, self.num_kv_heads, 2, self.head_dim).unbind(3)

@@ -1,4 +1,4 @@
-"""Sparse mixture of SwiGLU experts (TeleChat2-39B-A12B, spec model.md section 7).
+"""Sparse mixture of SwiGLU experts (TeleChat2-39B-A12B).
 
 Shapes: N tokens of the call, E experts, k experts per token.
 Knows nothing of ranks; expert parallelism places experts from outside.
@@ -38,7 +38,7 @@ class MoeConfig:
 
 @dataclass(frozen=True)
 class Routing:
-    """Where the tokens of one layer went: experts [N, k] (descending probability), weights [N, k], aux loss []."""
+    """Where one layer sent its tokens: experts [N, k] by falling probability, weights [N, k], aux loss."""
 
     experts: Tensor
     weights: Tensor
@@ -69,7 +69,7 @@ class Router(nn.Module):
         return Routing(experts, weights, self._balance_loss(probabilities, experts))
 
     def _within_capacity(self, experts_Nk: Tensor) -> Tensor:
-        """1 for assignments that fit their expert's capacity, else 0; first choices come first, then token order."""
+        """1 where an assignment fits its expert's capacity, else 0; first choices first, then token order."""
         N, k = experts_Nk.shape
         capacity = min(N, math.ceil(k * N * self.config.capacity_factor / self.config.num_experts))
         by_choice = experts_Nk.T.reshape(-1)  # all first choices, then all second choices, …
@@ -78,7 +78,7 @@ class Router(nn.Module):
         return (place <= capacity).view(k, N).T.float()
 
     def _balance_loss(self, probabilities_NE: Tensor, experts_Nk: Tensor) -> Tensor:
-        """alpha * E * sum_e(mean probability of e * share of assignments to e); 1*alpha when perfectly balanced."""
+        """alpha * E * sum_e(mean probability of e * share of assignments to e); alpha when balanced."""
         E = self.config.num_experts
         share = torch.bincount(experts_Nk.reshape(-1), minlength=E).float() / experts_Nk.numel()
         return self.config.aux_loss_factor * E * (probabilities_NE.mean(0) * share).sum()

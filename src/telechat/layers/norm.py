@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class RMSNorm(nn.Module):
     """y = weight * round(x / sqrt(mean(x^2) + eps)): normalised in fp32, rounded to x's dtype, then scaled.
 
-    The order of rounding and scaling is that of the official code (spec model.md section 3).
+    The order of rounding and scaling is that of the official code.
     """
 
     def __init__(self, width: int, eps: float) -> None:

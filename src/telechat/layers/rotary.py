@@ -1,9 +1,10 @@
 """Rotary position embedding with TeleChat's length-dependent base and attention scaling.
 
-The effective length n of a call decides two numbers: `alpha`, which stretches the base (NTK-aware), and `mscale`,
-which multiplies cos and sin (spec model.md section 4; mindformers.md section 5.3 for the MindFormers schemes).
-Tables are rounded to fp16 before mscale is applied, as in the official code: checkpoints were trained with them.
-Knows nothing of caches or of which mode a model runs in; it is told the lengths.
+The effective length n of a call decides two numbers: `alpha`, which stretches the base (NTK-aware), and
+`mscale`, which multiplies cos and sin. Tables are rounded to fp16 before mscale is applied, as in the
+official
+code: checkpoints were trained with them. Knows nothing of caches or of which mode a model runs in; it is told
+the lengths.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class RopeSettings:
     def __post_init__(self) -> None:
         if self.scheme not in get_args(RopeScheme):
             raise ConfigError(
-                f"rope scheme '{self.scheme}' is unknown.", hint=f"Choose one of {', '.join(get_args(RopeScheme))}."
+                f"rope scheme '{self.scheme}' is unknown.",
+                hint=f"Choose one of {', '.join(get_args(RopeScheme))}.",
             )
         for name in ("base", "base_length", "training_length", "factor"):
             if not getattr(self, name) > 0:

@@ -1,6 +1,7 @@
-"""The model configuration: one frozen value for every TeleChat generation, read from and written as `config.json`.
+"""The model configuration: one frozen value for every TeleChat generation, read from and written as
+`config.json`.
 
-Knows the official field names and their traps (spec model.md section 1); knows nothing of weights or devices.
+Knows the official field names and their traps; knows nothing of weights or devices.
 """
 
 from __future__ import annotations
@@ -44,10 +45,13 @@ _EXPERT_COUNT_KEYS = ("expert_num", "num_experts", "n_routed_experts", "num_loca
 _EXPERTS_PER_TOKEN_KEYS = ("num_experts_chosen", "num_experts_per_tok", "moe_top_k", "top_k")
 _CLASS_NAMES = ("telechatforcausallm", "telechat2forcausallm", "telechat12bforcausallm")
 
-# The T1-7B code has 4096 as a constant, the T1-12B code 8192; neither writes it to config.json. Only the 7B ties
-# its embeddings, and it does so by leaving the key out, so tying tells them apart.
+# The T1-7B code has 4096 as a constant, the T1-12B code 8192; neither writes it to config.json. Only the 7B
+# ties its embeddings, and it does so by leaving the key out, so tying tells them apart.
 _BASE_LENGTH_TIED = 4096
 _BASE_LENGTH_UNTIED = 8192
+
+
+_COUNTS = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "ffn_hidden_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +72,8 @@ class TeleChatConfig:
         seq_length: context length that the official tools assume, in tokens.
         rope: rotary settings; `rope.training_length` is the official `training_seqlen`.
         moe: mixture of experts, or None for a dense model.
-        bos_token_id, eos_token_id, pad_token_id, unk_token_id: as in config.json (the 7B's are not those used in
-            generation; see its generation_config.json).
+        bos_token_id, eos_token_id, pad_token_id, unk_token_id: as in config.json (the 7B's are not those used
+            in generation; see its generation_config.json).
     """
 
     vocab_size: int
@@ -94,7 +98,7 @@ class TeleChatConfig:
     unk_token_id: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "ffn_hidden_size"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name} is {value!r}; it must be a positive integer.")
@@ -173,7 +177,7 @@ class TeleChatConfig:
 
     @staticmethod
     def expert_count(raw: Mapping[str, Any]) -> Any:
-        """The number of experts that a config.json names, under any of the names in use; None when it names none."""
+        """The number of experts in a config.json, under any of the names in use; None when there is none."""
         return _first({**raw, **(raw.get("moe_config") or {})}, _EXPERT_COUNT_KEYS)
 
     def to_hf(self) -> dict[str, Any]:
@@ -244,7 +248,9 @@ def _read_rope(raw: Mapping[str, Any], base_length: int, training_length: int) -
     known = {"scheme", "factor", "table_dtype"}
     unknown = set(extra) - known
     if unknown:
-        raise ConfigError(f"telechat_rope has unknown keys {sorted(unknown)}; known are {sorted(known | {'base'})}.")
+        raise ConfigError(
+            f"telechat_rope has unknown keys {sorted(unknown)}; known are {sorted(known | {'base'})}."
+        )
     return RopeSettings(base=float(base), base_length=base_length, training_length=training_length, **extra)
 
 
@@ -260,7 +266,9 @@ def _read_moe(raw: Mapping[str, Any]) -> MoeConfig | None:
         )
     chosen = _first(section, _EXPERTS_PER_TOKEN_KEYS)
     if chosen is None:
-        raise ConfigError(f"the config names {count} experts but not how many a token uses (num_experts_chosen).")
+        raise ConfigError(
+            f"the config names {count} experts but not how many a token uses (num_experts_chosen)."
+        )
     return MoeConfig(
         num_experts=_integer("expert_num", count),
         num_experts_per_token=_integer("num_experts_chosen", chosen),

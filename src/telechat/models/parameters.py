@@ -1,8 +1,8 @@
 """The parameter table: every tensor of a model, described once.
 
 Tensor parallelism, resharding, quantisation, LoRA and all file formats read this table. Axes are logical:
-`vocab`, `hidden`, `heads` (query heads times head_dim), `kv_heads` (key/value heads, each with its key rows and
-then its value rows), `ffn`, `experts`. Knows nothing of tensors' values or devices.
+`vocab`, `hidden`, `heads` (query heads times head_dim), `kv_heads` (key/value heads, each with its key rows
+and then its value rows), `ffn`, `experts`. Knows nothing of tensors' values or devices.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The published TeleChat sizes by name (spec model.md section 1)."""
+"""The published TeleChat sizes by name."""
 
 from __future__ import annotations
 

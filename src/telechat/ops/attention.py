@@ -1,9 +1,9 @@
 """Scaled dot-product attention: one contract, three forms, chosen once when a model is built.
 
 Shapes: B batch, S query length, T key length, H query heads, K key/value heads, d head dimension.
-The contract: query head h reads key/value head h // (H / K); scores are scaled by 1/sqrt(d); `mask` is additive,
-[B or 1, 1, S, T], and finite (a fully masked row is uniform, never NaN); `is_causal` stands for the square causal
-mask and excludes `mask`. Knows nothing of caches, positions or models.
+The contract: query head h reads key/value head h // (H / K); scores are scaled by 1/sqrt(d); `mask` is
+additive, [B or 1, 1, S, T], and finite (a fully masked row is uniform, never NaN); `is_causal` stands for the
+square causal mask and excludes `mask`. Knows nothing of caches, positions or models.
 """
 
 from __future__ import annotations
@@ -123,9 +123,7 @@ def _flash_obstacle(device_type: str, dtype: torch.dtype, head_dim: int) -> str 
     return None
 
 
-def choose_attention(
-    name: str, *, device_type: str, dtype: torch.dtype, head_dim: int
-) -> AttentionChoice:
+def choose_attention(name: str, *, device_type: str, dtype: torch.dtype, head_dim: int) -> AttentionChoice:
     """Choose the attention form for a model.
 
     Args:
