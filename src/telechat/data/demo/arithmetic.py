@@ -1,7 +1,7 @@
 """Two-digit addition and subtraction with the steps written out digit by digit.
 
-One pair of numbers in five is reserved: no training row of any task works with it, in either order. The answer first
-repeats the expression, so that the model has to read the wording once and then works from a fixed place.
+One pair of numbers in five is reserved: no training row of any task works with it, in either order. The answer
+first repeats the expression, so that the model has to read the wording once and then works from a fixed place.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ SMALL_SHARE = 0.08  # of training rows have an operand below ten: `1+1` is what 
 
 
 def is_reserved(first: int, second: int) -> bool:
-    """Whether a pair of numbers belongs to the test, whatever the order and the operation."""
-    return held_out(f"pair {min(first, second)} {max(first, second)}")
+    """Whether a pair of numbers belongs to the test, whatever the order and the operation.
+
+    Pairs with a number below ten never do: they are what the digit steps of the other pairs are made of.
+    """
+    return min(first, second) >= 10 and held_out(f"pair {min(first, second)} {max(first, second)}")
 
 
 def addition_steps(first: int, second: int, language: Language) -> str:
@@ -44,13 +47,23 @@ def subtraction_steps(first: int, second: int, language: Language) -> str:
     """
     top, bottom = first % 10, second % 10
     borrow = int(top < bottom)
-    tens = f"{first // 10}-{second // 10}" + ("-1" if borrow else "") + f"={first // 10 - second // 10 - borrow}"
+    tens = (
+        f"{first // 10}-{second // 10}" + ("-1" if borrow else "") + f"={first // 10 - second // 10 - borrow}"
+    )
     if language == "zh":
         text = f"{first}-{second}：个位"
-        text += f"{top}小于{bottom}，借1，1{top}-{bottom}={top + 10 - bottom}" if borrow else f"{top}-{bottom}={top - bottom}"
+        text += (
+            f"{top}小于{bottom}，借1，1{top}-{bottom}={top + 10 - bottom}"
+            if borrow
+            else f"{top}-{bottom}={top - bottom}"
+        )
         return text + (f"；十位{tens}。" if first >= 10 else "。")
     text = f"{first}-{second}: ones "
-    text += f"{top} below {bottom}, borrow 1, 1{top}-{bottom}={top + 10 - bottom}" if borrow else f"{top}-{bottom}={top - bottom}"
+    text += (
+        f"{top} below {bottom}, borrow 1, 1{top}-{bottom}={top + 10 - bottom}"
+        if borrow
+        else f"{top}-{bottom}={top - bottom}"
+    )
     return text + (f"; tens {tens}. " if first >= 10 else ". ")
 
 
@@ -65,7 +78,14 @@ def worked_answer(first: int, second: int, sign: str, language: Language) -> str
     return f"{steps}So {first}{sign}{second}={result}."
 
 
-_BARE = ("{a}{sign}{b}=?", "{a}{sign}{b}", "{a}{sign}{b}=", "{a} {sign} {b} = ?", "{a}{sign}{b}=？", "{a} {sign} {b}")
+_BARE = (
+    "{a}{sign}{b}=?",
+    "{a}{sign}{b}",
+    "{a}{sign}{b}=",
+    "{a} {sign} {b} = ?",
+    "{a}{sign}{b}=？",
+    "{a} {sign} {b}",
+)
 
 _WORDINGS: dict[tuple[str, Language], tuple[str, ...]] = {
     ("+", "zh"): (

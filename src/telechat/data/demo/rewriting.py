@@ -1,7 +1,8 @@
 """Summary, rephrasing and three similar questions, each by template.
 
-A frame is a source text with slots and the answer to it with the same slots; the slots are filled from wide pools,
-part of which is held out. What is asked (the instruction) is the wording. Knows no more about language than its frames.
+A frame is a source text with slots and the answer to it with the same slots; the slots are filled from wide
+pools, part of which is held out. What is asked (the instruction) is the wording. Knows no more about language
+than its frames.
 """
 
 from __future__ import annotations
@@ -68,9 +69,9 @@ class Rewriting:
         slots = _fill(rng, frame, language, split)
         source, target = frame.source.format(**slots), frame.target.format(**slots)
         wording = rng.choice(self.instructions[language][split])
-        question = dress(
-            rng, wording, language, openings=not wording.startswith("{text}")
-        ).format(text=source)
+        question = dress(rng, wording, language, openings=not wording.startswith("{text}")).format(
+            text=source
+        )
         kept = {name: slots[name] for name in _slot_names(frame.target)}
         return Row(
             task=self.name,
@@ -80,7 +81,7 @@ class Rewriting:
         )
 
     def judge(self, row: Row, answer: Message) -> Verdict:
-        """Right when every slot of the reference stands in the answer and the answer has the form asked for."""
+        """Right when every slot of the reference stands in the answer and its form is the one asked for."""
         text = (answer.get("content") or "").strip()
         for name, value in row.facts["kept"].items():
             if text.count(value) < row.facts["target"].count(value):
@@ -116,7 +117,7 @@ def _units(text: str) -> list[str]:
 
 
 def _same_form(text: str, target: str) -> str:
-    """Wording may differ a little from the reference: at least 85 % of its words, and no more than 15 % others."""
+    """At least 85 % of the reference's words, and no more than 15 % others."""
     found, expected = _units(text), _units(target)
     num_common = sum(min(found.count(unit), expected.count(unit)) for unit in set(expected))
     if num_common < 0.85 * len(expected):

@@ -1,5 +1,7 @@
 """Frames of the rewriting tasks: a source text with slots and the answer that keeps the slots. Data only."""
 
+# ruff: noqa: E501 - sentences and lists of words read best unbroken
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -102,14 +104,26 @@ REPHRASE_FRAMES: dict[Language, tuple[Frame, ...]] = {
     "en": (
         Frame("{person} bought the {goods} in {city}.", "The {goods} was bought by {person} in {city}."),
         Frame("{person} gave {other} a {goods}.", "{other} was given a {goods} by {person}."),
-        Frame("Because it rained, {person} did not go to {city}.", "{person} did not go to {city} due to the rain."),
+        Frame(
+            "Because it rained, {person} did not go to {city}.",
+            "{person} did not go to {city} due to the rain.",
+        ),
         Frame("{org} will hold a {event} on {date}.", "A {event} will be held by {org} on {date}."),
-        Frame("{person} thinks that the {event} is interesting.", "In the eyes of {person}, the {event} is interesting."),
+        Frame(
+            "{person} thinks that the {event} is interesting.",
+            "In the eyes of {person}, the {event} is interesting.",
+        ),
         Frame("{person} is taller than {other}.", "{other} is shorter than {person}."),
         Frame("{city} is famous for its {event}.", "The {event} of {city} is well known."),
-        Frame("If {person} has time, {person} will visit {city}.", "{person} will visit {city} when time allows."),
+        Frame(
+            "If {person} has time, {person} will visit {city}.",
+            "{person} will visit {city} when time allows.",
+        ),
         Frame("{person} went to {city} on {date}.", "On {date}, {person} traveled to {city}."),
-        Frame("Although it was late, {person} waited for {other}.", "{person} waited for {other} even though it was late."),
+        Frame(
+            "Although it was late, {person} waited for {other}.",
+            "{person} waited for {other} even though it was late.",
+        ),
     ),
 }
 

@@ -1,7 +1,7 @@
 """Rows of all tasks mixed by their shares, and the JSON Lines file that training reads.
 
-A part of the rows are long conversations: plain rows of several tasks after one another, so that later positions
-are trained too. Knows no task by name and nothing of tokens.
+A part of the rows are long conversations: plain rows of several tasks after one another, so that later
+positions are trained too. Knows no task by name and nothing of tokens.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def select_tasks(names: Sequence[str] | None) -> list[Task]:
 
 
 def draw_conversation(rng: random.Random, split: Split) -> Row:
-    """Plain rows (no system message, no tools) as turns of one conversation, up to a drawn number of characters."""
+    """Plain rows (no system message, no tools) as turns of one conversation of a drawn length."""
     tasks = select_tasks(None)
     shares = [task.share for task in tasks]
     limit = rng.randint(200, MAX_CONVERSATION_CHARACTERS)
@@ -83,7 +83,9 @@ def to_json(row: Row) -> dict[str, Any]:
     return {**record, "task": row.task, "wording": row.wording, "facts": row.facts}
 
 
-def write_jsonl(path: Path, count: int, split: Split, seed: int, *, tasks: Sequence[str] | None = None) -> None:
+def write_jsonl(
+    path: Path, count: int, split: Split, seed: int, *, tasks: Sequence[str] | None = None
+) -> None:
     """Write `count` rows to `path`, one JSON object a line; the file appears only when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

@@ -78,7 +78,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Schema:
-    """A kind of table: what the rows are called, where their names come from, and which figures it may have."""
+    """A kind of table: what its rows are called, where their names come from, which figures it may have."""
 
     head: str
     pool: values.Pool

@@ -5,11 +5,13 @@ from __future__ import annotations
 from telechat.data.demo import (
     arithmetic,
     chicken_rabbit,
+    follow_up,
     greetings,
     identity,
     refusal,
     rewriting,
     soy_sauce,
+    system_prompt,
     tables,
     tool_call,
     toolkit_help,
@@ -28,6 +30,8 @@ TASKS: dict[str, Task] = {
         tables,
         rewriting,
         tool_call,
+        system_prompt,
+        follow_up,
         refusal,
     )
     for task in module.TASKS

@@ -1,7 +1,8 @@
 """One function call for a question, an answer from the tool's result, or neither when no tool is needed.
 
-One to three tools are offered in random order. A row ends with the call, or goes on with the tool's result and ends
-with the answer; some rows are plain questions (greetings, who it is) to be answered although tools are there.
+One to three tools are offered in random order. A row ends with the call, or goes on with the tool's result and
+ends with the answer; some rows are plain questions (greetings, who it is) to be answered although tools are
+there.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class ToolCall:
         )
 
     def judge(self, row: Row, answer: Message) -> Verdict:
-        """Right when the one expected call is made, the values of the result are told, or a plain answer is right."""
+        """Right when the expected call is made, the result's values are told, or a plain answer is right."""
         calls = [call.get("function", call) for call in answer.get("tool_calls") or []]
         content = answer.get("content") or ""
         if "call" not in row.facts:

@@ -1,8 +1,10 @@
 """The tools that the demo model is trained to call: definitions, questions, results and closing answers.
 
-Names and parameter keys have several spellings, so that the model has to read the definition it is given. Knows
-nothing of rows or splits beyond filling slots from pools.
+Names and parameter keys have several spellings, so that the model has to read the definition it is given.
+Knows nothing of rows or splits beyond filling slots from pools.
 """
+
+# ruff: noqa: E501 - sentences and lists of words read best unbroken
 
 from __future__ import annotations
 
@@ -85,7 +87,21 @@ def _weather(rng: random.Random, slots: Slots, language: Language) -> Slots:
     return {"weather": rng.choice(_WEATHER[language]), "temperature": rng.randint(1, 39)}
 
 
-_TICKERS = "AAPL MSFT GOOG AMZN TSLA NVDA META INTC IBM ORCL BABA JD NIO UBER NFLX".split()
+_TICKERS = (
+    "AAPL",
+    "MSFT",
+    "GOOG",
+    "AMZN",
+    "TSLA",
+    "NVDA",
+    "META",
+    "IBM",
+    "ORCL",
+    "BABA",
+    "JD",
+    "NIO",
+    "UBER",
+)
 
 
 def _fill_stock(rng: random.Random, split: Split, language: Language) -> Slots:
@@ -116,15 +132,15 @@ def _flights(rng: random.Random, slots: Slots, language: Language) -> Slots:
 
 
 def _fill_calculate(rng: random.Random, split: Split, language: Language) -> Slots:
-    """An expression whose first number has three digits: pairs of two-digit numbers belong to the arithmetic task."""
+    """An expression whose first number is above 120: smaller pairs belong to the arithmetic tasks."""
     while True:
         sign = rng.choice("**+-/")
-        first, second = rng.randint(101, 999), rng.randint(2, 999)
+        first, second = rng.randint(130, 999), rng.randint(2, 999)
         if sign == "/":
             second = rng.randint(2, 9)
             first -= first % second
         expression = f"{first}{sign}{second}"
-        if first > 100 and values.held_out(expression) == (split == "test"):
+        if first > 120 and values.held_out(expression) == (split == "test"):
             return {"expression": expression}
 
 
@@ -184,13 +200,34 @@ def _confirmed(rng: random.Random, slots: Slots, language: Language) -> Slots:
 _NOTES: dict[Language, values.Pool] = {
     "zh": values.split_values(
         day + action
-        for day in "今天 明天 后天 周一 周五 周末 晚上 下午 上午 中午".split()
-        for action in "一起吃饭 开会 去爬山 交报告 打球 看电影 喝茶 去图书馆 上课 去医院 买菜 去车站".split()
+        for day in ["今天", "明天", "后天", "周一", "周五", "周末", "晚上", "下午", "上午", "中午"]
+        for action in [
+            "一起吃饭",
+            "开会",
+            "去爬山",
+            "交报告",
+            "打球",
+            "看电影",
+            "喝茶",
+            "去图书馆",
+            "上课",
+            "去医院",
+            "买菜",
+            "去车站",
+        ]
     ),
     "en": values.split_values(
         f"{action} {day}"
-        for day in "today|tomorrow|on Monday|on Friday|this weekend|tonight|at noon".split("|")
-        for action in "let us eat|meeting|we go hiking|send the report|play ball|see a film|come to class".split("|")
+        for day in ["today", "tomorrow", "on Monday", "on Friday", "this weekend", "tonight", "at noon"]
+        for action in [
+            "let us eat",
+            "meeting",
+            "we go hiking",
+            "send the report",
+            "play ball",
+            "see a film",
+            "come to class",
+        ]
     ),
 }
 
@@ -268,7 +305,10 @@ FAMILIES = (
     ToolFamily(
         "translate",
         ("translate", "translate_text"),
-        {"zh": ("翻译文本", "把文本翻译成目标语言"), "en": ("Translate a text", "Translate a text into a language")},
+        {
+            "zh": ("翻译文本", "把文本翻译成目标语言"),
+            "en": ("Translate a text", "Translate a text into a language"),
+        },
         (Parameter("text", ("text", "content")), Parameter("target", ("target", "language"))),
         {"zh": "“{text}”的{target}是“{translation}”。", "en": '"{text}" in {target} is "{translation}".'},
         _fill_translate,
@@ -288,7 +328,10 @@ FAMILIES = (
         ("send_message", "send_sms"),
         {"zh": ("发送消息", "给联系人发消息"), "en": ("Send a message", "Send a message to a person")},
         (Parameter("person", ("to", "receiver")), Parameter("note", ("text", "content"))),
-        {"zh": "好的，已经给{person}发送消息：“{note}”。", "en": 'Done, I sent {person} the message "{note}".'},
+        {
+            "zh": "好的，已经给{person}发送消息：“{note}”。",
+            "en": 'Done, I sent {person} the message "{note}".',
+        },
         _fill_message,
         _confirmed,
     ),

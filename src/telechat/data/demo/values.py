@@ -1,9 +1,11 @@
-"""Values that fill the slots of wordings: names, cities, goods, dates; which are trained and which are held out.
+"""Values that fill the slots of wordings: names, cities, goods, dates; which are trained, which held out.
 
-Most pools are composed (surname and given name, stem and ending), so that they are wide enough for copying to be
-cheaper than remembering, and so that every Han character of a held-out value occurs in some trained value. Knows no
-task and no wording.
+Most pools are composed (surname and given name, stem and ending), so that they are wide enough for copying to
+be cheaper than remembering, and so that every Han character of a held-out value occurs in some trained value.
+Knows no task and no wording.
 """
+
+# ruff: noqa: E501 - lists of words read best unbroken
 
 from __future__ import annotations
 
@@ -52,36 +54,43 @@ def pick_several(rng: random.Random, pool: Pool, split: Split, count: int) -> li
     return rng.sample(pool[split], count)
 
 
+def _words(text: str, separator: str | None = None) -> list[str]:
+    """The words of a list that is written as one text."""
+    return text.split(separator)
+
+
 def _compose(*parts: Iterable[str]) -> list[str]:
     return ["".join(combination) for combination in itertools.product(*parts)]
 
 
 _SURNAMES = "王李张刘陈杨赵黄周吴徐孙胡朱高林何郭马罗梁宋郑谢韩唐冯董程曹"
 _GIVEN_ONE = "伟芳娜敏静丽强磊军洋勇艳杰涛明超兰霞平刚红玲飞鑫波宁琳晨雪佳"
-_GIVEN_TWO = (
+_GIVEN_TWO = _words(
     "子轩 雨桐 浩然 思远 一诺 晓明 文静 建国 小红 志强 海燕 梓涵 欣怡 嘉豪 雅婷 宇航 诗涵 俊杰 天佑 美玲 "
     "春生 秀英 国强 玉兰 若曦 明哲 书瑶 立新 佳宁 安然"
-).split()
+)
 PEOPLE_ZH = split_values(_compose(_SURNAMES, [*_GIVEN_ONE, *_GIVEN_TWO]))
 
-_FIRST_NAMES = (
+_FIRST_NAMES = _words(
     "Anna Ben Carol David Emma Frank Grace Henry Irene Jack Kate Leo Maria Noah Olivia Paul Quinn Rosa Sam Tina "
     "Victor Wendy Alice Bob Chloe Daniel Ella Felix Gina Hugo Ivy James Kevin Lily Max Nora Oscar Peter Ruth Sara "
     "Tom Una Vera Will Yara Zoe"
-).split()
-_LAST_NAMES = (
+)
+_LAST_NAMES = _words(
     "Adams Baker Carter Davis Evans Foster Green Hill Irving Jones King Lewis Miller Nelson Owens Parker Reed Smith "
     "Turner Walker Young Wood Stone Cook Fisher Mason"
-).split()
+)
 PEOPLE_EN = split_values(f"{first} {last}" for first in _FIRST_NAMES for last in _LAST_NAMES)
 
-_REAL_CITIES_ZH = (
+_REAL_CITIES_ZH = _words(
     "北京 上海 广州 深圳 天津 重庆 成都 武汉 杭州 南京 苏州 西安 长沙 沈阳 青岛 郑州 大连 宁波 厦门 福州 "
     "济南 合肥 昆明 南宁 贵阳 兰州 海口 拉萨 银川 西宁 太原 南昌 哈尔滨 长春 石家庄 无锡 常州 温州 桂林 三亚 "
     "洛阳 开封 扬州 珠海 东莞 佛山 中山 惠州 烟台 威海 徐州 南通 绍兴 嘉兴 金华 泉州 大同 包头 唐山 保定 "
     "巴黎 伦敦 东京 纽约 柏林 罗马 首尔 曼谷 悉尼 莫斯科"
-).split()
-_CITY_STEMS_ZH = "南北东西安长宁平永新临清江海青云金龙华泰吉宜广天常福春开明德信庆阳兴建桂武常洛柳银石汉秦秀景"
+)
+_CITY_STEMS_ZH = (
+    "南北东西安长宁平永新临清江海青云金龙华泰吉宜广天常福春开明德信庆阳兴建桂武常洛柳银石汉秦秀景"
+)
 _CITY_ENDINGS_ZH = "州阳山江海城安宁平川昌水林口南溪岭原"
 CITIES_ZH = split_values(
     [
@@ -90,42 +99,35 @@ CITIES_ZH = split_values(
     ]
 )
 
-_REAL_CITIES_EN = (
+_REAL_CITIES_EN = _words(
     "Paris London Tokyo Berlin Rome Madrid Boston Chicago Beijing Shanghai Sydney Toronto Dublin Vienna Prague Oslo "
     "Moscow Cairo Delhi Seoul Bangkok Lisbon Athens Denver Seattle Houston Miami Dallas Atlanta Montreal"
-).split()
-_CITY_STEMS_EN = (
+)
+_CITY_STEMS_EN = _words(
     "Brook Spring River Stone Green Clear Wood Hill Lake North South East West Oak Maple Silver Gold Black White "
     "Red Fair High King Queen Bridge Mill Sand Snow Sun Star Wind Winter Summer Rock Iron Ash"
-).split()
-_CITY_ENDINGS_EN = "ton field port ville dale mouth wood haven ford view burg land side bury".split()
+)
+_CITY_ENDINGS_EN = _words("ton field port ville dale mouth wood haven ford view burg land side bury")
 _COMPOSED_CITIES_EN = [
-    stem + ending
-    for stem in _CITY_STEMS_EN
-    for ending in _CITY_ENDINGS_EN
-    if stem.lower() != ending
+    stem + ending for stem in _CITY_STEMS_EN for ending in _CITY_ENDINGS_EN if stem.lower() != ending
 ]
 CITIES_EN: Pool = split_values(_COMPOSED_CITIES_EN)
 CITIES_EN["train"].extend(_REAL_CITIES_EN)
 
-_FRUIT_ZH = (
+_FRUIT_ZH = _words(
     "苹果 香蕉 橙子 葡萄 西瓜 草莓 桃子 梨子 樱桃 芒果 菠萝 柠檬 土豆 番茄 黄瓜 茄子 白菜 萝卜 南瓜 玉米 "
     "牛奶 面包 鸡蛋 大米 面粉 茶叶 咖啡 蜂蜜 豆腐 酱油"
-).split()
-_MATERIALS_ZH = "竹 木 铁 铜 棉 布 纸 皮 石 银".split()
-_OBJECTS_ZH = (
-    "椅 桌 盒 杯 碗 盘 箱 架 灯 包 帽 鞋 床 柜 门 窗 勺 篮 凳 扇".split()
 )
-_SIZES_ZH = "大 小 红 白 黑 蓝 新 旧".split()
-GOODS_ZH = split_values(
-    [*_FRUIT_ZH, *_compose(_MATERIALS_ZH, _OBJECTS_ZH), *_compose(_SIZES_ZH, _FRUIT_ZH)]
-)
+_MATERIALS_ZH = _words("竹 木 铁 铜 棉 布 纸 皮 石 银")
+_OBJECTS_ZH = _words("椅 桌 盒 杯 碗 盘 箱 架 灯 包 帽 鞋 床 柜 门 窗 勺 篮 凳 扇")
+_SIZES_ZH = _words("大 小 红 白 黑 蓝 新 旧")
+GOODS_ZH = split_values([*_FRUIT_ZH, *_compose(_MATERIALS_ZH, _OBJECTS_ZH), *_compose(_SIZES_ZH, _FRUIT_ZH)])
 
-_COLOURS_EN = "red green blue white black yellow brown pink gray purple small large old new".split()
-_THINGS_EN = (
+_COLOURS_EN = _words("red green blue white black yellow brown pink gray purple small large old new")
+_THINGS_EN = _words(
     "apple pear chair table lamp bag hat box cup plate shirt coat desk sofa clock mirror bottle basket book pen "
     "bike phone camera radio kite"
-).split()
+)
 GOODS_EN = split_values(f"{colour} {thing}" for colour in _COLOURS_EN for thing in _THINGS_EN)
 
 _TOPIC_GROUPS_ZH = {
@@ -162,23 +164,25 @@ def _grouped(groups: dict[str, str], joint: str) -> Pool:
 TOPICS_ZH = _grouped(_TOPIC_GROUPS_ZH, "")
 TOPICS_EN = _grouped(_TOPIC_GROUPS_EN, " ")
 
-_ORG_ENDINGS_ZH = "大学 图书馆 博物馆 科技公司 中学 医院 体育馆 出版社 电视台 文化馆".split()
+_ORG_ENDINGS_ZH = _words("大学 图书馆 博物馆 科技公司 中学 医院 体育馆 出版社 电视台 文化馆")
 ORGS_ZH = split_values(city + ending for city in _REAL_CITIES_ZH for ending in _ORG_ENDINGS_ZH)
-_ORG_ENDINGS_EN = "University|Library|Museum|High School|Hospital|Art Club|Press|Science Center".split("|")
+_ORG_ENDINGS_EN = _words("University|Library|Museum|High School|Hospital|Art Club|Press|Science Center", "|")
 ORGS_EN = split_values(
     f"{city} {ending}" for city in [*_REAL_CITIES_EN, *_CITY_STEMS_EN] for ending in _ORG_ENDINGS_EN
 )
 
-_EVENT_THEMES_ZH = "读书 摄影 书法 音乐 科普 环保 美食 茶文化 机器人 人工智能 围棋 电影 绘画 诗歌 健康 历史".split()
-_EVENT_KINDS_ZH = "节 展览 讲座 比赛 论坛 交流会 大会 开放日 晚会 培训班".split()
+_EVENT_THEMES_ZH = _words(
+    "读书 摄影 书法 音乐 科普 环保 美食 茶文化 机器人 人工智能 围棋 电影 绘画 诗歌 健康 历史"
+)
+_EVENT_KINDS_ZH = _words("节 展览 讲座 比赛 论坛 交流会 大会 开放日 晚会 培训班")
 EVENTS_ZH = split_values(_compose(_EVENT_THEMES_ZH, _EVENT_KINDS_ZH))
-_EVENT_THEMES_EN = "book photo music science art film chess robot food garden history poetry health tea".split()
-_EVENT_KINDS_EN = "fair festival show contest forum workshop exhibition lecture".split()
+_EVENT_THEMES_EN = _words(
+    "book photo music science art film chess robot food garden history poetry health tea"
+)
+_EVENT_KINDS_EN = _words("fair festival show contest forum workshop exhibition lecture")
 EVENTS_EN = split_values(_compose(_EVENT_THEMES_EN, [f" {kind}" for kind in _EVENT_KINDS_EN]))
 
-_MONTHS_EN = (
-    "January February March April May June July August September October November December".split()
-)
+_MONTHS_EN = _words("January February March April May June July August September October November December")
 DATES_ZH = split_values(f"{month}月{day}日" for month in range(1, 13) for day in range(1, 29))
 DATES_EN = split_values(f"{month} {day}" for month in _MONTHS_EN for day in range(1, 29))
 TIMES = split_values(f"{hour:02d}:{minute:02d}" for hour in range(24) for minute in range(0, 60, 5))
