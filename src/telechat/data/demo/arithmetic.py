@@ -1,7 +1,8 @@
 """Two-digit addition and subtraction with the steps written out digit by digit.
 
-One pair of numbers in five is reserved: no training row of any task works with it, in either order. The answer
-first repeats the expression, so that the model has to read the wording once and then works from a fixed place.
+One pair of numbers in five is reserved: no training row of any task works with it, in either order. The
+answer first repeats the expression, so that the model has to read the wording once and then works from a
+fixed place.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """Instructions of the rewriting tasks, with {text} where the source stands. Data only."""
 
-# ruff: noqa: E501 - sentences and lists of words read best unbroken
-
 from __future__ import annotations
 
 from telechat.data.demo.wording import Language

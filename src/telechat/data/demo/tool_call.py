@@ -1,8 +1,8 @@
 """One function call for a question, an answer from the tool's result, or neither when no tool is needed.
 
-One to three tools are offered in random order. A row ends with the call, or goes on with the tool's result and
-ends with the answer; some rows are plain questions (greetings, who it is) to be answered although tools are
-there.
+One to three tools are offered in random order. A row ends with the call, or goes on with the tool's result
+and ends with the answer; some rows are plain questions (greetings, who it is) to be answered although tools
+are there.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """Questions that need a tool, by kind of tool. Data only; slots in braces are arguments of the call."""
 
-# ruff: noqa: E501 - sentences and lists of words read best unbroken
-
 from __future__ import annotations
 
 from telechat.data.demo.wording import Language
