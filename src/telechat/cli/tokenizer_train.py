@@ -52,13 +52,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_texts(paths: list[Path]) -> Iterator[str]:
-    """The texts of the files: each line of a text file, every string value of each row of a .jsonl file."""
+    """The texts of the files: lines of a text file, conversations and strings of a .jsonl file."""
     for path in paths:
         try:
             with path.open(encoding="utf-8") as lines:
                 for number, line in enumerate(lines, 1):
                     if path.suffix == ".jsonl":
-                        yield from _strings(_row(line, path, number))
+                        yield from _row_texts(_row(line, path, number))
                     else:
                         yield line
         except UnicodeDecodeError as error:
@@ -72,6 +72,16 @@ def _row(line: str, path: Path, number: int) -> object:
         return json.loads(line)
     except json.JSONDecodeError as error:
         raise UsageError(f"{path} line {number} is not JSON: {error.msg}.") from error
+
+
+def _row_texts(row: object) -> Iterator[str]:
+    """A conversation is rendered, so that what its format adds is in the vocabulary too."""
+    from telechat.tokenizer.train import conversation_texts
+
+    if isinstance(row, dict) and isinstance(row.get("messages"), list):
+        yield from conversation_texts(row["messages"], row.get("tools"))
+    else:
+        yield from _strings(row)
 
 
 def _strings(value: object) -> Iterator[str]:

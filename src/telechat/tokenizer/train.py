@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from telechat.errors import ConfigError, TokenizerError
+from telechat.tokenizer.chat_formats import TemplateFormat
 from telechat.tokenizer.jinja_template import TELECHAT2_JINJA
+from telechat.tokenizer.messages import check_tools, read_messages
 from telechat.tokenizer.special import TOOL_TAGS
 
 if TYPE_CHECKING:
@@ -89,6 +91,16 @@ def train_tokenizer(
         text = json.dumps(content, ensure_ascii=False, indent=2)
         (folder / name).write_text(text + "\n", encoding="utf-8")
     return folder
+
+
+def conversation_texts(
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+) -> Iterator[str]:
+    """The texts that the TeleChat2 format encodes for a conversation, its own system text and tool page included."""
+    parts = TemplateFormat().render(
+        read_messages(messages), check_tools(tools), add_generation_prompt=False, official=False
+    )
+    return (part.text for part in parts if not part.is_control)
 
 
 def cut_han_runs(texts: Iterable[str], *, max_han_run: int, seed: int) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""Training: settings, samples, batches, optimiser, loop and its report."""
