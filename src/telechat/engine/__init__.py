@@ -1,0 +1,24 @@
+"""Generation: requests, scheduler, runner, sampler, and the two fronts `LLM` (offline) and `AsyncEngine`
+(service).
+
+The modules, from the inside out: `request` (the record), `scheduler` (policy without tensors), `runner`
+(model and cache), `sampler` (logits to tokens), `text` (tokens to text), `engine` (the step loop), `llm` and
+`async_engine`.
+"""
+
+from telechat.engine.async_engine import AsyncEngine, Stream
+from telechat.engine.llm import LLM
+from telechat.engine.outputs import Completion, Delta, FinishReason, RequestOutput, TokenLogprob
+from telechat.engine.sampling_params import SamplingParams
+
+__all__ = [
+    "LLM",
+    "AsyncEngine",
+    "Completion",
+    "Delta",
+    "FinishReason",
+    "RequestOutput",
+    "SamplingParams",
+    "Stream",
+    "TokenLogprob",
+]

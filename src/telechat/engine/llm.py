@@ -1,0 +1,337 @@
+"""`LLM`: a model, its tokenizer and an engine behind two calls, `generate` and `chat`.
+
+Knows how names become models and text becomes ids; the work is the engine's. For one thread; a service uses
+`AsyncEngine`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast, overload
+
+import torch
+
+from telechat.checkpoint import load_model, read_config, read_generation_config, resolve_model
+from telechat.device import CPU, resolve_device
+from telechat.engine.engine import Engine
+from telechat.engine.outputs import Completion, Delta, Keep, Kept, RequestOutput
+from telechat.engine.progress import Progress
+from telechat.engine.request import Request
+from telechat.engine.sampling_params import SamplingParams
+from telechat.errors import ConfigError, PromptError, RequestError, TelechatError
+from telechat.models import RopeMode, TeleChatConfig, TeleChatModel, count_parameters
+from telechat.tokenizer import Tokenizer, check_fits, load_tokenizer
+
+log = logging.getLogger(__name__)
+
+Prompt = str | Sequence[int]
+Message = Mapping[str, Any]
+
+DEFAULT_MAX_BATCH_SIZE = 64
+DEFAULT_MAX_PREFILL_TOKENS = 4096
+# Below this, `dtype="auto"` computes in fp32 on the CPU: the weights are small enough that it costs little,
+# and answers then do not depend on how a CPU rounds bf16.
+_SMALL_MODEL_PARAMETERS = 500_000_000
+
+
+class LLM:
+    """A TeleChat model ready to generate.
+
+    Args:
+        model: folder, hub id, `demo`, or a model already loaded (then `tokenizer` is needed too).
+        tokenizer: by default the one in the model's folder.
+        device, dtype, attention: as in `telechat.load_model`; but small models compute in fp32 on a CPU by
+            default.
+        rope_mode: what a `max_model_len` beyond `training_seqlen` means, see `TeleChatModel`. `static`: one
+            rotary table made for max_model_len, so that no answer depends on how long the text was when keys
+            were cached.
+        max_model_len: most tokens of prompt and answer together; default the model's `training_seqlen`.
+        max_batch_size: requests that run at once.
+        generation_config: contents of a `generation_config.json`; by default the folder's.
+
+    Raises:
+        CheckpointError, ConfigError, TokenizerError: the model cannot be used as it is.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | TeleChatModel,
+        tokenizer: Tokenizer | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        attention: str = "auto",
+        rope_mode: RopeMode = "static",
+        max_model_len: int | None = None,
+        max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
+        max_prefill_tokens: int = DEFAULT_MAX_PREFILL_TOKENS,
+        generation_config: Mapping[str, Any] | None = None,
+    ) -> None:
+        for name, value in (("max_model_len", max_model_len), ("max_batch_size", max_batch_size)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1.")
+        if isinstance(model, TeleChatModel):
+            if tokenizer is None:
+                raise ConfigError("A model that is already loaded needs its tokenizer too.")
+            self.name = "telechat"
+            self.model = model
+        else:
+            folder = resolve_model(model)
+            self.name = str(model) if not Path(model).is_dir() else Path(model).resolve().name
+            self.model = _load(
+                folder,
+                device=device,
+                dtype=dtype,
+                attention=attention,
+                rope_mode=rope_mode,
+                static_length=max_model_len,
+            )
+            tokenizer = tokenizer or load_tokenizer(folder)
+            if generation_config is None:
+                generation_config = read_generation_config(folder)
+        self.tokenizer: Tokenizer = tokenizer
+        self.generation_config = dict(generation_config or {})
+        self.default_params = SamplingParams.from_generation_config(self.generation_config)
+        self.max_model_len = max_model_len or self.config.training_seqlen
+        self.max_batch_size = max_batch_size
+        self.max_prefill_tokens = max_prefill_tokens
+        self.eos_token_ids = _eos_token_ids(self.tokenizer, self.generation_config)
+        self._check_fit()
+        self._engine: Engine | None = None
+
+    @property
+    def config(self) -> TeleChatConfig:
+        """Shape of the model."""
+        return self.model.config
+
+    def _check_fit(self) -> None:
+        check_fits(self.tokenizer, self.config.vocab_size)
+        if self.model.rope_mode == "static" and self.model.static_length < self.max_model_len:
+            raise ConfigError(
+                f"max_model_len is {self.max_model_len}; the model's rotary table was made for "
+                f"{self.model.static_length} tokens.",
+                hint="Build the model with static_length of at least max_model_len.",
+            )
+
+    def new_engine(self) -> Engine:
+        """An engine with a cache of its own over this model."""
+        return Engine(
+            self.model,
+            lambda skip: self.tokenizer.stream_decoder(skip_special_tokens=skip),
+            eos_token_ids=self.eos_token_ids,
+            max_model_len=self.max_model_len,
+            max_batch_size=self.max_batch_size,
+            max_prefill_tokens=self.max_prefill_tokens,
+        )
+
+    @property
+    def engine(self) -> Engine:
+        """The engine behind `generate` and `chat`, made when first needed."""
+        if self._engine is None:
+            self._engine = self.new_engine()
+        return self._engine
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt; literal control strings in a text stay text.
+
+        Raises:
+            PromptError: it is empty.
+        """
+        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if not token_ids:
+            raise PromptError("The prompt is empty.", hint="Give some text.")
+        return token_ids
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+        return_logits: Keep = None,
+        return_scores: Keep = None,
+    ) -> list[RequestOutput]:
+        """Continue prompts; the batch is kept full until all are done.
+
+        Args:
+            prompts: a text, a list of token ids, or a list of either. Texts are taken as they are, without a
+                chat format (see `chat`).
+            params: one for all, or one per prompt; default `default_params`.
+            progress: show a bar on stderr.
+            return_logits, return_scores: keep each step's raw logits, or the scores sampled from (after
+                penalties, temperature and truncation): "all", or the N highest.
+
+        Returns:
+            One output per prompt, in order.
+
+        Raises:
+            PromptError, RequestError: a prompt or parameter this model cannot take; nothing has been
+                generated then.
+        """
+        listed = _listed(prompts)
+        shared = self.default_params if params is None else params
+        each = [shared] * len(listed) if isinstance(shared, SamplingParams) else list(shared)
+        if len(each) != len(listed):
+            raise RequestError(
+                f"{len(each)} sampling parameters were given for {len(listed)} prompts.", parameter="params"
+            )
+        groups: list[list[Request]] = []
+        for number, (prompt, asked) in enumerate(zip(listed, each, strict=True)):
+            try:
+                groups.append(self._requests(self.encode(prompt), asked, return_logits, return_scores))
+            except TelechatError as error:
+                if len(listed) > 1:
+                    error.add_note(f"(prompt {number} of {len(listed)}, counted from 0)")
+                raise
+        self._run([request for group in groups for request in group], progress=progress)
+        return [_output(group) for group in groups]
+
+    def _requests(
+        self, token_ids: list[int], params: SamplingParams, keep_logits: Keep = None, keep_scores: Keep = None
+    ) -> list[Request]:
+        return [
+            self.engine.make_request(
+                token_ids, one, index=index, keep_logits=keep_logits, keep_scores=keep_scores
+            )
+            for index, one in enumerate(params.split())
+        ]
+
+    def _run(self, requests: list[Request], *, progress: bool) -> None:
+        """Step until all of `requests` are done; on any interruption none of them stays behind."""
+        for request in requests:
+            self.engine.add(request)
+        try:
+            with Progress(len(requests), enabled=progress) as bar:
+                open_requests = len(requests)
+                while open_requests:
+                    stepped = self.engine.step()
+                    bar.advance_tokens(len(stepped))
+                    ended = sum(request.is_finished for request in stepped)
+                    bar.advance_requests(ended)
+                    # A chat being streamed may share the engine, so what ended need not be ours.
+                    if ended:
+                        open_requests = sum(not request.is_finished for request in requests)
+        finally:
+            for request in requests:
+                self.engine.cancel(request)
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Message] | None = None,
+        stream: Literal[False] = False,
+    ) -> RequestOutput: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Message] | None = None,
+        stream: Literal[True],
+    ) -> Iterator[Delta]: ...
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Message] | None = None,
+        stream: bool = False,
+    ) -> RequestOutput | Iterator[Delta]:
+        """Answer a conversation.
+
+        Args:
+            messages: `{"role", "content"}` dicts, the last one usually the user's.
+            params: default `default_params`.
+            tools: functions the model may call, OpenAI shape.
+            stream: return the answer piece by piece; closing the iterator cancels the rest.
+
+        Raises:
+            PromptError: messages that this model's chat format cannot express, or too many of them.
+        """
+        token_ids = self.tokenizer.apply_chat_template(messages, tools)
+        requests = self._requests(token_ids, params or self.default_params)
+        if stream:
+            return self._stream(requests)
+        self._run(requests, progress=False)
+        return _output(requests)
+
+    def _stream(self, requests: list[Request]) -> Iterator[Delta]:
+        for request in requests:
+            self.engine.add(request)
+        try:
+            untold = list(requests)
+            while untold:
+                for request in list(untold):
+                    delta = request.take_delta()
+                    if delta is not None:
+                        yield delta
+                    if request.is_finished:
+                        untold.remove(request)
+                        if request.error:
+                            raise request.error
+                if any(not request.is_finished for request in untold):
+                    self.engine.step()
+        finally:
+            for request in requests:
+                self.engine.cancel(request)
+
+
+def _load(folder: Path, *, device: str, dtype: str, **settings: Any) -> TeleChatModel:
+    is_on_cpu = resolve_device(device) == CPU
+    if dtype == "auto" and is_on_cpu and count_parameters(read_config(folder)) <= _SMALL_MODEL_PARAMETERS:
+        dtype = "float32"
+    return load_model(folder, device=device, dtype=dtype, **settings)
+
+
+def _eos_token_ids(tokenizer: Tokenizer, generation_config: Mapping[str, Any]) -> tuple[int, ...]:
+    """The tokenizer's end token, and those of the generation config, which may be one or a list."""
+    configured = generation_config.get("eos_token_id")
+    if configured is None:
+        configured = []
+    elif isinstance(configured, int):
+        configured = [configured]
+    return tuple(dict.fromkeys([tokenizer.special.eos, *configured]))
+
+
+def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """A single prompt becomes a list of one."""
+    if isinstance(prompts, str):
+        return [prompts]
+    listed = list(prompts)
+    if listed and all(isinstance(item, int) for item in listed):
+        return [cast("list[int]", listed)]
+    return cast("list[Prompt]", listed)
+
+
+def _output(requests: Sequence[Request]) -> RequestOutput:
+    for request in requests:
+        if request.error:
+            raise request.error
+    return RequestOutput(requests[0].prompt_token_ids, [_completion(request) for request in requests])
+
+
+def _completion(request: Request) -> Completion:
+    assert request.finish_reason is not None
+    return Completion(
+        text=request.text,
+        token_ids=request.token_ids,
+        finish_reason=request.finish_reason,
+        logprobs=request.logprobs if request.params.logprobs is not None else None,
+        stop_reason=request.stop_reason,
+        logits=_kept(request.kept_logits, request.keep_logits),
+        scores=_kept(request.kept_scores, request.keep_scores),
+    )
+
+
+def _kept(steps: list[Any], keep: Keep) -> Kept | None:
+    if keep is None:
+        return None
+    return torch.stack(steps) if keep == "all" else steps

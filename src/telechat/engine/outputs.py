@@ -1,0 +1,85 @@
+"""What comes back from generation. Plain values; they know nothing of how they were made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+FinishReason = Literal["stop", "length", "cancelled"]
+# How many raw logits or processed scores to keep per step: every one, the N highest, or none.
+Keep = Literal["all"] | int | None
+# Kept ones: fp32 [steps, V] on the CPU for "all"; per step {token id: value}, highest first, for N.
+Kept = Tensor | list[dict[int, float]]
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Log-probabilities at one step, by the model's own distribution (before penalties and temperature).
+
+    Attributes:
+        token_id: the token that was generated.
+        logprob: its natural-log probability.
+        top: (token id, log-probability) of the most likely tokens, best first.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer.
+
+    Attributes:
+        text: without the stop token or stop string that ended it.
+        token_ids: every generated id, the stop token and the tokens of a stop string included.
+        finish_reason: `stop` (a stop token or string), `length` (max_tokens or the context) or `cancelled`.
+        logprobs: one per token, where asked for.
+        stop_reason: the stop string or stop token id that ended the answer, or None.
+        logits, scores: per step, the model's raw output and what was sampled from, where asked for.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    logprobs: list[TokenLogprob] | None = None
+    stop_reason: str | int | None = None
+    logits: Kept | None = None
+    scores: Kept | None = None
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """The answers to one prompt."""
+
+    prompt_token_ids: list[int]
+    outputs: list[Completion]
+
+    @property
+    def text(self) -> str:
+        """Text of the first answer."""
+        return self.outputs[0].text
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What an answer gained since the last delta. Joined, texts and ids are those of the completion.
+
+    Attributes:
+        text: new text; never half a character, never part of a stop string.
+        token_ids: ids generated since the last delta (some may not have become text yet).
+        finish_reason: set on the last delta.
+        index: which of the request's `n` answers this belongs to.
+        logprobs: of `token_ids`, where asked for.
+        stop_reason: as in `Completion`, on the last delta.
+    """
+
+    text: str
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    index: int = 0
+    logprobs: list[TokenLogprob] | None = None
+    stop_reason: str | int | None = None
