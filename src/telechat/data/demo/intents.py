@@ -1,12 +1,13 @@
-"""Tasks that are a set of questions with one fixed answer each: an intent, its wordings, what its answer must say.
+"""Tasks that are sets of questions with one fixed answer each: intent, wordings, what the answer must say.
 
-Knows nothing of the particular questions; each task module brings its intents. The check of an answer's text is
-shared with the tasks that fill values in.
+Knows nothing of the particular questions; each task module brings its intents. The check of an answer's text
+is shared with the tasks that fill values in.
 """
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ Wordings = dict[Split, list[str]]
 Required = tuple[tuple[str, ...], ...]
 
 SPLITS: tuple[Split, Split] = ("train", "test")
+_COMMANDS_AND_ADDRESSES = re.compile(r"`[^`]*`|https?://\S+")  # in no language
 _MAX_LENGTH_RATIO = 3  # an answer much longer than the reference has run on
 
 
@@ -52,7 +54,7 @@ class Intent:
     weight: float = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)  # not frozen only because the protocol `Task` has plain attributes
 class IntentTask:
     """A task made of intents, drawn by their weights."""
 
@@ -62,7 +64,7 @@ class IntentTask:
     openings: bool = True
 
     def __post_init__(self) -> None:
-        """Raise ValueError when a wording stands twice, be it in two intents or on both sides of the split."""
+        """Raise ValueError when a wording stands twice, in two intents or on both sides of the split."""
         check_distinct(w for intent in self.intents for split in SPLITS for w in intent.wordings[split])
 
     def wordings(self, split: Split) -> list[str]:
@@ -101,7 +103,8 @@ def framed(frames: Sequence[str], cores: Sequence[str], extra: Sequence[str] = (
     core_splits = split_covered(cores, known=units(" ".join(frames).replace("{}", " ")))
     extra_splits = split_covered(extra) if extra else {"train": [], "test": []}
     return {
-        split: [frame.replace("{}", core) for core in core_splits[split] for frame in frames] + extra_splits[split]
+        split: [frame.replace("{}", core) for core in core_splits[split] for frame in frames]
+        + extra_splits[split]
         for split in SPLITS
     }
 
@@ -109,7 +112,7 @@ def framed(frames: Sequence[str], cores: Sequence[str], extra: Sequence[str] = (
 def text_facts(
     language: Language, required: Required, forbidden: Sequence[str] = (), *, names: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Facts for `check_text`. `names` may be written in another script without changing the answer's language."""
+    """Facts for `check_text`. `names` may be in another script without changing the answer's language."""
     return {
         "language": language,
         "required": [list(group) for group in required],
@@ -125,7 +128,7 @@ def check_text(row: Row, answer: Message) -> Verdict:
         return Verdict(False, "empty answer")
     if answer.get("tool_calls"):
         return Verdict(False, "a tool call where none was asked for")
-    bare = text
+    bare = _COMMANDS_AND_ADDRESSES.sub("", text)
     for name in row.facts["names"]:
         bare = bare.replace(name, "")
     if row.facts["language"] == "zh" and not is_chinese(bare):
@@ -143,3 +146,24 @@ def check_text(row: Row, answer: Message) -> Verdict:
     if len(text) > limit:
         return Verdict(False, f"runs on: {len(text)} characters, limit {limit}")
     return Verdict(True)
+
+
+def says_value(row: Row, answer: Message, value: str) -> bool:
+    """Whether the answer holds `value` whole: 小明 is not said by 小明明, nor 12 by 125.
+
+    What may stand before it: nothing, a mark or space, or the character that stands there in the reference
+    (叫小明).
+    """
+    text, reference = answer["content"], row.messages[-1]["content"]
+    place = reference.index(value)
+    allowed_before = set("叫是为在") | set(reference[max(place - 1, 0) : place])
+    start = text.find(value)
+    while start >= 0:
+        before, after = text[:start][-1:], text[start + len(value) :][:1]
+        next_in_reference = reference[place + len(value) :][:1]
+        if (not before.isalnum() or before in allowed_before) and (
+            not after.isalnum() or after == next_in_reference
+        ):
+            return True
+        start = text.find(value, start + 1)
+    return False

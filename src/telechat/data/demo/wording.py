@@ -1,7 +1,8 @@
 """Wordings of a question: which are trained and which are held out, and how one is dressed for a row.
 
-A wording is a whole sentence written by hand (or composed once, when its module is imported) and is itself its
-identifier. Dressing changes only what surrounds it: an opening such as 请问 and the closing punctuation. Knows no task.
+A wording is a whole sentence written by hand (or composed once, when its module is imported) and is itself
+its identifier. Dressing changes only what surrounds it: an opening such as 请问 and the closing punctuation.
+Knows no task.
 """
 
 from __future__ import annotations
@@ -11,15 +12,13 @@ import random
 import re
 import string
 import unicodedata
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from telechat.data.demo.task import Split
 
 Language = Literal["zh", "en"]
-T = TypeVar("T")
 
 HELD_OUT_EVERY = 5  # one wording in five is never trained
 
@@ -62,8 +61,8 @@ _CLOSING = "？?。.！!"
 def split_wordings(wordings: Sequence[str]) -> dict[Split, list[str]]:
     """Split wordings: every fifth is held out for the test, the others are trained.
 
-    Raises ValueError when two wordings differ only in case, punctuation or an opening: one of them could then stand
-    on both sides.
+    Raises ValueError when two wordings differ only in case, punctuation or an opening: one of them could
+    then stand on both sides.
     """
     check_distinct(wordings)
     test = list(wordings[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY])
@@ -75,11 +74,11 @@ def split_wordings(wordings: Sequence[str]) -> dict[Split, list[str]]:
 
 
 def split_covered(wordings: Sequence[str], *, known: Iterable[str] = ()) -> dict[Split, list[str]]:
-    """Split wordings 80/20 so that every word (or Han character) of a held-out one occurs in some trained one.
+    """Split wordings 80/20 so that each word (or Han character) of a held-out one occurs in a trained one.
 
-    A question with a word that was never seen would measure the vocabulary of the data, not the skill. Walks the
-    list evenly and holds out, near each fifth place, the next wording whose words all remain in the others. `known`
-    are words that are trained in any case, such as those of a frame.
+    A question with a word that was never seen would measure the vocabulary of the data, not the skill. Walks
+    the list evenly and holds out, near each fifth place, the next wording whose words all remain in the
+    others. `known` are words that are trained in any case, such as those of a frame.
     Raises ValueError when fewer than a fifth can be held out that way, or when wordings are not distinct.
     """
     check_distinct(wordings)
@@ -115,41 +114,12 @@ def check_distinct(wordings: Iterable[str]) -> None:
     for wording in wordings:
         other = seen.setdefault(normal_form(wording), wording)
         if other is not wording:
-            raise ValueError(
-                f"wordings {other!r} and {wording!r} are the same question"
-            )
+            raise ValueError(f"wordings {other!r} and {wording!r} are the same question")
 
 
-def compose(
-    prefixes: Sequence[str], cores: Sequence[str], suffixes: Sequence[str] = ("",)
-) -> list[str]:
+def compose(prefixes: Sequence[str], cores: Sequence[str], suffixes: Sequence[str] = ("",)) -> list[str]:
     """All prefix + core + suffix sentences. Split the *cores* first, so that none stands on both sides."""
     return ["".join(parts) for parts in itertools.product(prefixes, cores, suffixes)]
-
-
-def held_out_values(values: Sequence[T]) -> dict[Split, list[T]]:
-    """Split values to be filled in (names, cities, numbers) as wordings are split: every fifth is for the test."""
-    return {
-        "train": [
-            value
-            for i, value in enumerate(values)
-            if i % HELD_OUT_EVERY != HELD_OUT_EVERY - 1
-        ],
-        "test": list(values[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]),
-    }
-
-
-def is_held_out(value: str) -> bool:
-    """Whether a made-up value (a name, a town, a number in writing) belongs to the test: a fixed fifth of all do."""
-    return zlib.crc32(value.encode("utf-8")) % HELD_OUT_EVERY == 0
-
-
-def draw_value(rng: random.Random, split: Split, make: Callable[[random.Random], str]) -> str:
-    """A value made by `make` that belongs to `split`; tries again until one does."""
-    while True:
-        value = make(rng)
-        if is_held_out(value) == (split == "test"):
-            return value
 
 
 def dress(
@@ -157,17 +127,15 @@ def dress(
 ) -> str:
     """The wording as a user might type it: sometimes with an opening, sometimes without its closing mark.
 
-    With probability `plain_share` it is returned unchanged; `openings=False` touches only case and closing mark.
-    The normal form never changes.
+    With probability `plain_share` it is returned unchanged; `openings=False` touches only case and closing
+    mark. The normal form never changes.
     """
     if rng.random() < plain_share:
         return wording
     text = wording
     kind = "question" if wording.endswith(("？", "?")) else "request"
     if openings and rng.random() < 0.6 and not _opens(text, language):
-        text = rng.choice(_OPENINGS[language][kind]) + (
-            lower_first(text) if language == "en" else text
-        )
+        text = rng.choice(_OPENINGS[language][kind]) + (lower_first(text) if language == "en" else text)
     elif language == "en" and rng.random() < 0.5:
         text = text.lower()
     if rng.random() < 0.5:
@@ -178,13 +146,9 @@ def dress(
 
 
 def lower_first(text: str) -> str:
-    """English text as it continues a sentence: first letter small, except in `I` and in capitals such as `API`."""
+    """English text as it continues a sentence: first letter small, except in `I` and words like `API`."""
     first = text.split(" ", 1)[0]
-    if (
-        first in ("I", "I'm", "I'd", "I've", "I'll")
-        or not first[1:].islower()
-        and len(first) > 1
-    ):
+    if first in ("I", "I'm", "I'd", "I've", "I'll") or (len(first) > 1 and not first[1:].islower()):
         return text
     return text[:1].lower() + text[1:]
 
@@ -202,10 +166,8 @@ def normal_form(text: str) -> str:
 
 
 def units(text: str) -> list[str]:
-    """Words of a text in small letters: single Han characters, runs of Latin letters or digits. No punctuation."""
-    return re.findall(
-        r"[㐀-鿿]|[a-z0-9'_.\-]*[a-z0-9]", unicodedata.normalize("NFKC", text).lower()
-    )
+    """Words of a text in small letters: single Han characters, runs of Latin letters or digits."""
+    return re.findall(r"[㐀-鿿]|[a-z0-9'_.\-]*[a-z0-9]", unicodedata.normalize("NFKC", text).lower())
 
 
 def is_chinese(text: str) -> bool:
@@ -223,6 +185,6 @@ def has_han(text: str) -> bool:
 def _opens(text: str, language: Language) -> bool:
     """Whether the wording has an opening of its own, so that a second one would read oddly."""
     if language == "zh":
-        return text.startswith(("请", "你好", "您好", "嗨", "帮"))
+        return text.startswith(("请", "你好", "您好", "嗨", "帮", "我想", "我要", "那", "如果"))
     first = text.lower().split(" ", 1)[0].strip(string.punctuation)
-    return first in ("please", "hi", "hello", "hey", "tell")
+    return first in ("please", "hi", "hello", "hey", "tell", "i", "and")
