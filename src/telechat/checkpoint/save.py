@@ -46,7 +46,7 @@ def save_model(
         raise CheckpointError(f"max_shard_bytes is {max_shard_bytes}; it must be positive.")
     folder = Path(folder)
     dtype = dtype or model.dtype
-    tensors = dict(model.named_parameters())
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
     shards = plan_shards(model.config, dtype.itemsize, max_shard_bytes)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -50,8 +50,11 @@ class RopeSettings:
                 hint=f"Choose one of {', '.join(get_args(RopeScheme))}.",
             )
         for name in ("base", "base_length", "training_length", "factor"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"rope {name} is {getattr(self, name)}; it must be positive.")
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ConfigError(f"rope {name} is {value!r}; it must be a positive number.")
+        if self.table_dtype not in ("float16", "float32"):
+            raise ConfigError(f"rope table_dtype is {self.table_dtype!r}; it must be float16 or float32.")
 
     def stretch(self, length: int) -> tuple[int, float]:
         """(alpha, mscale) for an effective length of `length` tokens; alpha before its exponent d/(d-2)."""
@@ -67,7 +70,9 @@ class RopeSettings:
         """fp32 [head_dim / 2] angular step per position for a stretch of `alpha`."""
         factor = self.factor if self.scheme == "ntk-static" else 1.0
         base = self.base * factor * alpha ** (head_dim / (head_dim - 2))
-        return 1.0 / (base ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        frequencies: Tensor = 1.0 / (base**exponents)
+        return frequencies
 
 
 class RotaryTables:
@@ -79,7 +84,7 @@ class RotaryTables:
         self._tables: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
     def rows(self, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """cos and sin, each fp32 [*positions.shape, head_dim], for positions in a call of effective `length`."""
+        """cos and sin, fp32 [*positions.shape, head_dim], for positions in a call of effective `length`."""
         alpha, mscale = self.settings.stretch(length)
         cos, sin = self._table(alpha, length, positions.device)
         cos, sin = cos[positions], sin[positions]

@@ -1,8 +1,8 @@
 """A contiguous key/value cache whose rows each have their own length.
 
-Keys are stored rotated. Token ids are kept beside them, so that a model in `consistent` rope mode can recompute a
-row. Knows nothing of scheduling: the caller says which rows take part in a call (always the first ones; `rows`
-makes others the first ones of a view).
+Keys are stored rotated. Token ids are kept beside them, so that a model in `consistent` rope mode can
+recompute a row. Knows nothing of scheduling: the caller says which rows take part in a call (always the first
+ones; `rows` makes others the first ones of a view).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ class KVCache:
         lengths: tokens stored in each row (padding columns included).
         token_ids: int64 [batch_size, max_length].
         visible: bool [batch_size, max_length]; False where a stored token is padding.
-        has_padding: some stored token may be padding; while False, `visible` is all True and need not be read.
+        has_padding: some stored token may be padding; while False, `visible` is all True and need not be
+            read.
     """
 
     def __init__(
@@ -51,8 +52,8 @@ class KVCache:
     def record(self, ids_BS: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Note the new tokens and their visibility, and make room for them.
 
-        `attention_mask` is [B, S] for the new tokens or [B, past + S] for the whole rows (then all rows must be
-        equally long). Lengths grow here; layers then store keys and values at the same columns.
+        `attention_mask` is [B, S] for the new tokens or [B, past + S] for the whole rows (then all rows must
+        be equally long). Lengths grow here; layers then store keys and values at the same columns.
 
         Returns:
             The new tokens' columns, int64 [B, S].
@@ -96,6 +97,13 @@ class KVCache:
             values[self._new_rows, self._new_columns] = v_BSKd
         return keys[:B, :longest], values[:B, :longest]
 
+    def overwrite(self, layer: int, k_BTKd: Tensor, v_BTKd: Tensor) -> tuple[Tensor, Tensor]:
+        """Replace one layer's keys and values of the first T columns; returns them as they are."""
+        B, T = k_BTKd.shape[:2]
+        self.keys[layer][:B, :T] = k_BTKd
+        self.values[layer][:B, :T] = v_BTKd
+        return k_BTKd, v_BTKd
+
     def rows(self, start: int, stop: int) -> KVCache:
         """Rows start .. stop-1 as a cache of their own.
 
@@ -117,7 +125,9 @@ class KVCache:
         other = object.__new__(KVCache)
         other.max_length = max_length
         kept = min(batch_size, self.batch_size)
-        other.lengths = [min(length, max_length) for length in self.lengths[:kept]] + [0] * (batch_size - kept)
+        other.lengths = [min(length, max_length) for length in self.lengths[:kept]] + [0] * (
+            batch_size - kept
+        )
         used = max(other.lengths, default=0)
 
         def copied(tensor: Tensor, fill: float) -> Tensor:
@@ -136,7 +146,7 @@ class KVCache:
         return other
 
     def move(self, source: int, target: int) -> None:
-        """Copy row `source` over row `target` and empty `source`, so that the rows in use stay the first ones."""
+        """Copy row `source` over row `target` and empty it, so that the rows in use stay the first ones."""
         length = self.lengths[source]
         for tensor in (*self.keys, *self.values, self.token_ids, self.visible):
             tensor[target, :length] = tensor[source, :length]

@@ -7,6 +7,7 @@ Knows the official field names and their traps; knows nothing of weights or devi
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +44,7 @@ _ALIASES: dict[str, tuple[str, ...]] = {
 }
 _EXPERT_COUNT_KEYS = ("expert_num", "num_experts", "n_routed_experts", "num_local_experts")
 _EXPERTS_PER_TOKEN_KEYS = ("num_experts_chosen", "num_experts_per_tok", "moe_top_k", "top_k")
+# Compared in lower case: Telechat, TeleChat, Telechat2 and TeleChat2 are all in use.
 _CLASS_NAMES = ("telechatforcausallm", "telechat2forcausallm", "telechat12bforcausallm")
 
 # The T1-7B code has 4096 as a constant, the T1-12B code 8192; neither writes it to config.json. Only the 7B
@@ -51,6 +53,8 @@ _BASE_LENGTH_TIED = 4096
 _BASE_LENGTH_UNTIED = 8192
 
 
+_POST_LAYERNORM = "apply_residual_connection_post_layernorm"
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
 _COUNTS = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "ffn_hidden_size")
 
 
@@ -119,7 +123,7 @@ class TeleChatConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be in [0, 1).")
         if self.moe and not 1 <= self.moe.num_experts_per_token <= self.moe.num_experts:
             raise ConfigError(
-                f"{self.moe.num_experts_per_token} experts per token cannot be chosen from {self.moe.num_experts}."
+                f"{self.moe.num_experts_per_token} experts a token cannot come from {self.moe.num_experts}."
             )
 
     @property
@@ -152,7 +156,7 @@ class TeleChatConfig:
             return _DEFAULTS[key]
 
         num_heads = _integer("n_head", get("n_head"))
-        tied = bool(get("tie_word_embeddings"))
+        tied = _boolean("tie_word_embeddings", get("tie_word_embeddings"))
         training_length = _integer("training_seqlen", get("training_seqlen"))
         base_length = raw.get("base_seqlen") or (_BASE_LENGTH_TIED if tied else _BASE_LENGTH_UNTIED)
         return cls(
@@ -166,19 +170,19 @@ class TeleChatConfig:
             initializer_range=_number("initializer_range", get("initializer_range")),
             hidden_dropout=_number("hidden_dropout", get("hidden_dropout")),
             attention_dropout=_number("attention_dropout", get("attention_dropout")),
-            embed_layernorm=bool(get("embed_layernorm")),
-            residual_post_layernorm=bool(get("apply_residual_connection_post_layernorm")),
+            embed_layernorm=_boolean("embed_layernorm", get("embed_layernorm")),
+            residual_post_layernorm=_boolean(_POST_LAYERNORM, get(_POST_LAYERNORM)),
             tie_word_embeddings=tied,
             seq_length=_integer("seq_length", raw.get("seq_length") or training_length),
             rope=_read_rope(raw, _integer("base_seqlen", base_length), training_length),
             moe=_read_moe(raw),
-            **{name: get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")},
+            **{name: _integer(name, get(name)) for name in _TOKEN_IDS},
         )
 
     @staticmethod
     def expert_count(raw: Mapping[str, Any]) -> Any:
         """The number of experts in a config.json, under any of the names in use; None when there is none."""
-        return _first({**raw, **(raw.get("moe_config") or {})}, _EXPERT_COUNT_KEYS)
+        return _first({**raw, **_section("moe_config", raw)}, _EXPERT_COUNT_KEYS)
 
     def to_hf(self) -> dict[str, Any]:
         """The contents of a `config.json` with official field names that the official code reads as well."""
@@ -232,7 +236,8 @@ class TeleChatConfig:
 
 def _check_is_telechat(raw: Mapping[str, Any]) -> None:
     """Accept every spelling of the class name in use; refuse other architectures by name."""
-    names = [str(name) for name in raw.get("architectures") or []]
+    named = raw.get("architectures") or []
+    names = [named] if isinstance(named, str) else [str(name) for name in named]
     if names and not any(name.lower() in _CLASS_NAMES for name in names):
         raise ConfigError(
             f"config.json describes {', '.join(names)}, which is not a TeleChat or TeleChat2 model.",
@@ -243,20 +248,20 @@ def _check_is_telechat(raw: Mapping[str, Any]) -> None:
 
 
 def _read_rope(raw: Mapping[str, Any], base_length: int, training_length: int) -> RopeSettings:
-    extra = dict(raw.get("telechat_rope") or {})
-    base = extra.pop("base", raw.get("rope_theta") or 10000.0)
+    extra = _section("telechat_rope", raw)
+    base = _number("rope_theta", extra.pop("base", raw.get("rope_theta") or 10000.0))
     known = {"scheme", "factor", "table_dtype"}
     unknown = set(extra) - known
     if unknown:
         raise ConfigError(
             f"telechat_rope has unknown keys {sorted(unknown)}; known are {sorted(known | {'base'})}."
         )
-    return RopeSettings(base=float(base), base_length=base_length, training_length=training_length, **extra)
+    return RopeSettings(base=base, base_length=base_length, training_length=training_length, **extra)
 
 
 def _read_moe(raw: Mapping[str, Any]) -> MoeConfig | None:
     """Expert settings, nested under `moe_config` or flat, under any of the names in use."""
-    section = {**raw, **(raw.get("moe_config") or {})}
+    section = {**raw, **_section("moe_config", raw)}
     count = _first(section, _EXPERT_COUNT_KEYS)
     if count is None or _integer("expert_num", count) <= 1:
         return None
@@ -272,7 +277,7 @@ def _read_moe(raw: Mapping[str, Any]) -> MoeConfig | None:
     return MoeConfig(
         num_experts=_integer("expert_num", count),
         num_experts_per_token=_integer("num_experts_chosen", chosen),
-        norm_topk_prob=bool(section.get("norm_topk_prob", True)),
+        norm_topk_prob=_boolean("norm_topk_prob", section.get("norm_topk_prob", True)),
         routed_scaling_factor=_number("routed_scaling_factor", section.get("routed_scaling_factor", 1.0)),
         aux_loss_factor=_number("aux_loss_factor", section.get("aux_loss_factor", 0.01)),
         capacity_factor=_number("capacity_factor", section.get("capacity_factor", 0.0)),
@@ -283,13 +288,28 @@ def _first(section: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
     return next((section[key] for key in keys if section.get(key) is not None), None)
 
 
+def _section(name: str, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested object of the config; empty when absent."""
+    section = raw.get(name) or {}
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{name} is {section!r}; it must be an object.")
+    return dict(section)
+
+
+def _boolean(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} is {value!r}; it must be true or false.")
+    return value
+
+
 def _integer(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or value != int(value):
         raise ConfigError(f"{name} is {value!r}; it must be an integer.")
     return int(value)
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ConfigError(f"{name} is {value!r}; it must be a number.")
     return float(value)

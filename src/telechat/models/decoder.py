@@ -7,6 +7,7 @@ V vocabulary. Module names are the official parameter names.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, get_args
@@ -24,10 +25,11 @@ from telechat.layers.norm import RMSNorm
 from telechat.layers.rotary import RotaryTables
 from telechat.models.cache import KVCache
 from telechat.models.config import TeleChatConfig
-from telechat.ops.attention import AttentionFunction, choose_attention
+from telechat.ops.attention import AttentionChoice, AttentionFunction, choose_attention
 
 log = logging.getLogger(__name__)
 
+Store = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 RopeMode = Literal["official", "consistent", "static"]
 
 
@@ -76,10 +78,11 @@ class DecoderBlock(nn.Module):
         normed = self.post_attention_layernorm(x_BSD)
         residual = normed if self.residual_post_layernorm else x_BSD
         if isinstance(self.mlp, MixtureOfExperts):
-            out = self.mlp(normed, routings)
+            out: Tensor = self.mlp(normed, routings)
         else:
             out = self.mlp(normed)
-        return residual + self.dropout(out)
+        out = residual + self.dropout(out)
+        return out
 
 
 class Transformer(nn.Module):
@@ -96,21 +99,25 @@ class Transformer(nn.Module):
         self.gradient_checkpointing = False
 
     def forward(
-        self, input_ids: Tensor, inputs: AttentionInputs, cache: KVCache | None, trace: Trace | None
+        self, input_ids: Tensor, inputs: AttentionInputs, store: Store | None, trace: Trace | None
     ) -> Tensor:
-        """Final hidden states [B, S, hidden]."""
-        x = self.word_embeddings(input_ids)
+        """Final hidden states [B, S, hidden]. `store` takes a layer's new keys and values and returns all."""
+        x: Tensor = self.word_embeddings(input_ids)
         if self.word_embeddings_layernorm is not None:
             x = self.word_embeddings_layernorm(x)
         for index, block in enumerate(self.h):
             if trace is not None:
                 trace.hidden_states.append(x)
-            remember = partial(cache.store, index) if cache is not None else None
-            routings = trace.routings if trace is not None else None
+            remember = partial(store, index) if store is not None else None
+            # A list of its own for each block: checkpointing runs the block a second time in the backward
+            # pass.
+            routings: list[Routing] | None = [] if trace is not None else None
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(block, x, inputs, remember, routings, use_reentrant=False)
             else:
                 x = block(x, inputs, remember, routings)
+            if trace is not None and routings:
+                trace.routings.append(routings[0])
         x = self.ln_f(x)
         if trace is not None:
             trace.hidden_states.append(x)
@@ -122,9 +129,14 @@ class TeleChatModel(nn.Module):
 
     `rope_mode` says what happens past `training_seqlen`, where the rotary table depends on the length:
     `official` gives each call the table of its total length and leaves cached keys as they are; `consistent`
-    recomputes the whole sequence whenever its table changes, so cached decoding equals a call without cache (slow);
-    `static` uses the one table of `static_length` for every call (for serving at a declared maximum length).
-    Within `training_seqlen` all three are the same.
+    recomputes the whole sequence whenever its table changes, so cached decoding equals a call without cache
+    (slow); `static` uses the one table of `static_length` (by default `training_seqlen`) for every call up to
+    that length, for serving at a declared maximum. Within `training_seqlen` the first two are the same, and
+    `static` as well unless `static_length` is larger.
+
+    Attributes:
+        attention_choice: the attention form that was chosen and why; None when one was handed in.
+        static_length: in tokens; see above.
     """
 
     def __init__(
@@ -137,10 +149,15 @@ class TeleChatModel(nn.Module):
     ) -> None:
         super().__init__()
         if rope_mode not in get_args(RopeMode):
-            raise ConfigError(f"rope mode '{rope_mode}' is unknown.", hint="Choose official, consistent or static.")
+            raise ConfigError(
+                f"rope mode '{rope_mode}' is unknown.", hint="Choose official, consistent or static."
+            )
+        if static_length is not None and static_length < 1:
+            raise ConfigError(f"static_length is {static_length}; it must be positive.")
         self.config = config
         self.rope_mode = rope_mode
-        self.static_length = static_length or config.training_seqlen
+        self.static_length = config.training_seqlen if static_length is None else static_length
+        self.attention_choice: AttentionChoice | None = None
         self.transformer = Transformer(config, attention)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -149,7 +166,11 @@ class TeleChatModel(nn.Module):
     @property
     def output_weight(self) -> Tensor:
         """The head's weight [V, hidden]; the embedding itself when tied."""
-        return self.transformer.word_embeddings.weight if self.config.tie_word_embeddings else self.lm_head.weight
+        return (
+            self.transformer.word_embeddings.weight
+            if self.config.tie_word_embeddings
+            else self.lm_head.weight
+        )
 
     @property
     def device(self) -> torch.device:
@@ -206,28 +227,39 @@ class TeleChatModel(nn.Module):
         """Final hidden states [B, S, hidden]; arguments as in `forward`."""
         self._check_ids(input_ids)
         B, S = input_ids.shape
+        _check_shapes(input_ids, attention_mask, positions, past=max(cache.lengths[:B]) if cache else 0)
         if cache is None:
             columns = torch.arange(S, device=input_ids.device).expand(B, S)
             lengths = [S] * B
             inputs = self._attention_inputs(columns, lengths, attention_mask, positions, is_square=True)
-            return self.transformer(input_ids, inputs, None, trace)
+            hidden: Tensor = self.transformer(input_ids, inputs, None, trace)
+            return hidden
         is_first = max(cache.lengths[:B]) == 0
         columns = cache.record(input_ids, attention_mask)
         lengths = cache.lengths[:B]
         if self.rope_mode == "consistent" and not is_first and max(lengths) > self.config.training_seqlen:
-            return self._recompute(cache, B, S, trace)
+            return self._recompute(cache, columns, positions, trace)
         visible = cache.visible[:B, : max(lengths)] if cache.has_padding else None
         inputs = self._attention_inputs(columns, lengths, visible, positions, is_square=is_first)
-        return self.transformer(input_ids, inputs, cache, trace)
+        hidden = self.transformer(input_ids, inputs, cache.store, trace)
+        return hidden
 
-    def _recompute(self, cache: KVCache, B: int, S: int, trace: Trace | None) -> Tensor:
-        """Hidden states of the last S tokens of each row, with every key rotated by the row's present table."""
+    def _recompute(
+        self, cache: KVCache, new_columns_BS: Tensor, positions: Tensor | None, trace: Trace | None
+    ) -> Tensor:
+        """Hidden states of the last S tokens of each row, with every key rotated by the row's present table.
+
+        Earlier tokens keep their distance to the last one's position (0 for those in left padding).
+        """
+        B, S = new_columns_BS.shape
         lengths = cache.lengths[:B]
         longest = max(lengths)
         columns = torch.arange(longest, device=cache.token_ids.device).expand(B, longest)
+        if positions is not None:
+            positions = (columns + (positions - new_columns_BS)[:, -1:]).clamp(min=0)
         visible = cache.visible[:B, :longest] if cache.has_padding else None
-        inputs = self._attention_inputs(columns, lengths, visible, None, is_square=True)
-        x = self.transformer(cache.token_ids[:B, :longest], inputs, None, trace)
+        inputs = self._attention_inputs(columns, lengths, visible, positions, is_square=True)
+        x = self.transformer(cache.token_ids[:B, :longest], inputs, cache.overwrite, trace)
         return torch.stack([x[row, end - S : end] for row, end in enumerate(lengths)])
 
     def _attention_inputs(
@@ -241,7 +273,9 @@ class TeleChatModel(nn.Module):
     ) -> AttentionInputs:
         """Rotary rows and mask of a call. `is_square` says that the new tokens are all tokens, in order."""
         positions = columns_BS if positions is None else positions
-        rope_lengths = [max(self.static_length, n) for n in lengths] if self.rope_mode == "static" else lengths
+        rope_lengths = (
+            [max(self.static_length, n) for n in lengths] if self.rope_mode == "static" else lengths
+        )
         cos, sin = self.rotary.lookup(positions, rope_lengths)
         if visible_BT is not None and bool(visible_BT.all()):
             visible_BT = None
@@ -253,20 +287,40 @@ class TeleChatModel(nn.Module):
         seen = keys <= columns_BS[:, :, None]
         if visible_BT is not None:
             seen = seen & visible_BT[:, None].bool()
-        mask = torch.zeros(seen.shape, dtype=self.dtype, device=columns_BS.device)
+        dtype = self._compute_dtype()
+        mask = torch.zeros(seen.shape, dtype=dtype, device=columns_BS.device)
         # Finite, so that a row that sees nothing (a padded query) becomes uniform and not NaN.
-        mask.masked_fill_(~seen, torch.finfo(self.dtype).min)
+        mask.masked_fill_(~seen, torch.finfo(dtype).min)
         return AttentionInputs(cos, sin, mask[:, None], is_causal=False)
+
+    def _compute_dtype(self) -> torch.dtype:
+        """dtype of queries and keys. Autocast would round a mask of the weights' dtype to -inf."""
+        kind = self.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.dtype
 
     def _check_ids(self, input_ids: Tensor) -> None:
         if input_ids.dim() != 2 or input_ids.shape[1] == 0:
             raise PromptError(f"input_ids has shape {tuple(input_ids.shape)}; expected [batch, length >= 1].")
         # Reading the ids back would stall an accelerator at every step; there the caller's tokenizer vouches.
-        if input_ids.device.type == "cpu":
+        if input_ids.is_cpu:
             low, high = int(input_ids.min()), int(input_ids.max())
             if low < 0 or high >= self.config.vocab_size:
                 wrong = low if low < 0 else high
                 raise PromptError(f"token id {wrong} is outside the vocabulary of {self.config.vocab_size}.")
+
+
+def _check_shapes(
+    input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor | None, *, past: int
+) -> None:
+    """Refuse masks and positions that would be broadcast to something nobody meant."""
+    B, S = input_ids.shape
+    if attention_mask is not None and tuple(attention_mask.shape) not in ((B, S), (B, past + S)):
+        raise PromptError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}; expected {(B, S)} for the new tokens"
+            + (f" or {(B, past + S)} for all." if past else ".")
+        )
+    if positions is not None and tuple(positions.shape) != (B, S):
+        raise PromptError(f"positions has shape {tuple(positions.shape)}; expected {(B, S)}.")
 
 
 def build_model(
@@ -282,7 +336,8 @@ def build_model(
     """An uninitialised model on `device` (`meta` allocates nothing). The attention form is chosen here, once.
 
     Args:
-        target: where a model built on `meta` will run; the attention form is chosen for it. `device` when None.
+        target: where a model built on `meta` will run; the attention form is chosen for it. `device` when
+            None.
 
     Raises:
         DeviceError: an attention form asked for by name cannot run.
@@ -295,6 +350,7 @@ def build_model(
         model = TeleChatModel(
             config, attention=choice.function, rope_mode=rope_mode, static_length=static_length
         )
+    model.attention_choice = choice
     return model.to(dtype)
 
 
@@ -306,7 +362,7 @@ def initialise(model: TeleChatModel, *, seed: int) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding | Router):
             module.weight.normal_(0.0, deviation, generator=generator)
-            if getattr(module, "bias", None) is not None:
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()
         elif isinstance(module, RMSNorm):
             module.weight.fill_(1.0)
