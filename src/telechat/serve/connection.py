@@ -1,0 +1,93 @@
+"""Answers that end when the client goes away.
+
+A client that disconnects cancels the work done for it at once, also while it waits in a queue and nothing is
+being sent; the engine then frees its place. Knows nothing of what is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from typing import TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+async def run_while_connected(request: Request, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled when the client disconnects. Call it after the body was read.
+
+    Raises:
+        ClientDisconnect: the client went away first.
+    """
+    return await _race(request.receive, work)
+
+
+async def _race(receive: Receive, work: Awaitable[T]) -> T:
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        # Wait for both: the work's own clean-up must be over before the request counts as finished.
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    message: Message = {"type": ""}
+    while message["type"] != "http.disconnect":
+        message = await receive()
+
+
+class GeneratedResponse(Response):
+    """A body produced piece by piece; the generator is always closed, however the answer ends.
+
+    Args:
+        pieces: chunks of the body. An exception from it cuts the connection, so that the client cannot take
+            what arrived for the whole.
+        headers: must hold the content type.
+        on_close: called once the answer is over or the client has gone.
+    """
+
+    def __init__(
+        self,
+        pieces: AsyncGenerator[bytes, None],
+        *,
+        headers: Mapping[str, str],
+        on_close: Callable[[], None],
+    ) -> None:
+        self._pieces = pieces
+        self._on_close = on_close
+        self.status_code = 200
+        self.background = None
+        # Before there is a `body`: Starlette would announce its length.
+        self.init_headers(headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await _race(receive, self._send_all(send))
+        except ClientDisconnect:
+            logger.info("the client went away during %s", scope["path"])
+        finally:
+            self._on_close()
+
+    async def _send_all(self, send: Send) -> None:
+        async with aclosing(self._pieces):
+            await send(
+                {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+            )
+            async for piece in self._pieces:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible surface: request fields, answers, streams and the model list."""

@@ -1,0 +1,148 @@
+"""Running the service: port first, then the model, then requests, until told to stop.
+
+The port is taken before the model is loaded, because a busy one should not cost minutes to find out. SIGTERM
+and Ctrl-C let running answers finish; a second one cuts them off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import uvicorn
+
+from telechat.engine import LLM, AsyncEngine
+from telechat.errors import TelechatError, UsageError
+from telechat.serve.admission import Admission
+from telechat.serve.app import create_app
+from telechat.serve.keys import resolve_keys
+from telechat.serve.settings import ServeSettings
+
+logger = logging.getLogger(__name__)
+
+# Longer than the idle time of common gateways, so that they and not we close a connection both still use.
+KEEP_ALIVE_SECONDS = 75
+
+
+def run_server(load: Callable[[], LLM], settings: ServeSettings) -> int:
+    """Serve until stopped; returns the exit code.
+
+    Args:
+        load: loads the model; called once the port is ours.
+        settings: how to listen and whom to let in.
+
+    Raises:
+        TelechatError: the port is busy, or the model does not load.
+        KeyboardInterrupt: stopped by Ctrl-C, after running answers have finished.
+    """
+    listener = bind(settings.host, settings.port)
+    with listener:
+        keys = resolve_keys(settings)
+        engine = AsyncEngine(load())
+        admission = Admission(settings.max_pending_requests)
+        app = create_app(engine, settings, keys=keys, admission=admission)
+        server = Server(app, settings, admission, listener.getsockname()[1])
+        try:
+            asyncio.run(server.serve(sockets=[listener]))
+        except OSError as error:
+            # Another program that also held the port without listening was faster.
+            raise _refused(settings.host, settings.port, error) from error
+        finally:
+            engine.close()
+    if server.was_interrupted:
+        raise KeyboardInterrupt
+    return 0
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to the address, not yet listening: clients are refused until the model is loaded.
+
+    Raises:
+        TelechatError: the port is in use or needs rights.
+        UsageError: the host is not an address of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror as error:
+        raise UsageError(
+            f"The host {host!r} cannot be found.", hint="Give an address with --host."
+        ) from error
+    listener = socket.socket(family, kind, protocol)
+    try:
+        if os.name != "nt":
+            # A port whose last connections are still closing is free; on Windows this would mean taking it by
+            # force.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise _refused(host, port, error) from error
+    return listener
+
+
+def _refused(host: str, port: int, error: OSError) -> TelechatError:
+    if error.errno == errno.EADDRINUSE:
+        return TelechatError(
+            f"Port {port} on {host} is in use.",
+            hint="Stop the program that uses it, or choose another port with --port.",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return TelechatError(
+            f"Port {port} needs administrator rights.", hint="Choose one above 1023 with --port."
+        )
+    return UsageError(
+        f"Nothing can listen on {host} port {port}: {error.strerror}.", hint="Give another host with --host."
+    )
+
+
+class Server(uvicorn.Server):
+    """uvicorn with our ending: while running answers finish, new requests are refused."""
+
+    def __init__(self, app: object, settings: ServeSettings, admission: Admission, port: int) -> None:
+        config = uvicorn.Config(
+            app,  # type: ignore[arg-type]
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=settings.shutdown_seconds,
+        )
+        super().__init__(config)
+        self.was_interrupted = False
+        self._admission = admission
+        self._url = _url(settings.host, port)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        logger.info("listening on %s (documentation: %s/docs)", self._url, self._url)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Like uvicorn's, except that signals are not raised again: SIGTERM after a clean end is success."""
+        names = (signal.SIGINT, signal.SIGTERM)
+        previous = {name: signal.signal(name, self.handle_exit) for name in names}
+        try:
+            yield
+        finally:
+            for name, handler in previous.items():
+                signal.signal(name, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._admission.is_draining = True
+        self.was_interrupted = self.was_interrupted or sig == signal.SIGINT
+        super().handle_exit(sig, frame)
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

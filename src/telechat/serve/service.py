@@ -1,0 +1,94 @@
+"""What all routes share: the engine, the settings, and the steps every request goes through.
+
+Knows no protocol: bodies and answers are the routes' business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from telechat.engine.outputs import Delta
+from telechat.errors import ContextLengthError
+from telechat.serve.admission import Admission
+from telechat.serve.contract import DeltaStream, ServiceEngine, ServiceModel
+from telechat.serve.errors import model_not_found, unavailable
+from telechat.serve.settings import ServeSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """One model behind HTTP.
+
+    Attributes:
+        engine: answers prompts.
+        settings: the operator's decisions.
+        admission: places for requests.
+        created: when the service started, in seconds since 1970.
+    """
+
+    engine: ServiceEngine
+    settings: ServeSettings
+    admission: Admission
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def model(self) -> ServiceModel:
+        """The model being served."""
+        return self.engine.llm
+
+    @property
+    def model_name(self) -> str:
+        """The model's name for clients."""
+        return self.settings.served_model_name or self.model.name
+
+    def check_model(self, name: str | None) -> None:
+        """Refuse a request for another model; none named means ours.
+
+        Raises:
+            ApiError: 404.
+        """
+        if name is not None and name != self.model_name:
+            raise model_not_found(name, self.model_name)
+
+    async def encode(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        limit: int | None = None,
+    ) -> list[int]:
+        """Token ids of a conversation, never truncated; long ones do not hold up other requests.
+
+        Args:
+            messages: as `Tokenizer.apply_chat_template` takes them.
+            tools: offered functions.
+            limit: most tokens of prompt and answer together; None is the model's.
+
+        Raises:
+            PromptError: what the model's chat format cannot express.
+            ContextLengthError: no room is left for an answer.
+        """
+        ids = await asyncio.to_thread(self.model.tokenizer.apply_chat_template, messages, tools or None)
+        limit = min(limit or self.model.max_model_len, self.model.max_model_len)
+        if len(ids) >= limit:
+            raise ContextLengthError(
+                len(ids), limit, hint="Shorten the messages; at least one token must be left for the answer."
+            )
+        return ids
+
+    async def deltas(self, stream: DeltaStream) -> AsyncGenerator[Delta, None]:
+        """What a stream of the engine brings. Closing this generator ends the work behind it.
+
+        Raises:
+            ApiError: 503 when the engine stops before the answers are complete.
+        """
+        async with aclosing(stream):
+            async for delta in stream:
+                if delta.finish_reason == "cancelled":
+                    raise unavailable("The service stopped before the answer was complete.")
+                yield delta

@@ -1,0 +1,82 @@
+"""Settings of the HTTP service.
+
+Everything an operator decides about the service itself; the model's own settings (device, dtype, attention)
+are handed to the engine. Knows nothing of HTTP or of engines.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from telechat.errors import ConfigError
+
+DEFAULT_PORT = 8070
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    """How the service listens, whom it lets in and what it refuses.
+
+    Attributes:
+        host: address to listen on; the default is this machine only.
+        port: TCP port, 1 to 65535; 0 lets the system choose (tests).
+        api_keys: keys that clients may send as `Authorization: Bearer KEY`; empty means no key is asked for
+        on a
+            loopback host, and a generated one elsewhere.
+        allow_anonymous: let everybody in on a public host without a key.
+        api_key_file: where a generated key is kept; None is `telechat/api_key` in the user's settings folder.
+        served_model_name: the model's name for clients; None takes it from the engine.
+        cors_origins: web origins that browsers may call from, `("*",)` for all; empty is none. The original
+            service allowed all.
+        max_body_bytes: larger request bodies are refused with 413.
+        max_pending_requests: requests being answered or waiting; further ones get 429 with Retry-After.
+        max_choices: largest `n` of one request.
+        shutdown_seconds: how long running answers may take to finish once the service is told to stop.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    api_keys: tuple[str, ...] = ()
+    allow_anonymous: bool = False
+    api_key_file: Path | None = None
+    served_model_name: str | None = None
+    cors_origins: tuple[str, ...] = ()
+    max_body_bytes: int = 4 * 1024 * 1024
+    max_pending_requests: int = 256
+    max_choices: int = 16
+    shutdown_seconds: int = 30
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port is {self.port}; ports go from 1 to 65535.")
+        for name in ("max_body_bytes", "max_pending_requests", "max_choices", "shutdown_seconds"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for key in self.api_keys:
+            if not key or not key.isascii() or not key.isprintable() or " " in key:
+                raise ConfigError(
+                    "An API key is empty or has characters other than printable ASCII without spaces.",
+                    hint="Use letters, digits and punctuation.",
+                )
+        if self.allow_anonymous and self.api_keys:
+            raise ConfigError(
+                "An API key is set and anonymous access is allowed as well.",
+                hint="Leave out --allow-anonymous or the key.",
+            )
+
+    @property
+    def is_loopback(self) -> bool:
+        """Only programs on this machine can reach the service."""
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """True for `localhost` and addresses such as 127.0.0.1 and ::1; other names count as public."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

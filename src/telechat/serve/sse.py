@@ -1,0 +1,26 @@
+"""Server-sent events as OpenAI clients expect them, byte for byte.
+
+Each event is `data: {json}` and one empty line, with `\\n` only: some clients split on that. Knows nothing of
+what is inside an event.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+DONE = b"data: [DONE]\n\n"
+
+# no-cache and X-Accel-Buffering keep proxies from collecting a stream before they pass it on.
+HEADERS: Mapping[str, str] = {
+    "Content-Type": "text/event-stream",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",
+}
+
+
+def event(data: Mapping[str, Any]) -> bytes:
+    """One event; JSON escapes line ends, so the data is one line whatever the text holds."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return b"data: " + text.encode("utf-8") + b"\n\n"
