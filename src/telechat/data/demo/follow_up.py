@@ -197,7 +197,8 @@ def _sentence(slot: Slot, value: str) -> str:
 
 def _told(rng: random.Random, slot: Slot, value: str, split: Split) -> list[Message]:
     """A turn in which the fact is told and acknowledged."""
-    told = dress(rng, rng.choice(slot.tells[split]).format(value), slot.language, openings=False)
+    # Dressed before the value goes in: a name in small letters could not be copied with its capital.
+    told = dress(rng, rng.choice(slot.tells[split]), slot.language, openings=False).format(value)
     clause = slot.fact.format(value)
     noted = (
         f"好的，我记住了，{clause}。" if slot.language == "zh" else f"Okay, I will remember that {clause}."
