@@ -1,7 +1,7 @@
 """Small tokenizer folders for tests: trained here in a second, laid out like the official ones.
 
-`build_byte_pairs` makes what `telechat tokenizer train` makes; `build_pieces` makes sentencepiece models with the
-12B's user-defined or TeleChat2's control pieces. `official_folder` sets up the real models where they are
+`build_byte_pairs` makes what `telechat tokenizer train` makes; `build_pieces` makes sentencepiece models with
+the 12B's user-defined or TeleChat2's control pieces. `official_folder` sets up the real models where they are
 available.
 """
 
@@ -14,8 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from telechat.tokenizer.train import train_tokenizer
 from tests.shared_data import shared_path
+
+from telechat.tokenizer.train import train_tokenizer
 
 GOLDEN = Path(__file__).parent / "golden" / "data" / "tokenizer"
 SAMPLE_VOCAB_SIZE = 500

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.shared_data import needs_shared
+from tests.tokenizer_samples import GENERATION_CONFIGS, golden_chats, official_folder
 
 from telechat.errors import PromptError
 from telechat.tokenizer import CHAT_FORMATS, Tokenizer, load_tokenizer
 from telechat.tokenizer.messages import check_tools, read_messages
 from telechat.tokenizer.official_prompt import official_chat_prompt
-from tests.shared_data import needs_shared
-from tests.tokenizer_samples import GENERATION_CONFIGS, golden_chats, official_folder
 
 CHATS = golden_chats()
 GENERATIONS = ("telechat-12b", "telechat2-115b")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from telechat.tokenizer import Tokenizer, load_tokenizer
 from tests.shared_data import needs_shared, shared_path
 from tests.tokenizer_samples import GOLDEN, golden_cases, official_folder
+
+from telechat.tokenizer import Tokenizer, load_tokenizer
 
 pytestmark = needs_shared
 

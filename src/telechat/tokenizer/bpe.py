@@ -129,13 +129,17 @@ def _require_byte_level_bpe(definition: dict[str, Any], source: Path) -> None:
     model = definition["model"]
     if model.get("type", "BPE") != "BPE" or not isinstance(model.get("vocab"), dict) or not model["vocab"]:
         raise TokenizerError(
-            f"{source} holds a {model.get('type')} vocabulary; only byte-level BPE is supported."
+            f"{source} holds a {model.get('type')} vocabulary; only byte-level BPE is supported.",
+            hint="Use a tokenizer.json of a TeleChat model.",
         )
     decoder = definition.get("decoder") or {}
     steps = decoder.get("decoders", [decoder]) if decoder.get("type") == "Sequence" else [decoder]
     if [step.get("type") for step in steps] != ["ByteLevel"]:
         kinds = ", ".join(str(step.get("type")) for step in steps)
-        raise TokenizerError(f"{source} has the decoder {kinds}; only ByteLevel is supported.")
+        raise TokenizerError(
+            f"{source} has the decoder {kinds}; only ByteLevel is supported.",
+            hint="Use a tokenizer.json of a TeleChat model.",
+        )
 
 
 def _build(definition: dict[str, Any], source: Path) -> tokenizers.Tokenizer:

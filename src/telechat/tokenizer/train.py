@@ -57,8 +57,7 @@ def train_tokenizer(
         vocab_size: entries in all, control tokens and the 256 bytes included.
         out_folder: created when missing; existing tokenizer files there are replaced.
         max_han_run: longest run of Han characters a training piece may hold; runs are cut into pieces of
-            random
-            length from 1 to this.
+            random length from 1 to this.
         seed: of those lengths.
 
     Returns:
@@ -96,7 +95,7 @@ def train_tokenizer(
 def conversation_texts(
     messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
 ) -> Iterator[str]:
-    """The texts that the TeleChat2 format encodes for a conversation, its own system text and tool page included."""
+    """What the TeleChat2 format encodes for a conversation, its own system and tool texts included."""
     parts = TemplateFormat().render(
         read_messages(messages), check_tools(tools), add_generation_prompt=False, official=False
     )
