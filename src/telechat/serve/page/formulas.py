@@ -26,6 +26,8 @@ MAX_FORMULA_CHARS = 4000
 _BLOCK_DELIMITERS = (("$$", "$$"), (r"\[", r"\]"))
 _INLINE_DELIMITERS = (("$$", "$$", True), (r"\(", r"\)", False), (r"\[", r"\]", True))
 
+_FORMULA_SIGNS = frozenset("\\^_=")
+
 _NUM_CHILDREN = {
     "mfrac": 2,
     "mroot": 2,
@@ -133,10 +135,11 @@ def _inline_rule(state: StateInline, silent: bool) -> bool:
 def _closing_dollar(source: str, start: int, limit: int) -> int:
     """Position of the `$` closing a formula whose text begins at `start`, or -1.
 
-    A `$` opens before a non-space, non-digit and closes after a non-space, not before a digit, so that
-    "$5 and $10" stays money. The first unescaped `$` decides: a formula cannot hold one.
+    A `$` opens before a non-space and closes after a non-space, not before a digit; it opens before a digit
+    only when what follows is plainly a formula ("$2x + 1 = 7$"), so that "$5 and $10" stays money. The first
+    unescaped `$` decides: a formula cannot hold one.
     """
-    if start >= limit or source[start].isspace() or source[start].isdigit():
+    if start >= limit or source[start].isspace():
         return -1
     position = start
     while position < limit and source[position] != "$":
@@ -144,6 +147,8 @@ def _closing_dollar(source: str, start: int, limit: int) -> int:
     if position >= limit or source[position - 1].isspace():
         return -1
     if position + 1 < len(source) and source[position + 1].isdigit():
+        return -1
+    if source[start].isdigit() and not _FORMULA_SIGNS.intersection(source[start:position]):
         return -1
     return position
 

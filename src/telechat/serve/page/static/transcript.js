@@ -26,6 +26,13 @@ export class EndFollower {
     else this.button.hidden = false;
   }
 
+  /** Back to the beginning, where an empty conversation shows its welcome. */
+  top() {
+    this.isAtEnd = true;
+    this.button.hidden = true;
+    this.scroller.scrollTop = 0;
+  }
+
   jump() {
     this.isAtEnd = true;
     this.button.hidden = true;
@@ -142,6 +149,7 @@ export class Transcript {
     const stored = shown.filter((view) => view instanceof AnswerView && view.message.text && view.message !== run?.answer);
     for (const view of stored) view.showPlain();
     if (run) this.liveView(run)?.applyFrame({ settled: run.settled, tail: run.tail });
+    if (!shown.length) return this.follower.top();
     this.follower.jump();
     const rendered = await renderTexts(stored.map((view) => view.message.text));
     stored.forEach((view, position) => rendered[position] && view.showBlocks(rendered[position]));
