@@ -92,3 +92,14 @@ def test_own_format_equals_chat_method_where_nothing_is_cut(tokenizers: dict[str
         messages = [*case["history"], {"role": "user", "content": case["question"]}]
         for name in GENERATIONS:
             assert tokenizers[name].apply_chat_template(messages) == case[name]["ids"]
+
+
+@needs_shared
+@pytest.mark.parametrize("name", GENERATIONS)
+def test_official_format_equals_chat_method_where_nothing_is_cut(
+    tokenizers: dict[str, Tokenizer], name: str
+) -> None:
+    for case in CHATS["chat_method"]:
+        if not case["overrides"]:
+            messages = [*case["history"], {"role": "user", "content": case["question"]}]
+            assert tokenizers[name].apply_chat_template(messages, official=True) == case[name]["ids"]

@@ -115,7 +115,16 @@ def read_definition(path: Path) -> dict[str, Any]:
         raise TokenizerError(
             f"{path} has no section 'model'.", hint="Use a tokenizer.json of a TeleChat model."
         )
+    added = definition.get("added_tokens", [])
+    if not isinstance(added, list) or not all(_is_added_token(token) for token in added):
+        raise TokenizerError(f"{path} has malformed added tokens.", hint="Download the file again.")
     return definition
+
+
+def _is_added_token(token: Any) -> bool:
+    return (
+        isinstance(token, dict) and isinstance(token.get("content"), str) and isinstance(token.get("id"), int)
+    )
 
 
 def token_ids(definition: dict[str, Any]) -> dict[str, int]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from telechat.errors import TokenizerError
 from telechat.tokenizer.chat_formats import CHAT_FORMATS
+from telechat.tokenizer.registered import added_entries
 
 _ID_ROLES = ("bos", "eos", "pad", "user", "bot")
 
@@ -35,16 +36,16 @@ def detect_chat_format(
     """
     named = tokenizer_config.get("chat_format")
     if named is not None:
-        if named not in CHAT_FORMATS:
+        if not isinstance(named, str) or named not in CHAT_FORMATS:
             raise TokenizerError(
                 f"tokenizer_config.json names the chat format {named!r}.",
                 hint=f"Use one of {', '.join(CHAT_FORMATS)}.",
             )
-        return str(named)
+        return named
     if name_to_id("<_observation>") is None:
         return "telechat1"
-    added = tokenizer_config.get("added_tokens_decoder", {}).values()
-    if "chat_template" in tokenizer_config or any(token.get("content") == "<_user>" for token in added):
+    added = added_entries(tokenizer_config).values()
+    if "chat_template" in tokenizer_config or any(token["content"] == "<_user>" for token in added):
         return "telechat2"
     if "user_token_id" in generation_config and "bot_token_id" in generation_config:
         return "telechat2-115b"

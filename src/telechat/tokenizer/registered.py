@@ -51,25 +51,48 @@ def registered_tokens(
     Raises:
         TokenizerError: a malformed entry.
     """
-    found: dict[str, RegisteredToken] = {}
-    added = tokenizer_config.get("added_tokens_decoder", {})
-    for token_id, entry in added.items():
-        if not str(token_id).isdigit() or not isinstance(entry, Mapping) or "content" not in entry:
-            raise TokenizerError(
-                f"tokenizer_config.json has a malformed added token {token_id!r}.",
-                hint="Use the file that came with the model.",
-            )
-        found[entry["content"]] = _token(entry, int(token_id))
+    found = {
+        entry["content"]: _token(entry, token_id)
+        for token_id, entry in added_entries(tokenizer_config).items()
+    }
     entries: list[Any] = [tokenizer_config.get(key) or default for key, default in _NAMED_KEYS.items()]
     entries += tokenizer_config.get("additional_special_tokens") or []
     if chat_format == "telechat2":
         entries += _TEMPLATE_TOKENS
     for entry in entries:
-        content = entry["content"] if isinstance(entry, Mapping) else entry
-        token_id = piece_to_id(content)
-        if content not in found and token_id is not None:
-            found[content] = _token(entry if isinstance(entry, Mapping) else {"content": content}, token_id)
+        settings = {"content": entry} if isinstance(entry, str) else entry
+        if not _is_entry(settings):
+            raise _malformed(entry)
+        token_id = piece_to_id(settings["content"])
+        if settings["content"] not in found and token_id is not None:
+            found[settings["content"]] = _token(settings, token_id)
     return tuple(found.values())
+
+
+def added_entries(tokenizer_config: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+    """`added_tokens_decoder` of a tokenizer config, by id; empty when it has none.
+
+    Raises:
+        TokenizerError: a malformed entry.
+    """
+    added = tokenizer_config.get("added_tokens_decoder") or {}
+    if not isinstance(added, Mapping):
+        raise _malformed(added)
+    for token_id, entry in added.items():
+        if not str(token_id).isdigit() or not _is_entry(entry):
+            raise _malformed({token_id: entry})
+    return {int(token_id): entry for token_id, entry in added.items()}
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, Mapping) and isinstance(entry.get("content"), str)
+
+
+def _malformed(entry: Any) -> TokenizerError:
+    return TokenizerError(
+        f"tokenizer_config.json has a malformed token {entry!r}.",
+        hint="Use the file that came with the model.",
+    )
 
 
 def _token(entry: Mapping[str, Any], token_id: int) -> RegisteredToken:

@@ -115,10 +115,21 @@ def test_registered_tokens_swallow_spaces_when_told() -> None:
     assert split_at_registered("a <l> b <r> c", [left, right]) == ["a", left, " b ", right, "c"]
 
 
-def test_added_tokens_must_be_well_formed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"added_tokens_decoder": {"x": {}}},
+        {"added_tokens_decoder": {"4": "<_user>"}},
+        {"added_tokens_decoder": ["<_user>"]},
+        {"eos_token": {"single_word": True}},
+        {"additional_special_tokens": [3]},
+        {"chat_format": ["telechat2"]},
+    ],
+)
+def test_malformed_tokenizer_config(tmp_path: Path, config: dict[str, Any]) -> None:
     build_pieces(tmp_path, "telechat2")
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"x": {}}}))
-    with pytest.raises(TokenizerError, match="added token 'x'"):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(TokenizerError, match=r"tokenizer_config\.json"):
         load_tokenizer(tmp_path)
 
 

@@ -123,6 +123,7 @@ def test_missing_files(tmp_path: Path) -> None:
         ("", "not valid JSON"),
         ('{"model": {"vo', "not valid JSON"),
         ("[]", "no section 'model'"),
+        ('{"model": {}, "added_tokens": [{"id": 3}]}', "malformed added tokens"),
         ('{"model": {"type": "Unigram", "vocab": []}}', "Unigram"),
         ('{"model": {"type": "BPE", "vocab": {"a": 0}}, "decoder": {"type": "Metaspace"}}', "Metaspace"),
         ('{"model": {"type": "BPE", "vocab": {"a": 0}}, "decoder": {"type": "ByteLevel"}}', "cannot be read"),
