@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 # Set by users to choose a model, a device or a key; a test that wants one sets it itself.
@@ -14,3 +16,11 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in USER_SETTINGS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer model with a 300-entry vocabulary and 1024 tokens of context; read only."""
+    from tests.tiny import make_tiny_model
+
+    return make_tiny_model(tmp_path_factory.mktemp("tiny-model"))

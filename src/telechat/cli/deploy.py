@@ -122,7 +122,7 @@ def _model_beside(config: Path, model: str) -> str:
     path = Path(model)
     if model == DEFAULT_MODEL or path.is_absolute():
         return model
-    beside = config.resolve().parent / path
+    beside = (config.resolve().parent / path).resolve()
     return str(beside) if model.startswith(".") or beside.is_dir() else model
 
 

@@ -6,6 +6,7 @@ The classes behind them are imported when a model is loaded, not when options ar
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from telechat.errors import RequestError, UsageError
 
 if TYPE_CHECKING:
     from telechat.engine import LLM, SamplingParams
+
+log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "demo"
 
@@ -51,14 +54,9 @@ def add_loading_options(parser: CommandParser) -> None:
         choices=("auto", "flash", "sdpa", "reference"),
         help="attention implementation; one named runs or fails (default: auto)",
     )
-    group.add_argument(
-        "--rope-mode",
-        default="static",
-        choices=("official", "consistent", "static"),
-        help="rotary positions past the training length, see docs/models.md (default: static)",
+    parser.add_boolean(
+        "--trust-remote-code", help="accepted for old command lines; code in a model folder is never run"
     )
-    parser_boolean = "accepted for old command lines; code in a model folder is never run"
-    parser.add_boolean("--trust-remote-code", help=parser_boolean)
     group.add_argument("--max-model-len", type=positive_int, help="longest prompt plus answer, in tokens")
 
 
@@ -67,7 +65,13 @@ def add_sampling_options(parser: CommandParser) -> None:
     group = parser.add_argument_group(
         "sampling", "unset options come from the model's generation_config.json"
     )
-    group.add_argument("--max-new-tokens", type=positive_int, metavar="N", help="longest answer, in tokens")
+    group.add_argument(
+        "--max-new-tokens",
+        "--max-output-length",
+        type=positive_int,
+        metavar="N",
+        help="longest answer, in tokens",
+    )
     group.add_argument("--temperature", type=float, metavar="T", help="0 takes the likeliest token each time")
     group.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens; 0 from all")
     group.add_argument(
@@ -84,7 +88,16 @@ def load_llm(model: str, args: argparse.Namespace, **settings: Any) -> LLM:
     """Load the model named by the user with the options of `add_loading_options`."""
     from telechat.engine import LLM
 
-    return LLM(model, device=args.device, dtype=args.dtype, max_model_len=args.max_model_len, **settings)
+    if args.trust_remote_code:
+        log.info("--trust-remote-code has no effect: code in a model folder is never run")
+    return LLM(
+        model,
+        device=args.device,
+        dtype=args.dtype,
+        attention=args.attention,
+        max_model_len=args.max_model_len,
+        **settings,
+    )
 
 
 def sampling_params(llm: LLM, args: argparse.Namespace) -> SamplingParams:

@@ -12,7 +12,7 @@ from telechat.errors import UsageError
 
 EXAMPLES = (
     "telechat tokenizer train README.md README.zh.md --vocab-size 600 --output runs/tokenizer",
-    "telechat tokenizer train --help",
+    "telechat tokenizer train LICENSE --vocab-size 400 --output runs/tokenizer-400",
 )
 
 

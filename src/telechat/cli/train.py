@@ -9,7 +9,7 @@ from telechat.cli.parser import CommandParser
 
 EXAMPLES = (
     "telechat train --config recipes/demo.yaml",
-    "telechat train --help",
+    "telechat train --config recipes/demo.yaml --schedule.total-steps 10 --output.folder runs/try",
 )
 LOG_LEVEL = "info"
 

@@ -1,0 +1,214 @@
+"""`telechat generate`: rows in, rows out; resuming; every option changes something."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from telechat.cli.answer_file import AnswerFile, read_prompts
+from telechat.cli.main import main
+from telechat.errors import UsageError
+
+PROMPTS = ["hello", "鸡兔同笼", "颜色"]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "in.jsonl"
+    rows = [{"input": text, "id": number} for number, text in enumerate(PROMPTS)]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def run(model: Path, *words: object) -> int:
+    return main(["generate", str(model), *map(str, words)])
+
+
+def answers(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_rows_keep_their_fields_and_gain_an_answer(
+    tiny_model_folder: Path, prompts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "deep" / "out.jsonl"
+    assert run(tiny_model_folder, "--input-file", prompts, "--output", out, "--max-new-tokens", 4) == 0
+    rows = answers(out)
+    assert [(row["input"], row["id"]) for row in rows] == [
+        (text, number) for number, text in enumerate(PROMPTS)
+    ]
+    assert all(isinstance(row["output"], str) and row["finish_reason"] in ("stop", "length") for row in rows)
+
+
+def test_goes_on_where_it_stopped(
+    tiny_model_folder: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.jsonl"
+    words = ("--input-file", prompts, "--output", out, "--max-new-tokens", 4, "--max-batch-size", 1)
+    assert run(tiny_model_folder, *words) == 0
+    whole = out.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    # A mark on the kept row shows that it was not computed again; the half row is.
+    kept = json.dumps({**json.loads(lines[0]), "output": "kept"}).encode() + b"\n"
+    out.write_bytes(kept + lines[1][:10])
+    capsys.readouterr()
+    assert run(tiny_model_folder, *words) == 0
+    assert out.read_bytes() == kept + lines[1] + lines[2]
+    assert "1 of 3 rows are answered already" in capsys.readouterr().err
+    assert run(tiny_model_folder, *words) == 0
+    assert out.read_bytes() == kept + lines[1] + lines[2]
+
+
+def test_batches_are_written_as_they_are_done(
+    tiny_model_folder: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from telechat.engine import LLM
+
+    out = tmp_path / "out.jsonl"
+    sizes = []
+    original = LLM.generate
+
+    def stop_at_third(self: LLM, prompts: list, *rest: object, **more: object) -> object:
+        sizes.append(len(prompts))
+        if len(sizes) == 2:
+            assert len(answers(out)) == 2
+            raise KeyboardInterrupt
+        return original(self, prompts, *rest, **more)
+
+    monkeypatch.setattr(LLM, "generate", stop_at_third)
+    words = ("--input-file", prompts, "--output", out, "--max-new-tokens", 2, "--max-batch-size", 2)
+    assert run(tiny_model_folder, *words) == 130
+    assert sizes == [2, 1] and len(answers(out)) == 2
+
+
+def test_another_files_answers_are_not_continued(
+    tiny_model_folder: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text('{"input": "other", "output": "x"}\n', encoding="utf-8")
+    assert run(tiny_model_folder, "--input-file", prompts, "--output", out) == 2
+    assert "row 1 does not answer row 1" in capsys.readouterr().err
+    out.write_text("my notes", encoding="utf-8")
+    assert run(tiny_model_folder, "--input-file", prompts, "--output", out) == 2
+    assert out.read_text(encoding="utf-8") == "my notes"
+
+
+def test_input_text_prints_the_answer(tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tiny_model_folder, "--input-text", "hello", "--max-new-tokens", 1) == 0
+    short = capsys.readouterr().out
+    assert run(tiny_model_folder, "--input_text", "hello", "--max_output_length", 9) == 0
+    assert len(capsys.readouterr().out) > len(short)
+
+
+def test_max_new_tokens_beats_max_length(
+    tiny_model_folder: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The folder's max_length of 512 refuses this prompt; --max-new-tokens lifts that limit."""
+    long = "qz" * 300
+    assert run(tiny_model_folder, "--raw", "--input-text", long) == 1
+    assert "--max-new-tokens beats it" in capsys.readouterr().err
+    assert run(tiny_model_folder, "--raw", "--input-text", long, "--max-new-tokens", 2) == 0
+
+
+def test_max_input_length_refuses_before_computing(
+    tiny_model_folder: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.jsonl"
+    words = ("--raw", "--input-file", prompts, "--output", out, "--max-input-length", 5)
+    assert run(tiny_model_folder, *words) == 1
+    message = capsys.readouterr().err
+    assert "accepts 5" in message and "row 2" in message and message.count("\n") == 1
+    assert not out.exists()
+
+
+def test_raw_and_parse_special_change_the_prompt(
+    tiny_model_folder: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from telechat.engine import LLM
+
+    seen: list[list[int]] = []
+    original = LLM.generate
+
+    def spy(self: LLM, prompts: list[int], *rest: object, **more: object) -> object:
+        seen.append(prompts)
+        return original(self, prompts, *rest, **more)
+
+    monkeypatch.setattr(LLM, "generate", spy)
+    text = ("--input-text", "<_user>hello", "--max-new-tokens", 1)
+    for words in ((), ("--raw",), ("--raw", "--parse-special"), ("--system", "x")):
+        assert run(tiny_model_folder, *text, *words) == 0
+    chat, raw, parsed, with_system = seen
+    user = 4
+    assert chat.count(user) == 1 and user not in raw and parsed[0] == user
+    assert len(chat) > len(with_system) > len(raw) > len(parsed)
+
+
+def test_kept_values(tiny_model_folder: Path, prompts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    keep = ("--return-logits", "all", "--return-scores", "top-2")
+    options = ("--input-file", prompts, "--output", out, "--max-new-tokens", 3, "--repetition-penalty", "1.5")
+    assert run(tiny_model_folder, *options, *keep) == 0
+    for row in answers(out):
+        logits = load_file(out.parent / row["logits_file"])["logits"]
+        assert logits.shape[1] == 300
+        assert len(row["scores"]) == logits.shape[0]
+        for step in row["scores"]:
+            (first, high), (second, low) = step
+            assert high >= low and first != second
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--input-text", " "], "The prompt is empty"),
+        (["--input-text", "x", "--parse-special"], "goes with --raw"),
+        (["--input-text", "x", "--raw", "--system", "y"], "no system prompt"),
+        (["--input-file", "in.jsonl"], "needs --output"),
+        (["--input-text", "x", "--return-logits", "all"], "need --output"),
+        (["--input-text", "x", "--return-scores", "5"], "top-5"),
+        (["--input-text", "x", "--input-file", "y"], "not allowed with"),
+        ([], "required"),
+        (["--input-file", "none.jsonl", "--output", "o"], "none.jsonl: No such file"),
+        (["--input-text", "x", "--temperature", "-1"], "temperature is -1"),
+        (["--input-text", "x", "--top-p", "2"], "top_p is 2"),
+    ],
+)
+def test_mistakes(
+    tiny_model_folder: Path, words: list[str], part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_model_folder, *words) in (1, 2)
+    message = capsys.readouterr().err
+    assert part in message and message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ('{"input": "a"}\n{"inptu": "b"}\n', "line 2"),
+        ('{"input": "a"}\n["b"]\n', "line 2"),
+        ('{"input": " "}\n', "line 1"),
+        ('{"input": "a"\n', "line 1 is not JSON"),
+        ("\n", "holds no rows"),
+    ],
+)
+def test_malformed_input(tmp_path: Path, text: str, part: str) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=part):
+        read_prompts(path)
+
+
+def test_separators_inside_strings_are_not_line_ends(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    rows = [{"input": "a\u2028b"}, {"input": "c\x85d"}]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert read_prompts(path) == rows
+    out = tmp_path / "out.jsonl"
+    for expected in (0, 2):
+        with AnswerFile(out, rows) as output:
+            assert output.num_done == expected
+            if not expected:
+                output.write({**row, "output": "\u2028"} for row in rows)
