@@ -41,9 +41,10 @@ class ServiceModel(Protocol):
         ...
 
 
-class DeltaStream(AsyncIterator[Delta], Protocol):
+class DeltaStream(Protocol):
     """The answers to one prompt as they grow, told apart by `Delta.index`."""
 
+    def __aiter__(self) -> AsyncIterator[Delta]: ...
     async def aclose(self) -> None:
         """End what is still running."""
         ...
