@@ -70,7 +70,7 @@ def _parse_call(text: str, position: int) -> tuple[dict[str, Any], int] | None:
         position = fence.end()
     try:
         value, position = _DECODER.raw_decode(text, position)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # besides malformed: a number of thousands of digits, endless nesting
         return None
     call = _read_call(value)
     if call is None:
@@ -94,7 +94,7 @@ def _read_call(value: Any) -> dict[str, Any] | None:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments) if arguments.strip() else {}
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             return None
     if not isinstance(name, str) or not name.strip() or not isinstance(arguments, dict):
         return None
