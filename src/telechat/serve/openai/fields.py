@@ -7,9 +7,19 @@ here: behind this module are plain values.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 MAX_STOP_STRINGS = 16
 MAX_TOP_LOGPROBS = 20
@@ -85,9 +95,6 @@ class Message(Strict):
 class FunctionSpec(Strict):
     """A function the model may call."""
 
-    # Everything a client writes here is shown to the model, also what we have no field for.
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
-
     name: str = Field(min_length=1)
     description: str | None = None
     parameters: dict[str, Any] | None = Field(None, description="JSON schema of the arguments.")
@@ -96,10 +103,22 @@ class FunctionSpec(Strict):
 class Tool(Strict):
     """An entry of `tools`."""
 
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
-
     type: Literal["function"]
     function: FunctionSpec
+    # The model is shown what the client wrote, in its order and with fields that we do not know.
+    _written: dict[str, Any] = PrivateAttr()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep_as_written(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        tool = handler(value)
+        tool._written = value
+        return tool
+
+    @property
+    def as_written(self) -> dict[str, Any]:
+        """The entry, exactly as sent."""
+        return self._written
 
 
 class StreamOptions(Strict):
@@ -125,7 +144,7 @@ class ChatRequest(Strict):
     stream_options: StreamOptions | None = None
     n: int | None = Field(None, ge=1, description="Number of answers.")
     max_tokens: int | None = Field(
-        None, ge=1, description="Longest answer in tokens; the rest of the context."
+        None, ge=1, description="Longest answer in tokens; without it the model's default, or what fits."
     )
     max_completion_tokens: int | None = Field(None, ge=1, description="The newer name of max_tokens.")
     stop: StopStrings | None = Field(
@@ -179,4 +198,4 @@ class ChatRequest(Strict):
         """The tools as the client wrote them, empty when there are none or the model must not call any."""
         if not self.tools or self.tool_choice == "none":
             return []
-        return [tool.model_dump(exclude_unset=True) for tool in self.tools]
+        return [tool.as_written for tool in self.tools]

@@ -1,0 +1,117 @@
+"""A stand-in for the engine: answers are written by the test, token by token.
+
+The last user message chooses what happens: a key of `FakeEngine.scripts` plays that script, anything else is
+answered with the text "你好, world".
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from telechat.engine.outputs import Delta, TokenLogprob
+from telechat.engine.sampling_params import SamplingParams
+from telechat.errors import PromptError
+
+# A step of a script: text of a delta, a pause in seconds, or an error to raise.
+Step = str | float | Exception
+DEFAULT_ANSWER = ("你", "好", ", ", "wor", "ld")
+MAX_MODEL_LEN = 4000
+
+
+class FakeTokenizer:
+    """One id per character; remembers the conversations it was given."""
+
+    vocab_size = 0x110000
+
+    def __init__(self) -> None:
+        self.messages: Sequence[Mapping[str, Any]] = ()
+        self.tools: Sequence[Mapping[str, Any]] | None = None
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
+        self.messages, self.tools = messages, tools
+        text = "".join(message["content"] for message in messages)
+        if "refuse me" in text:
+            raise PromptError("Message 0 cannot be expressed.")
+        return [ord(character) for character in text]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return "".join(chr(token_id) for token_id in ids)
+
+
+@dataclass
+class FakeLLM:
+    """What the service knows of a model."""
+
+    name: str = "fake"
+    tokenizer: FakeTokenizer = field(default_factory=FakeTokenizer)
+    max_model_len: int = MAX_MODEL_LEN
+    default_params: SamplingParams = field(
+        default_factory=lambda: SamplingParams(temperature=0.0, repetition_penalty=1.03, top_k=5)
+    )
+
+
+class FakeStream:
+    """Plays a script for each of the answers in turn."""
+
+    def __init__(self, engine: FakeEngine, steps: Sequence[Step], params: SamplingParams) -> None:
+        self._engine = engine
+        self._deltas = self._play(steps, params)
+        engine.num_open += 1
+
+    async def _play(self, steps: Sequence[Step], params: SamplingParams) -> Any:
+        for index in range(params.n):
+            for step in steps:
+                if isinstance(step, float):
+                    await asyncio.sleep(step)
+                elif isinstance(step, Exception):
+                    raise step
+                else:
+                    logprobs = None
+                    if params.logprobs is not None:
+                        logprobs = [TokenLogprob(ord(step[0]), -0.5, ((ord(step[0]), -0.5), (0x41, float("-inf"))))]
+                    yield Delta(step, [ord(step[0])], index=index, logprobs=logprobs)
+            yield Delta("", [2], self._engine.finish_reason, index=index)
+
+    def __aiter__(self) -> FakeStream:
+        return self
+
+    async def __anext__(self) -> Delta:
+        delta: Delta = await anext(self._deltas)
+        return delta
+
+    async def aclose(self) -> None:
+        await self._deltas.aclose()
+        self._engine.num_open -= 1
+
+
+class FakeEngine:
+    """Fits `telechat.serve.contract.ServiceEngine`.
+
+    Attributes:
+        scripts: last user message -> steps of the answer.
+        params: of the last request.
+        num_open: streams started and not closed.
+    """
+
+    def __init__(self) -> None:
+        self.llm = FakeLLM()
+        self.scripts: dict[str, Sequence[Step]] = {}
+        self.params: SamplingParams | None = None
+        self.refusal: Exception | None = None
+        self.finish_reason: Any = "stop"
+        self.num_open = 0
+
+    def stream(self, prompt_ids: list[int], params: SamplingParams) -> FakeStream:
+        self.params = params
+        if self.refusal is not None:
+            raise self.refusal
+        question = self.llm.tokenizer.messages[-1]["content"]
+        return FakeStream(self, self.scripts.get(question, DEFAULT_ANSWER), params)
+
+    def close(self) -> None:
+        pass
