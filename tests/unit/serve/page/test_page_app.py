@@ -170,7 +170,9 @@ def test_the_proxy_settings_of_the_environment_are_not_used(
         assert httpx.get(f"{url}/v1/models", trust_env=False).json()["data"][0]["id"] == MODEL
 
 
-@pytest.mark.parametrize("path", ["/", "/static/main.js", "/health", "/v1/models", "/nowhere", "/static/../app.py"])
+@pytest.mark.parametrize(
+    "path", ["/", "/static/main.js", "/health", "/v1/models", "/nowhere", "/static/../app.py"]
+)
 def test_every_response_has_the_security_headers(client: httpx.Client, path: str) -> None:
     headers = client.get(path).headers
     assert {name: headers[name] for name in SECURITY_HEADERS} == SECURITY_HEADERS
@@ -197,7 +199,9 @@ def test_only_the_fixed_paths_are_served(client: httpx.Client) -> None:
     assert client.get("/v1/chat/completions").status_code == 405
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:8501", "localhost.evil.example", "", "[::2]:80"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8501", "localhost.evil.example", "", "[::2]:80"]
+)
 def test_other_host_names_are_refused(client: httpx.Client, host: str) -> None:
     response = client.get("/", headers={"host": host})
     assert response.status_code == 400

@@ -14,7 +14,19 @@ from telechat.serve.page.rendering import render_blocks
 from tests.e2e.fake_api import ATTACKS
 
 _ALLOWED_LINK = re.compile(r"(https?|mailto):", re.IGNORECASE)
-_FORBIDDEN_TAGS = {"script", "style", "img", "iframe", "form", "input", "svg", "base", "meta", "object", "link"}
+_FORBIDDEN_TAGS = {
+    "script",
+    "style",
+    "img",
+    "iframe",
+    "form",
+    "input",
+    "svg",
+    "base",
+    "meta",
+    "object",
+    "link",
+}
 
 
 class _Inspector(HTMLParser):
@@ -49,14 +61,18 @@ def test_attacks_leave_nothing_active(attack: str) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.lists(st.sampled_from([*ATTACKS, "\n", "\n\n", "`", "$", "**", "[", "](", ")", "<", ">", '"']), max_size=5)
+    st.lists(
+        st.sampled_from([*ATTACKS, "\n", "\n\n", "`", "$", "**", "[", "](", ")", "<", ">", '"']), max_size=5
+    )
 )
 def test_joined_attacks_leave_nothing_active(parts: list[str]) -> None:
     assert _dangers("".join(parts)) == []
 
 
 def test_html_in_an_answer_is_text() -> None:
-    assert _html("a <b>bold</b> &amp; List<int>") == "<p>a &lt;b&gt;bold&lt;/b&gt; &amp; List&lt;int&gt;</p>\n"
+    assert (
+        _html("a <b>bold</b> &amp; List<int>") == "<p>a &lt;b&gt;bold&lt;/b&gt; &amp; List&lt;int&gt;</p>\n"
+    )
 
 
 def test_an_image_is_a_link() -> None:
@@ -70,7 +86,9 @@ def test_links_open_elsewhere_and_tell_nothing(url: str) -> None:
     assert f'<a href="{url}" target="_blank" rel="noopener noreferrer">x</a>' in _html(f"[x]({url})")
 
 
-@pytest.mark.parametrize("url", ["ftp://a.b", "javascript:alert(1)", "/local", "file:///etc", "data:text/html,x"])
+@pytest.mark.parametrize(
+    "url", ["ftp://a.b", "javascript:alert(1)", "/local", "file:///etc", "data:text/html,x"]
+)
 def test_other_links_stay_text(url: str) -> None:
     assert "<a" not in _html(f"[x]({url})")
 
@@ -124,7 +142,17 @@ def test_task_items_show_boxes() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["$x^2$", r"\(x^2\)", "$2x + 1 = 7$", "a $x$ b", "$$x$$", r"\[x\]", "$$\nx\n$$", "- $x$", "> $$\n> x\n> $$"],
+    [
+        "$x^2$",
+        r"\(x^2\)",
+        "$2x + 1 = 7$",
+        "a $x$ b",
+        "$$x$$",
+        r"\[x\]",
+        "$$\nx\n$$",
+        "- $x$",
+        "> $$\n> x\n> $$",
+    ],
 )
 def test_formulas_are_mathml(text: str) -> None:
     assert "<math" in _html(text)
@@ -137,7 +165,9 @@ def test_money_and_lone_dollars_are_text(text: str) -> None:
     assert "<math" not in _html(text)
 
 
-@pytest.mark.parametrize("latex", [r"\frac{a", r"\left( x", "x^2^3", r"\nosuchcommand{x}", "", r"\begin{matrix} a"])
+@pytest.mark.parametrize(
+    "latex", [r"\frac{a", r"\left( x", "x^2^3", r"\nosuchcommand{x}", "", r"\begin{matrix} a"]
+)
 def test_a_formula_that_does_not_parse_shows_its_source(latex: str) -> None:
     assert formula_mathml(latex, display=False) is None
     if latex:

@@ -18,7 +18,7 @@ function copyBySelection(text) {
   const area = document.createElement("textarea");
   area.value = text;
   area.readOnly = true;
-  area.className = "visually-hidden";
+  area.className = "copy-source"; // keeps its white space: what is collapsed on screen is collapsed in the copy
   area.setAttribute("aria-hidden", "true");
   document.body.append(area);
   area.select();
