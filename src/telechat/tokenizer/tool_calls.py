@@ -70,7 +70,7 @@ def _parse_call(text: str, position: int) -> tuple[dict[str, Any], int] | None:
         position = fence.end()
     try:
         value, position = _DECODER.raw_decode(text, position)
-    except (ValueError, RecursionError):  # besides malformed: a number of thousands of digits, endless nesting
+    except (ValueError, RecursionError):  # besides malformed: endless numbers, endless nesting
         return None
     call = _read_call(value)
     if call is None:
