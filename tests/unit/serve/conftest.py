@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from tests.unit.serve.serve_fakes import FakeEngine
 
 from telechat.serve.app import create_app
 from telechat.serve.settings import ServeSettings
-from tests.unit.serve.serve_fakes import FakeEngine
 
 MakeClient = Callable[..., TestClient]
 

@@ -73,7 +73,9 @@ class FakeStream:
                 else:
                     logprobs = None
                     if params.logprobs is not None:
-                        logprobs = [TokenLogprob(ord(step[0]), -0.5, ((ord(step[0]), -0.5), (0x41, float("-inf"))))]
+                        logprobs = [
+                            TokenLogprob(ord(step[0]), -0.5, ((ord(step[0]), -0.5), (0x41, float("-inf"))))
+                        ]
                     yield Delta(step, [ord(step[0])], index=index, logprobs=logprobs)
             yield Delta("", [2], self._engine.finish_reason, index=index)
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from tests.unit.serve.serve_fakes import MAX_MODEL_LEN, FakeEngine
 
 from telechat.engine.async_engine import EngineStepError
 from telechat.errors import ContextLengthError, RequestError
-from tests.unit.serve.serve_fakes import MAX_MODEL_LEN, FakeEngine
 
 URL = "/v1/chat/completions"
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
@@ -99,7 +99,9 @@ def test_several_answers(client: TestClient) -> None:
     assert finished == [0, 1, 2]
 
 
-def test_defaults_come_from_the_model_and_fields_override_them(client: TestClient, engine: FakeEngine) -> None:
+def test_defaults_come_from_the_model_and_fields_override_them(
+    client: TestClient, engine: FakeEngine
+) -> None:
     ask(client)
     assert engine.params == engine.llm.default_params
     given = {
@@ -116,7 +118,9 @@ def test_defaults_come_from_the_model_and_fields_override_them(client: TestClien
         "skip_special_tokens": False,
         "max_tokens": 9,
     }
-    ask(client, **given, stop="\n", stop_token_ids=[5], logit_bias={"65": -100}, logprobs=True, top_logprobs=3)
+    ask(
+        client, **given, stop="\n", stop_token_ids=[5], logit_bias={"65": -100}, logprobs=True, top_logprobs=3
+    )
     assert engine.params is not None
     assert {name: getattr(engine.params, name) for name in given} == given
     assert engine.params.stop == ("\n",)
