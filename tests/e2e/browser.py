@@ -1,4 +1,4 @@
-"""A headless Chromium for the page's tests: found on the machine, never downloaded; nothing outside resolves."""
+"""A headless Chromium for the page's tests: found on the machine, never downloaded, cut off from outside."""
 
 from __future__ import annotations
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
-from telechat.serve.page.app import create_page_app
 from tests.e2e.browser import act, ask, fresh_page, last_answer, launched_browser, wait_idle
 from tests.e2e.fake_api import ANSWER, MODEL, FakeApi, serve_in_thread
+
+from telechat.serve.page.app import create_page_app
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -143,7 +143,8 @@ def test_enter_sends_but_not_while_composing_and_not_with_shift(page: Page, api:
     page.fill("#prompt", "echo one")
     page.evaluate(
         """() => document.getElementById("prompt").dispatchEvent(
-            new KeyboardEvent("keydown", { key: "Enter", isComposing: true, bubbles: true, cancelable: true }))"""
+            new KeyboardEvent("keydown",
+                { key: "Enter", isComposing: true, bubbles: true, cancelable: true }))"""
     )
     page.press("#prompt", "Shift+Enter")
     page.type("#prompt", "two")
@@ -373,12 +374,15 @@ def test_the_system_prompt_goes_first_and_belongs_to_the_conversation(page: Page
 
 def test_a_choice_of_models_appears_when_there_are_several(browser: Browser) -> None:
     api = FakeApi(num_models=2)
-    with serve_in_thread(api.app()) as api_url, serve_in_thread(create_page_app(api_url)) as url:
-        with fresh_page(browser, url) as page:
-            act(page, "settings")
-            page.select_option("#model", f"{MODEL}-2")
-            ask(page, "echo one")
-            assert api.requests[-1]["model"] == f"{MODEL}-2"
+    with (
+        serve_in_thread(api.app()) as api_url,
+        serve_in_thread(create_page_app(api_url)) as url,
+        fresh_page(browser, url) as page,
+    ):
+        act(page, "settings")
+        page.select_option("#model", f"{MODEL}-2")
+        ask(page, "echo one")
+        assert api.requests[-1]["model"] == f"{MODEL}-2"
 
 
 def test_language_follows_the_browser_and_can_be_switched(browser: Browser, url: str) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ipaddress
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
-from telechat.serve.page.app import create_page_app
 from tests.e2e.browser import act, ask, fresh_page, last_answer, launched_browser, wait_idle
 from tests.e2e.fake_api import ANSWER, ATTACKS, FakeApi, serve_in_thread
+
+from telechat.serve.page.app import create_page_app
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -84,7 +85,9 @@ def test_the_browser_refuses_html_that_did_not_go_through_the_policy(page: Page)
                            () => trustedTypes.createPolicy("other", {}),
                            () => trustedTypes.createPolicy("telechat", {}),
                            () => new Function("return 1")()];
-            resolve(tried.map(act => { try { act(); return "allowed"; } catch (error) { return error.name; } }));
+            resolve(tried.map(act => {
+                try { act(); return "allowed"; } catch (error) { return error.name; }
+            }));
         }))"""
     )
     assert refused == ["TypeError", "TypeError", "TypeError", "EvalError"]
@@ -171,7 +174,7 @@ def test_an_answer_is_announced_once(page: Page) -> None:
     page.evaluate(
         """() => { window.said = []; new MutationObserver(() =>
             window.said.push(document.getElementById("announcer").textContent)).observe(
-            document.getElementById("announcer"), { childList: true, characterData: true, subtree: true }); }"""
+            document.getElementById("announcer"), { childList: true, characterData: true }); }"""
     )
     ask(page, "echo hello there")
     assert page.evaluate("() => window.said") == ["回答完成：hello there"]
@@ -214,6 +217,27 @@ def test_a_phone_never_scrolls_sideways(browser: Browser, url: str, locale: str)
         assert page.evaluate(fits)
         act(page, "close-settings")
         assert page.locator("#system-prompt").is_hidden()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing(browser: Browser, url: str, theme: str) -> None:
+    package = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed (extra `dev`)")
+    script = (Path(package.__path__[0]) / "axe.min.js").read_text(encoding="utf-8")
+    with fresh_page(browser, url, color_scheme=theme) as page:
+        page.evaluate(script + ";0")
+
+        def violations() -> list[str]:
+            return page.evaluate("() => axe.run().then(result => result.violations.map(one => one.id))")
+
+        assert violations() == []
+        ask(page, "生抽与老抽的区别？")
+        ask(page, "fake:error")
+        act(page, "settings")
+        assert violations() == []
+        page.keyboard.press("Escape")
+        act(page, "delete")
+        page.wait_for_selector("#toast:visible")
+        assert violations() == []
 
 
 def test_one_heading_of_each_level_and_named_landmarks(page: Page) -> None:

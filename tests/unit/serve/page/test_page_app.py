@@ -11,13 +11,13 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.e2e.fake_api import ANSWER, MODEL, FakeApi, serve_in_thread
 
 from telechat.serve.page.app import MAX_TEXTS, create_page_app
 from telechat.serve.page.events import EventParser
 from telechat.serve.page.proxy import MAX_REQUEST_BYTES
 from telechat.serve.page.rendering import render_blocks
 from telechat.serve.page.security import SECURITY_HEADERS
-from tests.e2e.fake_api import ANSWER, MODEL, FakeApi, serve_in_thread
 
 KEY = "secret-key"
 

@@ -8,10 +8,10 @@ from html.parser import HTMLParser
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.e2e.fake_api import ATTACKS
 
 from telechat.serve.page.formulas import MAX_FORMULA_CHARS, formula_mathml
 from telechat.serve.page.rendering import render_blocks
-from tests.e2e.fake_api import ATTACKS
 
 _ALLOWED_LINK = re.compile(r"(https?|mailto):", re.IGNORECASE)
 _FORBIDDEN_TAGS = {

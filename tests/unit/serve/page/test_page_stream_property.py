@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -89,7 +91,7 @@ def _streamed_at_every_step(text: str, cuts: list[int]) -> None:
     renderer = StreamRenderer()
     settled: list[str] = []
     bounds = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         renderer.push(text[start:end])
         update = renderer.update()
         settled += update.settled

@@ -105,6 +105,7 @@ async function deleteConversation(id) {
 
 function showHead() {
   byId("title").textContent = conversation.title;
+  byId("title").hidden = !conversation.title;
   byId("welcome").hidden = conversation.messages.length > 0;
   byId("system-chip").hidden = !conversation.systemPrompt.trim();
   panel.showSystemPrompt(conversation.systemPrompt);
