@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from telechat.cli.model_options import DEFAULT_MODEL
 from telechat.cli.parser import CommandParser, port_number
@@ -104,16 +105,18 @@ def resolve_settings(args: argparse.Namespace, environment: Mapping[str, str]) -
     model = settings.model_path
     if args.config is not None:
         model = _model_beside(args.config, model)
-    chosen = {
-        "model_path": args.model_path or environment.get(MODEL_VARIABLE) or model,
-        "gpu_devices": _first_given(args.gpu, environment.get(DEVICES_VARIABLE), settings.gpu_devices),
-    }
-    for name in ("api_host", "api_port", "web_host", "web_port"):
-        chosen[name] = _first_given(getattr(args, name), getattr(settings, name))
-    return DeploySettings(**chosen)
+    return DeploySettings(
+        model_path=args.model_path or environment.get(MODEL_VARIABLE) or model,
+        api_host=_first_given(args.api_host, settings.api_host),
+        api_port=_first_given(args.api_port, settings.api_port),
+        web_host=_first_given(args.web_host, settings.web_host),
+        web_port=_first_given(args.web_port, settings.web_port),
+        gpu_devices=_first_given(args.gpu, environment.get(DEVICES_VARIABLE), settings.gpu_devices),
+    )
 
 
-def _first_given(*values: str | int | None) -> str | int:
+def _first_given(*values: Any) -> Any:
+    """The first value that is not None: an empty text or 0 is a decision too."""
     return next(value for value in values if value is not None)
 
 
