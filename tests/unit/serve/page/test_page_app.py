@@ -227,6 +227,16 @@ def test_other_origins_are_refused(client: httpx.Client) -> None:
         assert refused.status_code == 403
 
 
+def test_what_the_browser_says_about_the_origin_counts(client: httpx.Client) -> None:
+    for relation, status in (("same-origin", 200), ("same-site", 403), ("cross-site", 403)):
+        headers = {"origin": "https://chat.example", "sec-fetch-site": relation}
+        assert client.post("/render", json={"texts": []}, headers=headers).status_code == status
+
+
+def test_a_link_from_another_site_may_open_the_page(client: httpx.Client) -> None:
+    assert client.get("/", headers={"sec-fetch-site": "cross-site"}).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("content", "media_type", "status"),
     [

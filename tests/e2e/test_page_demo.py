@@ -1,0 +1,53 @@
+"""The page on the real API: a random model behind a key, and the demo model asked the soy-sauce question."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.e2e.browser import ask, fresh_page, last_answer, launched_browser
+from tests.e2e.fake_api import serve_in_thread
+from tests.e2e.servers import API_KEY, RunningServer
+
+from telechat.serve.page.app import create_page_app
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with launched_browser() as browser:
+        yield browser
+
+
+def test_the_page_talks_to_the_real_api(browser: Browser, server: RunningServer) -> None:
+    page_app = create_page_app(server.url, api_key=API_KEY)
+    with serve_in_thread(page_app) as url, fresh_page(browser, url) as page:
+        page.wait_for_selector("[data-service=up]")
+        ask(page, "你好")
+        # A random model says anything, but says it to the end: 16 tokens, so the limit is what it meets.
+        assert page.locator(".reply").get_attribute("data-status") in ("length", "done")
+        assert "词元" in page.locator(".stats").inner_text()
+        assert "/ 2048" in page.locator("#usage").inner_text()
+
+
+def test_a_wrong_key_is_explained(browser: Browser, server: RunningServer) -> None:
+    page_app = create_page_app(server.url, api_key="sk-wrong")
+    with serve_in_thread(page_app) as url, fresh_page(browser, url) as page:
+        ask(page, "你好")
+        assert page.locator(".reply").get_attribute("data-status") == "error"
+        assert "出错了" in page.locator(".notice").inner_text()
+
+
+def test_the_demo_model_knows_the_two_soy_sauces(browser: Browser, demo_server: RunningServer) -> None:
+    with serve_in_thread(create_page_app(demo_server.url)) as url, fresh_page(browser, url) as page:
+        ask(page, "生抽与老抽的区别？", wait=False)
+        page.wait_for_selector(".reply[data-status=streaming] .tail")
+        page.wait_for_selector("body[data-state=idle]")
+        answer = last_answer(page)
+        assert all(word in answer for word in ("颜色", "味道", "用途")), answer
+        assert page.locator(".reply").get_attribute("data-status") == "done"
