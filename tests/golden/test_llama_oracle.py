@@ -1,8 +1,8 @@
 """An oracle that shares no code with us: every dense TeleChat is a Llama with two more biases.
 
-Random models of each generation are converted to transformers' LlamaForCausalLM, which must agree. Rotary tables
-are exact here (`table_dtype` float32): Llama does not round its own to fp16, and rounding ours would hide
-anything smaller than 6e-5 behind it.
+Random models of each generation are converted to transformers' LlamaForCausalLM, which must agree. Rotary
+tables are exact here (`table_dtype` float32): Llama does not round its own to fp16, and rounding ours would
+hide anything smaller than 6e-5 behind it.
 """
 
 from __future__ import annotations

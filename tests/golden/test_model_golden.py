@@ -254,8 +254,8 @@ def test_expert_choice() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
 def test_half_precision(variant: str, attention: str, dtype: str, mean: float, worst: float) -> None:
-    """Logits have a standard deviation near 1. bf16 keeps 8 bits of a number and fp16 11, which the sums of the
-    layers turn into mean differences of 0.011 and 0.0014: the limits are twice that, and more for the worst.
+    """Logits have a standard deviation near 1. bf16 keeps 8 bits of a number and fp16 11, which the sums of
+    the layers turn into mean differences of 0.011 and 0.0014: the limits are twice that, more for the worst.
     """
     model = load_model(DATA / variant, device="cpu", dtype=dtype, attention=attention)
     found = model(ids(variant, "input_ids"), ids(variant, "attention_mask"))

@@ -18,6 +18,8 @@ from telechat.errors import HubError
 
 log = logging.getLogger(__name__)
 
+ATTEMPTS = 5
+PAUSE_SECONDS = 1.0  # before the second attempt; doubled each time
 _CHUNK_BYTES = 1 << 20
 _REPORT_SECONDS = 5.0
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
@@ -29,29 +31,23 @@ def fetch(
     model_id: str,
     file: HubFile,
     target: Path,
-    *,
-    attempts: int = 5,
-    pause_seconds: float = 1.0,
 ) -> None:
     """Download `file` to `target`.
 
-    Args:
-        attempts: tries in all when the connection breaks or the hub is overloaded; each continues the last
-            one.
-        pause_seconds: wait before the second try; doubled each time.
+    A connection that breaks and a hub that is overloaded are tried again, each time from where it broke off.
 
     Raises:
         HubError: refused, unreachable after all attempts, or a content that is not what the hub announced.
     """
     part = target.with_name(target.name + ".part")
-    for attempt in range(attempts):
+    for attempt in range(ATTEMPTS):
         if attempt:
-            time.sleep(pause_seconds * 2 ** (attempt - 1))
+            time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
         resumed = part.exists()
         try:
             _continue(client, hub, model_id, file, part)
         except httpx.TransportError as error:
-            if attempt + 1 == attempts:
+            if attempt + 1 == ATTEMPTS:
                 raise hub.unreachable(error) from error
             log.warning("%s: connection lost (%s); trying again", file.path, error or type(error).__name__)
             continue
@@ -79,7 +75,8 @@ def _continue(client: httpx.Client, hub: Hub, model_id: str, file: HubFile, part
         have = 0
     if have == file.num_bytes and part.exists():
         return
-    headers = hub.headers()
+    # Compressed on the way, a file could not be continued by counting bytes.
+    headers = {**hub.headers(), "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
     with client.stream("GET", file.url, headers=headers) as response:
@@ -95,7 +92,7 @@ def _continue(client: httpx.Client, hub: Hub, model_id: str, file: HubFile, part
 def _copy(response: httpx.Response, out: object, file: HubFile, have: int) -> None:
     started = reported = time.monotonic()
     begin = have
-    for chunk in response.iter_bytes(_CHUNK_BYTES):
+    for chunk in response.iter_bytes():
         out.write(chunk)  # type: ignore[attr-defined]
         have += len(chunk)
         now = time.monotonic()

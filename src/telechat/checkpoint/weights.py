@@ -7,6 +7,7 @@ weights-only reader, which refuses everything but tensors. Knows nothing of the 
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,10 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
             start = file.read(64)
         refuse_pointer(path, start)
         is_zip = start.startswith(b"PK")
-        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        with warnings.catch_warnings():
+            # torch comments on the pickle protocol of files that it then refuses.
+            warnings.simplefilter("ignore", UserWarning)
+            content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path.name} is damaged or holds more than tensors; loading it could run code: refused.",
