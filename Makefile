@@ -10,6 +10,9 @@ RUN := $(BIN)/python
 PYTEST_ARGS ?= -n auto --dist loadfile
 export OMP_NUM_THREADS ?= 1
 
+DEMO_ROWS ?= 200000
+DEMO_SEED ?= 0
+
 SOURCES := src tests tools deploy.py
 
 .PHONY: help setup test check lint types pages wheel oracles size format demo-model clean
@@ -49,8 +52,11 @@ format: setup ## let ruff rewrite the sources and write the generated pages
 	$(RUN) -m ruff format $(SOURCES)
 	$(RUN) tools/pages.py
 
-demo-model: setup ## train the bundled demo model again, from nothing, with its loss curve
-	$(RUN) -m telechat train --config recipes/demo.yaml
+demo-model: setup ## train the bundled demo model again, from nothing, and score it: rows, vocabulary, training
+	$(BIN)/telechat data demo --output runs/demo/train.jsonl --rows $(DEMO_ROWS) --seed $(DEMO_SEED)
+	$(BIN)/telechat tokenizer train runs/demo/train.jsonl --vocab-size 4096 --output runs/demo/tokenizer
+	$(BIN)/telechat train --config recipes/demo.yaml
+	$(BIN)/telechat eval demo runs/demo/model --rows 500 --json runs/demo/eval.json --markdown runs/demo/eval.md
 
 clean: ## remove what tests and builds leave behind; the environment stays
 	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .oracles
