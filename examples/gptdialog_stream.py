@@ -1,39 +1,46 @@
-"""Ask the original streaming route and print the answer as it comes.
+"""Ask the service one question and print the answer as it is written: the original stream route.
 
-python examples/gptdialog_stream.py "生抽与老抽的区别？" --url http://127.0.0.1:8070
+    python examples/gptdialog_stream.py "生抽与老抽的区别？"
+
+Needs nothing but Python. Start the service first: `telechat serve`.
 """
 
 import argparse
+import codecs
+import json
 import os
+import sys
+import urllib.request
 
-import httpx
+ROUTE = "/telechat/gptDialog/v2"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
+def main() -> int:
+    """Send one dialog; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Ask the service one question and watch the answer grow.")
     parser.add_argument("question", nargs="?", default="生抽与老抽的区别？")
-    parser.add_argument("--url", default="http://127.0.0.1:8070")
+    parser.add_argument("--url", default="http://127.0.0.1:8070", help="address of the service")
     args = parser.parse_args()
-    # The last message is the question; roles alternate between user and bot.
-    body = {
-        "dialog": [
-            {"role": "user", "content": "你是谁？"},
-            {"role": "bot", "content": "我是小星。"},
-            {"role": "user", "content": args.question},
-        ],
-        "do_sample": False,
-        "max_length": 1024,
-    }
-    key = os.environ.get("TELECHAT_API_KEY")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    url = f"{args.url}/telechat/gptDialog/v2"
-    with httpx.stream("POST", url, json=body, headers=headers, timeout=None, trust_env=False) as answer:
-        answer.raise_for_status()
-        # iter_text joins the bytes of a character that two chunks share.
-        for piece in answer.iter_text():
-            print(piece, end="", flush=True)
+
+    # Earlier turns come first: {"role": "user", ...}, {"role": "bot", ...}, and so on.
+    body = {"dialog": [{"role": "user", "content": args.question}], "do_sample": False}
+    headers = {"Content-Type": "application/json"}
+    if key := os.environ.get("TELECHAT_API_KEY"):
+        headers["Authorization"] = f"Bearer {key}"
+    request = urllib.request.Request(args.url + ROUTE, json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request) as response:
+        # An answer is plain text; JSON means that the request was refused.
+        if response.headers.get_content_type() == "application/json":
+            error = json.load(response)
+            print(f"error {error['code']}: {error['message']}", file=sys.stderr)
+            return 1
+        # A piece may end in the middle of a character, so decode as it comes and never piece by piece.
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        while piece := response.read1():
+            print(decoder.decode(piece), end="", flush=True)
     print()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

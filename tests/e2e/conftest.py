@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from tests.e2e.servers import API_KEY, RunningServer, running_server
+from tests.e2e.servers import API_KEY, ORIGIN, RunningServer, running_server
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +25,8 @@ def small_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(small_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server with the random model, 2048 tokens of context and the key API_KEY."""
     log = tmp_path_factory.mktemp("logs") / "server.log"
-    with running_server(small_model_folder, log, "--max-model-len", "2048", key=API_KEY) as running:
+    options = ("--max-model-len", "2048", "--cors-origin", ORIGIN)
+    with running_server(small_model_folder, log, *options, key=API_KEY) as running:
         yield running
 
 

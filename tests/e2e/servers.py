@@ -16,6 +16,7 @@ import httpx
 
 START_SECONDS = 120
 API_KEY = "sk-end-to-end"
+ORIGIN = "https://page.example"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_server(model: str | Path, log: Path, *options: str, key: str | None = None) -> Iterator[RunningServer]:
+def running_server(
+    model: str | Path, log: Path, *options: str, key: str | None = None
+) -> Iterator[RunningServer]:
     """`telechat serve MODEL` on a free port, ready to answer; stopped by SIGTERM at the end."""
     port = free_port()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -28,6 +28,13 @@ def add_arguments(parser: CommandParser) -> None:
     )
     parser.add_boolean("--allow-anonymous", help="let a public host serve without a key")
     group.add_argument("--served-model-name", metavar="NAME", help="the model's name for clients")
+    group.add_argument(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let pages of this web origin call from browsers; may be repeated; * is all (default: none)",
+    )
     group.add_argument("--max-batch-size", type=positive_int, metavar="N", help="answers computed at once")
     add_loading_options(parser)
 
@@ -49,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
         api_keys=given_keys(args.api_key),
         allow_anonymous=args.allow_anonymous,
         served_model_name=args.served_model_name,
+        cors_origins=tuple(args.cors_origin),
     )
     model = chosen_model(args.model)
     sizes = {} if args.max_batch_size is None else {"max_batch_size": args.max_batch_size}
