@@ -70,7 +70,8 @@ def run_with_newer_python(arguments):
     """Start again under a Python that is new enough, where one is installed."""
     for minor in range(13, MIN_PYTHON[1] - 1, -1):
         found = shutil.which(f"python3.{minor}")
-        if found:
+        # A version manager puts names on the path that lead nowhere.
+        if found and runs(found):
             return subprocess.call([found, os.path.abspath(__file__), *arguments])
     raise SetupError(
         f"telechat needs Python {MIN_PYTHON[0]}.{MIN_PYTHON[1]} or newer; this is {sys.version.split()[0]}. "
@@ -97,7 +98,7 @@ def prepare(extras):
     sys.stderr.flush()
     install = ["-m", "pip", "install", "--disable-pip-version-check", "-c", constraints_file(), "-e", target]
     # pip writes its progress to stdout; ours is for the addresses that `telechat deploy` prints.
-    if subprocess.call([python, *install], stdout=sys.stderr.fileno()) != 0:
+    if subprocess.call([python, *install], stdout=2) != 0:
         raise SetupError(
             "pip could not install telechat; its last lines say why. When the network is the cause, run this "
             "again: what is already downloaded is kept."
