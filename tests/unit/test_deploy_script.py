@@ -1,4 +1,4 @@
-"""`deploy.py`: when it installs and what, and what it hands over. Its child processes are recorded, not run."""
+"""`deploy.py`: when it installs and what, and what it hands over. Its children are recorded, not run."""
 
 from __future__ import annotations
 
@@ -144,11 +144,10 @@ def test_an_old_python_is_told(
 
 def test_a_newer_python_on_the_path_takes_over(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(script.sys, "version_info", (3, 8, 1))
-    monkeypatch.setattr(
-        script.shutil, "which", lambda name: "/opt/python3.12" if name == "python3.12" else None
-    )
+    found = {"python3.12": "/no/such/python3.12", "python3.11": sys.executable}
+    monkeypatch.setattr(script.shutil, "which", found.get)
     script.main(["--gpu", "0"])
-    assert script.calls == [["/opt/python3.12", str(ROOT / "deploy.py"), "--gpu", "0"]]
+    assert script.calls[-1] == [sys.executable, str(ROOT / "deploy.py"), "--gpu", "0"]
 
 
 def test_missing_venv_module_says_what_to_install(
