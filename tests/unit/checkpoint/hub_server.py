@@ -1,4 +1,4 @@
-"""A local server that speaks the file APIs of the Hugging Face hub and of ModelScope, with faults on request."""
+"""A local server that speaks the file APIs of Hugging Face and ModelScope, with faults on request."""
 
 from __future__ import annotations
 
