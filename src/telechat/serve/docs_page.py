@@ -25,7 +25,7 @@ h2 { margin-top: 2.5rem; font-size: 1.1rem }
 h2 code { font-size: 1.1rem }
 table { border-collapse: collapse; width: 100%; font-size: .9rem }
 th, td { text-align: left; vertical-align: top; padding: .3rem .6rem; border-bottom: 1px solid #8884 }
-pre { background: #8882; padding: .8rem; overflow-x: auto; border-radius: .4rem }
+pre { background: #8882; padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; border-radius: .4rem }
 """
 _EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "生抽与老抽的区别？"}], "stream": True},
@@ -66,6 +66,8 @@ def _operation(
     document: Mapping[str, Any], base_url: str, path: str, method: str, operation: Mapping[str, Any]
 ) -> Iterator[str]:
     yield f"<h2><code>{method} {escape(path)}</code></h2><p>{escape(operation.get('summary', ''))}.</p>"
+    if "description" in operation:
+        yield f"<p>{escape(operation['description'])}</p>"
     if "requestBody" in operation:
         schema = _resolve(document, operation["requestBody"]["content"]["application/json"]["schema"])
         yield "<table><tr><th>Field</th><th>Type</th><th>Default</th><th>Meaning</th></tr>"
@@ -111,4 +113,5 @@ def _type(document: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
         # Limits of the number format are no news.
         if key in schema and abs(schema[key]) < 2**62
     ]
-    return " ".join([str(schema.get("type", "any")), *limits])
+    kind = str(schema.get("type", "any"))
+    return f"{kind} {', '.join(limits)}" if limits else kind

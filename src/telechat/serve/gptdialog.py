@@ -33,6 +33,7 @@ MISSING = ("10301", "服务必填参数缺失")
 BAD_DIALOG = ("10904", "服务请求参数dialog错误")
 BAD_RANGE = ("10305", "请求参数范围错误")
 FAILED = ("10903", "服务执行失败")
+REASONS = (MISSING, BAD_DIALOG, BAD_RANGE, FAILED)
 
 
 @dataclass(frozen=True)
@@ -116,12 +117,23 @@ def gptdialog_router(service: Service) -> APIRouter:
     """The two original routes."""
     router = APIRouter(tags=["TeleChat"])
     body = json_body("GptDialogRequest")
+    errors = "Errors come with HTTP 200: " + ", ".join(f"{code} {text}" for code, text in REASONS) + "."
 
-    @router.post("/telechat/gptDialog/v2", summary="Answer a dialog as streamed text", openapi_extra=body)
+    @router.post(
+        "/telechat/gptDialog/v2",
+        summary="Answer a dialog as streamed text",
+        description=errors,
+        openapi_extra=body,
+    )
     async def stream_answer(request: Request) -> Response:
         return await _in_envelope(service, request, _streamed)
 
-    @router.post("/telechat/gptDialog/v4", summary="Answer a dialog in one JSON object", openapi_extra=body)
+    @router.post(
+        "/telechat/gptDialog/v4",
+        summary="Answer a dialog in one JSON object",
+        description=errors,
+        openapi_extra=body,
+    )
     async def whole_answer(request: Request) -> Response:
         return await _in_envelope(service, request, _whole)
 

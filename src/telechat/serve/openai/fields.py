@@ -139,9 +139,9 @@ class ChatRequest(Strict):
     model: str | None = Field(
         None, description="Name of the model as in /v1/models; without it, the one served."
     )
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, description="The conversation: {role, content}, …")
     stream: bool | None = Field(None, description="Send the answer as server-sent events.")
-    stream_options: StreamOptions | None = None
+    stream_options: StreamOptions | None = Field(None, description="{include_usage: true} counts tokens.")
     n: int | None = Field(None, ge=1, description="Number of answers.")
     max_tokens: int | None = Field(
         None, ge=1, description="Longest answer in tokens; without it the model's default, or what fits."
@@ -150,27 +150,33 @@ class ChatRequest(Strict):
     stop: StopStrings | None = Field(
         None, max_length=MAX_STOP_STRINGS, description="End the answer before any of these texts."
     )
-    stop_token_ids: list[Annotated[int, Field(ge=0, le=_INT64_MAX)]] | None = Field(None, max_length=64)
+    stop_token_ids: list[Annotated[int, Field(ge=0, le=_INT64_MAX)]] | None = Field(
+        None, max_length=64, description="End the answer at any of these tokens."
+    )
     ignore_eos: bool | None = Field(None, description="Go on after the model's end token.")
     skip_special_tokens: bool | None = Field(None, description="Leave control tokens out of the text.")
     temperature: float | None = Field(None, ge=0, le=2, description="0 always takes the likeliest token.")
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1, le=_INT64_MAX, description="0 (or -1) is off.")
-    min_p: float | None = Field(None, ge=0, le=1)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    top_p: float | None = Field(None, gt=0, le=1, description="Draw from the likeliest that sum to this.")
+    top_k: int | None = Field(
+        None, ge=-1, le=_INT64_MAX, description="Draw from this many likeliest; 0 or -1: from all."
+    )
+    min_p: float | None = Field(None, ge=0, le=1, description="Least share of the likeliest's probability.")
+    presence_penalty: float | None = Field(None, ge=-2, le=2, description="Against tokens already used.")
+    frequency_penalty: float | None = Field(None, ge=-2, le=2, description="The same, for each use.")
+    repetition_penalty: float | None = Field(None, gt=0, le=100, description="Above 1 avoids repetition.")
     seed: int | None = Field(None, ge=0, le=_INT64_MAX, description="Same seed, same answer.")
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
-    tools: list[Tool] | None = Field(None, max_length=128)
-    tool_choice: Any = Field(None, description="`auto` or `none`.")
+    logprobs: bool | None = Field(None, description="Report the log-probability of each token.")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=MAX_TOP_LOGPROBS, description="And of this many likeliest tokens."
+    )
+    tools: list[Tool] | None = Field(None, max_length=128, description="Functions the model may call.")
+    tool_choice: Any = Field(None, description="auto or none.")
     parallel_tool_calls: bool | None = Field(None, description="false ends the answer after one call.")
-    response_format: ResponseFormat | None = Field(None, description="Only `text`.")
+    response_format: ResponseFormat | None = Field(None, description="Only {type: text}.")
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
         None, max_length=1024, description="Token id to a number added to its logit."
     )
-    user: str | None = None
+    user: str | None = Field(None, description="Accepted and not used.")
 
     @field_validator("tool_choice")
     @classmethod
