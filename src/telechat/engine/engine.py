@@ -116,7 +116,7 @@ class Engine:
             raise ContextLengthError(
                 len(prompt),
                 params.max_total_tokens - 1,
-                hint="That is max_length (max_total_tokens). Shorten the prompt or set max_tokens, which wins.",
+                hint="That is max_length (max_total_tokens). Shorten the prompt or set max_tokens instead.",
             )
         return min(params.max_total_tokens - len(prompt), room)
 
