@@ -25,7 +25,8 @@ h2 { margin-top: 2.5rem; font-size: 1.1rem }
 h2 code { font-size: 1.1rem }
 table { border-collapse: collapse; width: 100%; font-size: .9rem }
 th, td { text-align: left; vertical-align: top; padding: .3rem .6rem; border-bottom: 1px solid #8884 }
-pre { background: #8882; padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; border-radius: .4rem }
+pre { background: #8882; padding: .8rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; border-radius: .4rem }
 """
 _EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "生抽与老抽的区别？"}], "stream": True},
