@@ -97,7 +97,8 @@ class RotaryTables:
 
         One table serves all rows whose lengths stretch alike, which is every row within the training length.
         """
-        stretches = {self.settings.stretch(n) for n in lengths}
+        distinct = {max(n, self.settings.training_length) for n in lengths}
+        stretches = {self.settings.stretch(n) for n in distinct}
         if len(stretches) == 1:
             return self.rows(positions_BS, max(lengths))
         parts = [self.rows(positions_BS[b : b + 1], n) for b, n in enumerate(lengths)]
