@@ -1,0 +1,58 @@
+"""The whole of it: `telechat deploy` with the demo model, asked by a browser on its page."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.e2e.browser import ask, fresh_page, launched_browser, wait_idle
+from tests.e2e.deployments import Deployment, deployment
+
+QUESTION = "生抽与老抽的区别？"
+FACTS = ("颜色", "味道", "用途")
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals"),
+]
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[Deployment]:
+    """A deployment of the bundled model."""
+    command = [sys.executable, "-m", "telechat", "deploy", "--model-path", "demo"]
+    with deployment(command, cwd=Path.cwd(), ready_seconds=300) as running:
+        yield running
+
+
+def test_the_soy_sauce_answer_streams_and_is_right(demo: Deployment) -> None:
+    with launched_browser() as browser, fresh_page(browser, demo.page_url) as page:
+        # Every length the answer has had: a streamed answer grows, a whole one appears at once.
+        page.evaluate(
+            """() => {
+                window.lengths = new Set();
+                new MutationObserver(() => {
+                    const answers = document.querySelectorAll('.answer');
+                    if (answers.length) window.lengths.add(answers[answers.length - 1].textContent.length);
+                }).observe(document.body, {subtree: true, childList: true, characterData: true});
+            }"""
+        )
+        ask(page, QUESTION)
+        answer = page.locator(".answer").last.inner_text()
+        for fact in FACTS:
+            assert fact in answer
+        assert len(page.evaluate("() => [...window.lengths]")) >= 5
+
+
+def test_a_second_turn_remembers_the_first(demo: Deployment) -> None:
+    with launched_browser() as browser, fresh_page(browser, demo.page_url) as page:
+        ask(page, QUESTION)
+        ask(page, "23+45等于多少？")
+        wait_idle(page)
+        answers = page.locator(".answer")
+        assert answers.count() == 2
+        assert "68" in answers.last.inner_text()
