@@ -11,7 +11,7 @@ PYTEST_ARGS ?= -n auto --dist loadfile
 export OMP_NUM_THREADS ?= 1
 
 DEMO_ROWS ?= 200000
-DEMO_SEED ?= 0
+DEMO_SEED ?= 1234
 
 SOURCES := src tests tools deploy.py
 
@@ -54,7 +54,7 @@ format: setup ## let ruff rewrite the sources and write the generated pages
 
 demo-model: setup ## train the bundled demo model again, from nothing, and score it: rows, vocabulary, training
 	$(BIN)/telechat data demo --output runs/demo/train.jsonl --rows $(DEMO_ROWS) --seed $(DEMO_SEED)
-	$(BIN)/telechat tokenizer train runs/demo/train.jsonl --vocab-size 4096 --output runs/demo/tokenizer
+	$(BIN)/telechat tokenizer train runs/demo/train.jsonl --vocab-size 4096 --seed $(DEMO_SEED) --output runs/demo/tokenizer
 	$(BIN)/telechat train --config recipes/demo.yaml
 	$(BIN)/telechat eval demo runs/demo/model --rows 500 --json runs/demo/eval.json --markdown runs/demo/eval.md
 

@@ -14,15 +14,14 @@ from telechat.checkpoint import load_model, save_model
 from telechat.config import load_config, to_yaml
 from telechat.errors import ConfigError
 from telechat.models import TeleChatConfig, TeleChatModel, build_model, initialise
-from telechat.tokenizer import load_tokenizer
+from telechat.tokenizer import Tokenizer, load_tokenizer
+from telechat.tokenizer.load import copy_tokenizer_files
 from telechat.train.config import TrainConfig
 from telechat.train.loop import Trainer, describe
 from telechat.train.report import Metrics, write_loss_page
 from telechat.train.samples import encode_rows, read_rows
 
 log = logging.getLogger(__name__)
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "generation_config.json")
 
 
 def main(config_path: str | None, overrides: Mapping[str, str] | None = None) -> Path:
@@ -48,10 +47,28 @@ def main(config_path: str | None, overrides: Mapping[str, str] | None = None) ->
     write_loss_page(metrics.rows, folder / "loss.html", title=f"Training loss of {folder.name}")
     result = folder / "model"
     save_model(model, result, dtype=torch.bfloat16)
-    for name in _TOKENIZER_FILES:
-        if (tokenizer_folder / name).exists():
-            shutil.copyfile(tokenizer_folder / name, result / name)
+    copy_tokenizer_files(tokenizer_folder, result)
+    _write_generation_config(tokenizer_folder, result, tokenizer)
     return result
+
+
+def _write_generation_config(source: Path, target: Path, tokenizer: Tokenizer) -> None:
+    """Keep the generation defaults of the model that was continued; a fresh one decodes greedily."""
+    name = "generation_config.json"
+    if (source / name).exists():
+        shutil.copyfile(source / name, target / name)
+        return
+    special = tokenizer.special
+    defaults = {
+        "do_sample": False,
+        "repetition_penalty": 1.0,
+        "bos_token_id": special.bos,
+        "eos_token_id": special.eos,
+        "pad_token_id": special.pad,
+        "user_token_id": special.user,
+        "bot_token_id": special.bot,
+    }
+    (target / name).write_text(json.dumps(defaults, indent=2) + "\n", encoding="utf-8")
 
 
 def _model(config: TrainConfig) -> TeleChatModel:
