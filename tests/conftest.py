@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no reason to fail: how long an example takes is not what these tests are about.
+settings.register_profile("telechat", deadline=None)
+settings.load_profile("telechat")
 
 # Set by users to choose a model, a device or a key; a test that wants one sets it itself.
 USER_SETTINGS = ("MODEL_PATH", "CUDA_VISIBLE_DEVICES", "TELECHAT_API_KEY", "HF_TOKEN", "HF_ENDPOINT")

@@ -47,7 +47,7 @@ def main(config_path: str | None, overrides: Mapping[str, str] | None = None) ->
     write_loss_page(metrics.rows, folder / "loss.html", title=f"Training loss of {folder.name}")
     result = folder / "model"
     save_model(model, result, dtype=torch.bfloat16)
-    copy_tokenizer_files(tokenizer_folder, result)
+    copy_tokenizer_files(tokenizer, result)
     _write_generation_config(tokenizer_folder, result, tokenizer)
     return result
 
