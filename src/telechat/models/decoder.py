@@ -254,7 +254,11 @@ class TeleChatModel(nn.Module):
         B, S = new_columns_BS.shape
         lengths = cache.lengths[:B]
         longest = max(lengths)
-        columns = torch.arange(longest, device=cache.token_ids.device).expand(B, longest)
+        device = cache.token_ids.device
+        # Columns past a shorter row's end are computed and not read; its table has no rows for them.
+        columns = torch.arange(longest, device=device).minimum(
+            torch.tensor(lengths, device=device)[:, None] - 1
+        )
         if positions is not None:
             positions = (columns + (positions - new_columns_BS)[:, -1:]).clamp(min=0)
         visible = cache.visible[:B, :longest] if cache.has_padding else None
@@ -272,10 +276,13 @@ class TeleChatModel(nn.Module):
         is_square: bool,
     ) -> AttentionInputs:
         """Rotary rows and mask of a call. `is_square` says that the new tokens are all tokens, in order."""
-        positions = columns_BS if positions is None else positions
         rope_lengths = (
             [max(self.static_length, n) for n in lengths] if self.rope_mode == "static" else lengths
         )
+        if positions is None:
+            positions = columns_BS
+        else:
+            self._check_positions(positions, max(*rope_lengths, self.config.training_seqlen))
         cos, sin = self.rotary.lookup(positions, rope_lengths)
         if visible_BT is not None and bool(visible_BT.all()):
             visible_BT = None
@@ -292,6 +299,14 @@ class TeleChatModel(nn.Module):
         # Finite, so that a row that sees nothing (a padded query) becomes uniform and not NaN.
         mask.masked_fill_(~seen, torch.finfo(dtype).min)
         return AttentionInputs(cos, sin, mask[:, None], is_causal=False)
+
+    def _check_positions(self, positions: Tensor, limit: int) -> None:
+        """Like `_check_ids`, on the CPU only."""
+        if not positions.is_cpu:
+            return
+        low, high = int(positions.min()), int(positions.max())
+        if low < 0 or high >= limit:
+            raise PromptError(f"positions run from {low} to {high}; they must be in [0, {limit}).")
 
     def _compute_dtype(self) -> torch.dtype:
         """dtype of queries and keys. Autocast would round a mask of the weights' dtype to -inf."""
