@@ -1,4 +1,4 @@
-"""The page on the real API: a random model behind a key, and the demo model asked the soy-sauce question."""
+"""The page on the real API: a random model behind a key."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.e2e.browser import ask, fresh_page, last_answer, launched_browser
+from tests.e2e.browser import ask, fresh_page, launched_browser
 from tests.e2e.fake_api import serve_in_thread
 from tests.e2e.servers import API_KEY, RunningServer
 
@@ -41,13 +41,3 @@ def test_a_wrong_key_is_explained(browser: Browser, server: RunningServer) -> No
         ask(page, "你好")
         assert page.locator(".reply").get_attribute("data-status") == "error"
         assert "出错了" in page.locator(".notice").inner_text()
-
-
-def test_the_demo_model_knows_the_two_soy_sauces(browser: Browser, demo_server: RunningServer) -> None:
-    with serve_in_thread(create_page_app(demo_server.url)) as url, fresh_page(browser, url) as page:
-        ask(page, "生抽与老抽的区别？", wait=False)
-        page.wait_for_selector(".reply[data-status=streaming] .tail")
-        page.wait_for_selector("body[data-state=idle]")
-        answer = last_answer(page)
-        assert all(word in answer for word in ("颜色", "味道", "用途")), answer
-        assert page.locator(".reply").get_attribute("data-status") == "done"
