@@ -93,7 +93,7 @@ def test_first_layer_keys_and_values(variant: str) -> None:
 @pytest.mark.parametrize("is_checkpointed", [False, True])
 @pytest.mark.parametrize("variant", OFFICIAL)
 def test_loss_and_gradients(variant: str, is_checkpointed: bool) -> None:
-    model = recorded_model(variant).train().requires_grad_(True)
+    model = recorded_model(variant).train()
     model.transformer.gradient_checkpointing = is_checkpointed
     labels = ids(variant, "labels")
     logits = model(ids(variant, "input_ids"), ids(variant, "attention_mask"))

@@ -39,7 +39,7 @@ def load_model(
     rope_mode: RopeMode = "official",
     static_length: int | None = None,
 ) -> TeleChatModel:
-    """Load a model for inference.
+    """Load a model.
 
     Args:
         path_or_name: a folder, a hub id (`org/name`, `modelscope:org/name`), or `demo`.
@@ -49,7 +49,7 @@ def load_model(
         rope_mode, static_length: what happens past the training length; see `TeleChatModel`.
 
     Returns:
-        The model in eval mode on the device; parameters need no gradient until asked to.
+        The model in eval mode on the device.
 
     Raises:
         ConfigError, CheckpointError, DeviceError, HubError: one line each, saying what to do.
@@ -71,7 +71,7 @@ def load_model(
         static_length=static_length,
     )
     fill(model, weights, device=place, dtype=chosen)
-    return model.eval().requires_grad_(False)
+    return model.eval()
 
 
 def read_config(folder: str | Path) -> TeleChatConfig:

@@ -66,7 +66,7 @@ def test_every_layout(tmp_path: Path, config: Any, layout: str, prefix: bool) ->
     assert loaded.config == config
     assert_same_weights(loaded, model)
     assert not loaded.training
-    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert all(parameter.requires_grad for parameter in loaded.parameters())  # training starts from here
 
 
 def test_safetensors_win_over_pickles(tmp_path: Path) -> None:
