@@ -183,15 +183,18 @@ class AsyncEngine:
                 self._changed.wait()
             if self._is_closing:
                 return False
-            while self._to_add:
-                stream, request = self._to_add.popleft()
-                self._streams[request] = stream
-                self._engine.add(request)
+            self._take_in()
             while self._to_cancel:
                 request = self._to_cancel.popleft()
                 self._engine.cancel(request)
                 self._forget(request)
         return True
+
+    def _take_in(self) -> None:
+        while self._to_add:
+            stream, request = self._to_add.popleft()
+            self._streams[request] = stream
+            self._engine.add(request)
 
     def _forget(self, request: Request) -> weakref.ref[Stream] | None:
         stream = self._streams.pop(request, None)
@@ -219,9 +222,7 @@ class AsyncEngine:
     def _end_all(self) -> None:
         """Tell every open stream that no more will come."""
         with self._changed:
-            for stream, request in self._to_add:
-                self._streams[request] = stream
-            self._to_add.clear()
+            self._take_in()
         ended = list(self._streams)
         for request in ended:
             self._engine.cancel(request)

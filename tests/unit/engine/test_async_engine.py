@@ -1,0 +1,229 @@
+"""`AsyncEngine`: many at once, each cancellable, errors kept apart."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from tests.unit.engine.engine_samples import GREEDY, random_prompts, tiny_llm
+
+from telechat.engine import AsyncEngine, Delta, SamplingParams
+from telechat.engine.async_engine import EngineClosedError, EngineStepError, QueueFullError
+from telechat.errors import ContextLengthError, PromptError
+
+pytestmark = pytest.mark.timeout(60)
+
+LONG = GREEDY.replace(max_tokens=120)
+
+
+@contextlib.contextmanager
+def running(**settings: Any) -> Iterator[AsyncEngine]:
+    max_pending = settings.pop("max_pending", 100)
+    engine = AsyncEngine(tiny_llm(**settings), max_pending=max_pending)
+    try:
+        yield engine
+    finally:
+        engine.close()
+    assert not engine._worker.is_alive()
+
+
+async def collect(engine: AsyncEngine, prompt: list[int], params: SamplingParams) -> list[Delta]:
+    return [delta async for delta in engine.stream(prompt, params)]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def slow_down(engine: AsyncEngine, seconds: float = 0.01) -> None:
+    """Let every step take at least this long, so that a test can act while requests run."""
+    run = engine._engine.runner.run
+
+    def slow(step: Any) -> Any:
+        time.sleep(seconds)
+        return run(step)
+
+    engine._engine.runner.run = slow  # type: ignore[method-assign]
+
+
+def test_concurrent_streams_give_what_each_gives_alone() -> None:
+    prompts = random_prompts(15, seed=6)
+    expected = [output.outputs[0] for output in tiny_llm().generate(prompts, GREEDY)]
+
+    async def scenario() -> None:
+        with running(max_batch_size=4) as engine:
+            answers = await asyncio.gather(*(collect(engine, prompt, GREEDY) for prompt in prompts))
+            assert engine.num_pending == 0
+        for deltas, completion in zip(answers, expected, strict=True):
+            assert "".join(delta.text for delta in deltas) == completion.text
+            token_ids = [token_id for delta in deltas for token_id in delta.token_ids]
+            assert token_ids == completion.token_ids
+            assert deltas[-1].finish_reason == completion.finish_reason
+
+    asyncio.run(scenario())
+
+
+def test_several_answers_are_told_apart_by_index() -> None:
+    params = SamplingParams(n=3, seed=4, max_tokens=9, ignore_eos=True)
+    expected = tiny_llm().generate([[30, 31]], params)[0].outputs
+
+    async def scenario() -> None:
+        with running() as engine:
+            deltas = await collect(engine, [30, 31], params)
+        for index, completion in enumerate(expected):
+            own = [delta for delta in deltas if delta.index == index]
+            assert "".join(delta.text for delta in own) == completion.text
+            assert own[-1].finish_reason == "length"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("how", ["cancel task", "close", "drop"])
+def test_leaving_a_stream_frees_its_slot(how: str) -> None:
+    async def scenario() -> None:
+        with running(max_batch_size=1) as engine:
+            slow_down(engine)
+            stream = engine.stream([30], LONG)
+            await stream.__anext__()
+            assert engine.num_running == 1
+            request = stream.requests[0]
+            if how == "cancel task":
+                task = asyncio.create_task(_drain(stream))
+                await asyncio.sleep(0.02)
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+            elif how == "close":
+                await stream.aclose()
+            else:
+                del stream
+                gc.collect()
+            generated = len(request.token_ids)
+            # The only slot is free again: the next request gets it, and within a step of the cancellation.
+            assert await collect(engine, [40], GREEDY.replace(max_tokens=2))
+            assert request.finish_reason == "cancelled"
+            assert len(request.token_ids) <= generated + 1
+            assert engine.num_pending == 0
+
+    asyncio.run(scenario())
+
+
+async def _drain(stream: Any) -> None:
+    async for _ in stream:
+        pass
+
+
+def test_a_closed_stream_yields_nothing_more() -> None:
+    async def scenario() -> None:
+        with running() as engine:
+            stream = engine.stream([30], LONG)
+            await stream.__anext__()
+            stream.cancel()
+            assert [delta async for delta in stream] == []
+
+    asyncio.run(scenario())
+
+
+def test_bad_requests_fail_at_once_and_alone() -> None:
+    async def scenario() -> None:
+        with running() as engine:
+            with pytest.raises(PromptError):
+                engine.stream([], GREEDY)
+            with pytest.raises(ContextLengthError):
+                engine.stream([30] * 500, GREEDY)
+            assert engine.num_pending == 0
+            assert await collect(engine, [30], GREEDY)
+
+    asyncio.run(scenario())
+
+
+def test_a_failing_step_ends_the_running_requests_and_the_engine_goes_on() -> None:
+    async def scenario() -> None:
+        with running(max_batch_size=2) as engine:
+            run = engine._engine.runner.run
+            failures = iter([True])
+
+            def failing(step: Any) -> Any:
+                if len(step.decode) == 2 and next(failures, False):
+                    raise RuntimeError("out of memory")
+                return run(step)
+
+            engine._engine.runner.run = failing  # type: ignore[method-assign]
+            results = await asyncio.gather(
+                *(collect(engine, [30 + n], GREEDY) for n in range(3)), return_exceptions=True
+            )
+            assert [isinstance(result, EngineStepError) for result in results] == [True, True, False]
+            assert "out of memory" in str(results[0])
+            expected = tiny_llm().generate([[32]], GREEDY)[0].text
+            assert "".join(delta.text for delta in results[2]) == expected  # type: ignore[union-attr]
+            assert engine.num_pending == 0
+
+    asyncio.run(scenario())
+
+
+def test_pending_requests_are_bounded() -> None:
+    async def scenario() -> None:
+        with running(max_batch_size=1, max_pending=2) as engine:
+            slow_down(engine)
+            first, second = engine.stream([30], LONG), engine.stream([31], LONG)
+            with pytest.raises(QueueFullError, match="limit is 2"):
+                engine.stream([32], LONG)
+            first.cancel()
+            await until(lambda: engine.num_pending == 1)
+            third = engine.stream([32], GREEDY)
+            second.cancel()
+            assert [delta async for delta in third][-1].finish_reason == "length"
+
+    asyncio.run(scenario())
+
+
+def test_closing_ends_open_streams_with_an_error() -> None:
+    async def scenario() -> None:
+        with running(max_batch_size=1) as engine:
+            slow_down(engine)
+            open_streams = [asyncio.create_task(collect(engine, [30 + n], LONG)) for n in range(2)]
+            await until(lambda: engine.num_running == 1)
+            engine.close()
+            for task in open_streams:
+                with pytest.raises(EngineClosedError):
+                    await task
+            with pytest.raises(EngineClosedError):
+                engine.stream([30], GREEDY)
+            engine.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_loop_that_went_away_does_not_disturb_the_others() -> None:
+    with running() as engine:
+        slow_down(engine)
+        held: list[Any] = []
+
+        async def start_and_leave() -> None:
+            held.append(engine.stream([30], LONG))
+            await held[0].__anext__()
+
+        asyncio.run(start_and_leave())
+        assert asyncio.run(collect(engine, [31], GREEDY))[-1].finish_reason == "length"
+        deadline = time.monotonic() + 20
+        while engine.num_pending and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert engine.num_pending == 0
+
+
+def test_an_idle_engine_does_not_spin() -> None:
+    with running() as engine:
+        asyncio.run(collect(engine, [30], GREEDY))
+        steps: list[float] = []
+        engine._engine.step = lambda: steps.append(time.monotonic()) or []  # type: ignore[method-assign, func-returns-value]
+        time.sleep(0.2)
+        assert steps == []
+        assert threading.active_count() >= 2
