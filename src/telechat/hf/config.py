@@ -13,6 +13,16 @@ from transformers import PreTrainedConfig
 
 from telechat.models import TeleChatConfig
 
+# Arguments of every `from_pretrained` that say where files come from.
+HUB_ARGUMENTS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+)
 _CODE_KEYS = ("auto_map", "custom_pipelines")
 # Written by `to_hf` but not fields of their own: transformers sets the first, the class states the second,
 # and the last two stand in the file only where they say something.

@@ -20,7 +20,7 @@ from telechat.checkpoint.weights import open_weights
 from telechat.errors import CheckpointError, ConfigError, PromptError
 from telechat.hf.cache import HostedCache
 from telechat.hf.chat import ChatMixin
-from telechat.hf.config import TelechatConfig
+from telechat.hf.config import HUB_ARGUMENTS, TelechatConfig
 from telechat.hf.decoder import HostedDecoder, LateAttention
 from telechat.layers.moe import Router
 from telechat.models import TeleChatConfig, Trace
@@ -79,8 +79,10 @@ class TelechatForCausalLM(ChatMixin, PreTrainedModel, GenerationMixin):
         """
         kwargs.pop("trust_remote_code", None)  # transformers would run the folder's custom_generate
         wants_info = kwargs.pop("output_loading_info", False)
-        kwargs["config"], kwargs = _complete_config(os.fspath(name), kwargs.pop("config", None), kwargs)
-        model, info = super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
+        config, kwargs = _complete_config(os.fspath(name), kwargs.pop("config", None), kwargs)
+        model, info = super().from_pretrained(
+            name, *model_args, config=config, output_loading_info=True, **kwargs
+        )
         if model.config.to_dict().get("quantization_config") is None:
             _refuse_gaps(str(name), info, may_mismatch=bool(kwargs.get("ignore_mismatched_sizes")))
         return (model, info) if wants_info else model
@@ -190,10 +192,10 @@ def _complete_config(
 ) -> tuple[TelechatConfig, dict[str, Any]]:
     """The config, with what only the tensor names of a local folder tell, and the remaining arguments."""
     if config is None:
-        # These are the loader's, and must not be used up as attributes of the config.
-        dtypes = {key: kwargs.pop(key) for key in ("dtype", "torch_dtype") if key in kwargs}
+        # What the loader needs again after the config has used it.
+        again = {key: kwargs[key] for key in (*HUB_ARGUMENTS, "dtype", "torch_dtype") if key in kwargs}
         config, kwargs = TelechatConfig.from_pretrained(name, return_unused_kwargs=True, **kwargs)
-        kwargs.update(dtypes)
+        kwargs.update(again)
     assert config is not None
     raw = config.to_dict()
     if os.path.isdir(name) and raw.get("quantization_config") is None and _may_have_experts(raw):

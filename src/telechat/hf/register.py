@@ -15,21 +15,12 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
-from telechat.hf.config import TelechatConfig
+from telechat.hf.config import HUB_ARGUMENTS, TelechatConfig
 from telechat.hf.model import TelechatForCausalLM
 from telechat.hf.tokenizer import TelechatTokenizer
 
 # Arguments of AutoTokenizer that choose a class or allow code: the class is chosen and code is never run.
 _CHOOSING = ("trust_remote_code", "code_revision", "use_fast", "tokenizer_type", "config", "mistral_format")
-_HUB_ARGUMENTS = (
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "proxies",
-    "revision",
-    "subfolder",
-    "token",
-)
 
 
 def register() -> None:
@@ -59,7 +50,7 @@ def _is_telechat(name: str | os.PathLike[str], kwargs: dict[str, Any]) -> bool:
         return isinstance(config, TelechatConfig)
     if os.path.isdir(name):
         return _model_type(Path(name)) == TelechatConfig.model_type
-    hub_arguments = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
+    hub_arguments = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
     try:
         raw, _ = PreTrainedConfig.get_config_dict(name, **hub_arguments)
     except (OSError, ValueError):  # no such repository, or no config: AutoTokenizer says so in its own words

@@ -7,17 +7,19 @@ control token. Knows nothing of models.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from transformers import PreTrainedTokenizer
+from transformers import AddedToken, PreTrainedTokenizer
 
 from telechat.errors import PromptError, TokenizerError
 from telechat.tokenizer import Tokenizer, load_tokenizer
 from telechat.tokenizer.messages import check_tools, read_messages
+from telechat.tokenizer.registered import registered_tokens
 
 _NAMED = ("bos", "eos", "pad", "unk")
 
@@ -71,8 +73,28 @@ class TelechatTokenizer(PreTrainedTokenizer):
         # so.
         kwargs.setdefault("padding_side", "right" if vocab_file else "left")
         kwargs["chat_format"] = self.telechat.chat_format.name  # saved, so that it need not be found again
+        kwargs["added_tokens_decoder"] = {**kwargs.get("added_tokens_decoder", {}), **self._registered()}
         kwargs.pop("auto_map", None)
         super().__init__(special_tokens_pattern="none", **kwargs)
+
+    def _registered(self) -> dict[int, AddedToken]:
+        """Tokens that the sentencepiece wrapper registers, with their quirks, so that saving keeps those."""
+        path = self.telechat.folder / "tokenizer_config.json"
+        if self.vocab_file is None or not path.is_file():
+            return {}
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        found = registered_tokens(raw, self.telechat.chat_format.name, self.telechat.token_to_id)
+        return {
+            token.token_id: AddedToken(
+                token.content,
+                single_word=token.single_word,
+                lstrip=token.lstrip,
+                rstrip=token.rstrip,
+                normalized=False,
+                special=token.is_special,
+            )
+            for token in found
+        }
 
     @property
     def vocab_size(self) -> int:
