@@ -6,7 +6,13 @@ The modules, from the inside out: `request` (the record), `scheduler` (policy wi
 `async_engine`.
 """
 
-from telechat.engine.async_engine import AsyncEngine, Stream
+from telechat.engine.async_engine import (
+    AsyncEngine,
+    EngineClosedError,
+    EngineStepError,
+    QueueFullError,
+    Stream,
+)
 from telechat.engine.llm import LLM
 from telechat.engine.outputs import Completion, Delta, FinishReason, RequestOutput, TokenLogprob
 from telechat.engine.sampling_params import SamplingParams
@@ -16,7 +22,10 @@ __all__ = [
     "AsyncEngine",
     "Completion",
     "Delta",
+    "EngineClosedError",
+    "EngineStepError",
     "FinishReason",
+    "QueueFullError",
     "RequestOutput",
     "SamplingParams",
     "Stream",

@@ -14,9 +14,10 @@ from typing import Any, Literal, cast, overload
 import torch
 
 from telechat.checkpoint import load_model, read_config, read_generation_config, resolve_model
-from telechat.device import CPU, resolve_device
+from telechat.device import CPU, memory_info, resolve_device
 from telechat.engine.engine import Engine
 from telechat.engine.outputs import Completion, Delta, Keep, Kept, RequestOutput
+from telechat.engine.plan import cache_bytes_per_token, default_batch_size
 from telechat.engine.progress import Progress
 from telechat.engine.request import Request
 from telechat.engine.sampling_params import SamplingParams
@@ -29,7 +30,6 @@ log = logging.getLogger(__name__)
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
 
-DEFAULT_MAX_BATCH_SIZE = 64
 DEFAULT_MAX_PREFILL_TOKENS = 4096
 # Below this, `dtype="auto"` computes in fp32 on the CPU: the weights are small enough that it costs little,
 # and answers then do not depend on how a CPU rounds bf16.
@@ -48,7 +48,9 @@ class LLM:
             rotary table made for max_model_len, so that no answer depends on how long the text was when keys
             were cached.
         max_model_len: most tokens of prompt and answer together; default the model's `training_seqlen`.
-        max_batch_size: requests that run at once.
+        max_batch_size: requests that run at once; default 64, or as many of `max_model_len` as the free
+            memory can hold.
+        max_prefill_tokens: prompt tokens taken in per step.
         generation_config: contents of a `generation_config.json`; by default the folder's.
 
     Raises:
@@ -65,11 +67,15 @@ class LLM:
         attention: str = "auto",
         rope_mode: RopeMode = "static",
         max_model_len: int | None = None,
-        max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
+        max_batch_size: int | None = None,
         max_prefill_tokens: int = DEFAULT_MAX_PREFILL_TOKENS,
         generation_config: Mapping[str, Any] | None = None,
     ) -> None:
-        for name, value in (("max_model_len", max_model_len), ("max_batch_size", max_batch_size)):
+        for name, value in (
+            ("max_model_len", max_model_len),
+            ("max_batch_size", max_batch_size),
+            ("max_prefill_tokens", max_prefill_tokens),
+        ):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1.")
         if isinstance(model, TeleChatModel):
@@ -95,7 +101,7 @@ class LLM:
         self.generation_config = dict(generation_config or {})
         self.default_params = SamplingParams.from_generation_config(self.generation_config)
         self.max_model_len = max_model_len or self.config.training_seqlen
-        self.max_batch_size = max_batch_size
+        self.max_batch_size = max_batch_size or self._default_batch_size()
         self.max_prefill_tokens = max_prefill_tokens
         self.eos_token_ids = _eos_token_ids(self.tokenizer, self.generation_config)
         self._check_fit()
@@ -114,6 +120,16 @@ class LLM:
                 f"{self.model.static_length} tokens.",
                 hint="Build the model with static_length of at least max_model_len.",
             )
+
+    def _default_batch_size(self) -> int:
+        memory = memory_info(self.model.device)
+        size = default_batch_size(
+            cache_bytes_per_token(self.config, self.model.dtype.itemsize),
+            self.max_model_len,
+            memory.free_bytes if memory else None,
+        )
+        log.info("up to %d requests of %d tokens run at once", size, self.max_model_len)
+        return size
 
     def new_engine(self) -> Engine:
         """An engine with a cache of its own over this model."""

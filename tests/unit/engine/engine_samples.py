@@ -24,7 +24,7 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 
 
 class ByteTokenizer:
-    """Ids 8 to 263 are bytes, the first eight are control tokens. Fits where a `Tokenizer` is asked for."""
+    """Ids 8 to 263 are bytes (and again, for larger models), the first eight are control tokens."""
 
     vocab_size = VOCAB_SIZE
     special = SpecialTokens(unk=0, bos=1, eos=EOS, pad=3, user=4, bot=5, system=6)
@@ -51,7 +51,7 @@ class ByteTokenizer:
 
     @staticmethod
     def _bytes(token_id: int) -> bytes:
-        return bytes([token_id - FIRST_BYTE]) if token_id >= FIRST_BYTE else b""
+        return bytes([(token_id - FIRST_BYTE) % 256]) if token_id >= FIRST_BYTE else b""
 
 
 def byte_tokenizer() -> Tokenizer:
