@@ -1,8 +1,8 @@
 """Which samples go into which step: decided with integers only, and a function of seed and step alone.
 
-Rows are shuffled per epoch, sorted by length within large buckets so that little is padded, cut into batches of at
-most `max_tokens` padded tokens, and the batches shuffled again. A step takes several of them. Resuming at a step
-needs no stored state.
+Rows are shuffled per epoch, sorted by length within large buckets so that little is padded, cut into batches
+of at most `max_tokens` padded tokens, and the batches shuffled again. A step takes several of them. Resuming
+at a step needs no stored state.
 """
 
 from __future__ import annotations

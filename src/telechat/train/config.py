@@ -96,7 +96,8 @@ class ScheduleSection:
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_steps < self.total_steps:
             raise ConfigError(
-                f"schedule.warmup_steps is {self.warmup_steps}; it must be below total_steps {self.total_steps}."
+                f"schedule.warmup_steps is {self.warmup_steps}; it must be below total_steps "
+                f"({self.total_steps})."
             )
         if not 0 <= self.decay_fraction <= 1:
             raise ConfigError(f"schedule.decay_fraction is {self.decay_fraction}; it must be in [0, 1].")

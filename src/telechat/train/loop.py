@@ -149,7 +149,7 @@ class Trainer:
         if not np.isfinite(loss):
             raise TelechatError(
                 f"The loss is {loss} at step {self.step}; the last good state is in {self.state_path}.",
-                hint="Lower optimizer.lr or train with --precision fp32, then run the same command to resume.",
+                hint="Lower optimizer.lr or train with --precision fp32; the same command then resumes.",
             )
 
 

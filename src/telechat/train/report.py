@@ -65,7 +65,7 @@ def loss_svg(rows: list[dict[str, Any]], *, width: int = 820, height: int = 360)
     import math
 
     left, bottom, top = 52, 30, 12
-    steps = [row["step"] for row in rows]
+    steps: list[float] = [row["step"] for row in rows]
     logs = [math.log10(max(row["loss"], 1e-6)) for row in rows]
     low, high = math.floor(min(logs) * 2) / 2, math.ceil(max(logs) * 2) / 2
     high = max(high, low + 0.5)

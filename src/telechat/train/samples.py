@@ -43,7 +43,8 @@ class SampleSet:
     @property
     def lengths(self) -> list[int]:
         """Tokens per sample."""
-        return np.diff(self.offsets).tolist()
+        lengths: list[int] = np.diff(self.offsets).tolist()
+        return lengths
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -14,9 +14,7 @@ LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=120)
 
 @given(LENGTHS, st.integers(1, 50), st.integers(300, 2000))
 def test_every_row_occurs_once_and_fits(lengths: list[int], rows_per_bucket: int, max_tokens: int) -> None:
-    batches = epoch_batches(
-        lengths, max_tokens=max_tokens, rows_per_bucket=rows_per_bucket, seed=1, epoch=0
-    )
+    batches = epoch_batches(lengths, max_tokens=max_tokens, rows_per_bucket=rows_per_bucket, seed=1, epoch=0)
     assert sorted(itertools.chain(*batches)) == list(range(len(lengths)))
     assert all(len(batch) * max(lengths[row] for row in batch) <= max_tokens for batch in batches)
 
@@ -44,9 +42,7 @@ def test_resuming_continues_the_same_sequence(lengths: list[int], batches_per_st
 
 def test_seeds_and_epochs_differ() -> None:
     def order(seed: int, epoch: int) -> list[list[int]]:
-        return epoch_batches(
-            list(range(1, 60)), max_tokens=200, rows_per_bucket=8, seed=seed, epoch=epoch
-        )
+        return epoch_batches(list(range(1, 60)), max_tokens=200, rows_per_bucket=8, seed=seed, epoch=epoch)
 
     assert order(1, 0) == order(1, 0)
     assert order(1, 0) != order(2, 0)
