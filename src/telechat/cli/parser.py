@@ -36,7 +36,7 @@ class CommandParser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self._booleans: set[str] = set()
-        self.overrides_allowed = False
+        self.override_keys: frozenset[str] = frozenset()
         common = self.add_argument_group("common options")
         common.add_argument("--debug", action="store_true", help="show the traceback of an error")
         common.add_argument("--log-level", choices=LEVELS, default=None, help="how much to log on stderr")
@@ -53,13 +53,14 @@ class CommandParser(argparse.ArgumentParser):
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse the words after the verb. Unknown options are a UsageError with the nearest known one.
 
-        Where `overrides_allowed` is set, `--section.key value` pairs are collected in `args.overrides`.
+        Where `override_keys` names the fields of a recipe, `--section.key value` and `--key value` of a field
+        without a section are collected in `args.overrides`; whether a dotted one exists is checked later.
         """
         words, overrides = self._split_overrides(self._normalise(list(argv)))
         args, unknown = self.parse_known_args(words)
         if unknown:
             self._refuse(unknown[0])
-        if self.overrides_allowed:
+        if self.override_keys:
             args.overrides = overrides
         return args
 
@@ -88,7 +89,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def _split_overrides(self, words: list[str]) -> tuple[list[str], dict[str, str]]:
         """Take `--section.key value` and `--section.key=value` out of the words."""
-        if not self.overrides_allowed:
+        if not self.override_keys:
             return words, {}
         rest: list[str] = []
         overrides: dict[str, str] = {}
@@ -97,7 +98,8 @@ class CommandParser(argparse.ArgumentParser):
             word = words[index]
             index += 1
             name, equals, value = word.partition("=")
-            if not (name.startswith("--") and "." in name):
+            key = name[2:].replace("-", "_")
+            if not name.startswith("--") or not ("." in key or key in self.override_keys):
                 rest.append(word)
                 continue
             if not equals:
@@ -105,7 +107,7 @@ class CommandParser(argparse.ArgumentParser):
                     raise UsageError(f"{name} needs a value.", hint=f"Write {name} VALUE.")
                 value = words[index]
                 index += 1
-            overrides[name[2:].replace("-", "_")] = value
+            overrides[key] = value
         return rest, overrides
 
     def _refuse(self, word: str) -> NoReturn:
@@ -113,6 +115,7 @@ class CommandParser(argparse.ArgumentParser):
         if not name.startswith("-"):
             raise UsageError(f"Unexpected argument {word!r}.", hint=f"See {self.prog} --help.")
         known = [option for action in self._actions for option in action.option_strings]
+        known += [f"--{key.replace('_', '-')}" for key in self.override_keys]
         guess = nearest(name, known)
         hint = f"Did you mean {guess}?" if guess else f"See {self.prog} --help."
         raise UsageError(f"Unknown option {name} for {self.prog}.", hint=hint)

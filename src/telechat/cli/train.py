@@ -17,9 +17,14 @@ LOG_LEVEL = "info"
 def add_arguments(parser: CommandParser) -> None:
     """Declare the options of `telechat train`."""
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the recipe, a YAML file")
-    parser.overrides_allowed = True
+    from telechat.config import dotted_keys
+    from telechat.train.config import TrainConfig
+
+    parser.override_keys = frozenset(dotted_keys(TrainConfig))
     parser.add_argument_group(
-        "fields of the recipe", "--section.key value replaces a field: --schedule.warmup-steps 100"
+        "fields of the recipe",
+        "--section.key value replaces a field, --key value one without a section: "
+        "--schedule.warmup-steps 100, --seed 7",
     )
 
 

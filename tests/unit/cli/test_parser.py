@@ -67,10 +67,12 @@ def test_mistakes_are_usage_errors(words: list[str], parts: list[str]) -> None:
 
 def test_overrides_are_collected() -> None:
     parser = make_parser()
-    parser.overrides_allowed = True
-    args = parser.parse(["demo", "--schedule.warmup-steps", "3", "--data.path=a=b", "--raw"])
-    assert args.overrides == {"schedule.warmup_steps": "3", "data.path": "a=b"}
+    parser.override_keys = frozenset({"schedule.warmup_steps", "data.path", "seed"})
+    args = parser.parse(["demo", "--schedule.warmup-steps", "3", "--data.path=a=b", "--seed", "7", "--raw"])
+    assert args.overrides == {"schedule.warmup_steps": "3", "data.path": "a=b", "seed": "7"}
     assert args.raw and args.model == "demo"
+    with pytest.raises(UsageError, match=r"Unknown option --sede .* Did you mean --seed"):
+        parser.parse(["--sede", "7"])
     with pytest.raises(UsageError, match=r"--a\.b needs a value"):
         parser.parse(["--a.b"])
     with pytest.raises(UsageError, match="Unknown option"):

@@ -147,8 +147,10 @@ def test_train_hands_over_file_and_fields(monkeypatch: pytest.MonkeyPatch) -> No
         telechat.train.run, "main", lambda config, overrides: seen.append((config, overrides))
     )
     recipe = str(ROOT / "recipes" / "demo.yaml")
-    assert main(["train", "--config", recipe, "--schedule.total-steps", "3", "--output.folder=x"]) == 0
-    assert seen == [(recipe, {"schedule.total_steps": "3", "output.folder": "x"})]
+    words = ["--schedule.total-steps", "3", "--output.folder=x", "--seed", "7", "--precision", "fp32"]
+    assert main(["train", "--config", recipe, *words]) == 0
+    fields = {"schedule.total_steps": "3", "output.folder": "x", "seed": "7", "precision": "fp32"}
+    assert seen == [(recipe, fields)]
 
 
 def test_train_names_an_unknown_field(capsys: pytest.CaptureFixture[str]) -> None:
