@@ -41,7 +41,8 @@ class DeploySettings:
         api_port: its port, 1 to 65535.
         web_host: address the page listens on.
         web_port: its port.
-        gpu_devices: device numbers, "0" or "0,1"; "" leaves the choice to the system.
+        gpu_devices: device numbers, "0" or "0,1", or what CUDA_VISIBLE_DEVICES takes besides; "" leaves the
+            choice to the system.
     """
 
     model_path: str = DEFAULT_MODEL
@@ -61,11 +62,8 @@ class DeploySettings:
                 f"api_port and web_port are both {self.api_port}.",
                 hint="Give one another number: --web-port.",
             )
-        if not GPU_LIST.fullmatch(str(self.gpu_devices)):
-            raise ConfigError(
-                f"gpu_devices is {self.gpu_devices!r}; expected numbers such as 0 or 0,1.",
-                hint="Correct it, or give the devices with --gpu.",
-            )
+        if not self.model_path.strip():
+            raise ConfigError("model_path is empty.", hint="Name a folder, a hub id, or demo.")
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -102,6 +100,11 @@ def _gpu_list(text: str) -> str:
 def resolve_settings(args: argparse.Namespace, environment: Mapping[str, str]) -> DeploySettings:
     """The settings by flag, then environment, then file, then default."""
     settings = load_config(DeploySettings, args.config)
+    if not GPU_LIST.fullmatch(str(settings.gpu_devices)):
+        raise ConfigError(
+            f"gpu_devices is {settings.gpu_devices!r} ({args.config}); expected numbers such as 0 or 0,1.",
+            hint="Correct it, or give the devices with --gpu.",
+        )
     model = settings.model_path
     if args.config is not None:
         model = _model_beside(args.config, model)
@@ -165,19 +168,24 @@ def child_environments(
     api = dict(os.environ)
     if str(settings.gpu_devices):
         api[DEVICES_VARIABLE] = str(settings.gpu_devices)
+    elif args.gpu is not None:
+        # `--gpu ''` lifts what the environment says.
+        api.pop(DEVICES_VARIABLE, None)
+    has_public_page = not is_loopback(settings.web_host)
     keys = resolve_keys(
         ServeSettings(
-            host=settings.api_host, api_keys=given_keys(args.api_key), allow_anonymous=args.allow_anonymous
+            # A page that others reach is a way to the model like any other, so it needs the key too.
+            host=settings.web_host if has_public_page else settings.api_host,
+            api_keys=given_keys(args.api_key),
+            allow_anonymous=args.allow_anonymous,
         )
     )
     if keys:
         # By environment, because a command line can be read by every user of the machine.
         api[KEY_VARIABLE] = keys[0]
-    if not is_loopback(settings.web_host):
-        print(
-            f"notice: the page listens on {settings.web_host}; whoever reaches it can use the model.",
-            file=sys.stderr,
-        )
+    if has_public_page:
+        rule = "browsers ask for the key as a password" if keys else "whoever reaches it can use the model"
+        print(f"notice: the page listens on {settings.web_host}; {rule}.", file=sys.stderr)
     return api, dict(api)
 
 

@@ -1,6 +1,7 @@
 """The process behind the chat page: `python -m telechat.cli.page_process`, started by `telechat deploy`.
 
-The API's key comes in the environment (TELECHAT_API_KEY). Not a verb: the page is of no use without an API.
+The API's key comes in the environment (TELECHAT_API_KEY); on a public address browsers must give it too. Not
+a verb: the page is of no use without an API.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def main() -> int:
         app = create_page_app(args.api_url, api_key=key)
     else:
         # Under which names a public page is reached, only its operator knows.
-        app = create_page_app(args.api_url, api_key=key, allowed_hosts=("*",))
+        app = create_page_app(args.api_url, api_key=key, access_key=key, allowed_hosts=("*",))
     uvicorn.run(app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=3)
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import socket
 import sys
@@ -108,6 +109,7 @@ def test_shipped_file_has_all_six_keys_with_comments() -> None:
         ("api_port: 70000\n", ["70000", "65535"]),
         ("api_port: 8501\n", ["both 8501", "--web-port"]),
         ("gpu_devices: cuda\n", ["gpu_devices", "'cuda'"]),
+        ("model_path: ''\n", ["model_path is empty"]),
     ],
 )
 def test_mistakes_in_the_file(
@@ -163,6 +165,31 @@ def test_children_share_key_and_devices(monkeypatch: pytest.MonkeyPatch) -> None
     assert "sk-mine" not in " ".join(deploy.api_command(settings, args))
 
 
+def test_devices_by_flag_environment_file(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the API process sees; the variable takes more than numbers, and `--gpu ''` lifts it."""
+
+    def seen(variable: str | None, *words: str) -> str | None:
+        if variable is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+        args = parse("--config", str(config), *words)
+        api, _ = deploy.child_environments(deploy.resolve_settings(args, os.environ), args)
+        return api.get("CUDA_VISIBLE_DEVICES")
+
+    assert seen(None) == "3"
+    assert seen("GPU-8932f937,MIG-1") == "GPU-8932f937,MIG-1"
+    assert seen("") == ""
+    assert seen("1", "--gpu", "2") == "2"
+    assert seen("1", "--gpu", "") is None
+
+
+def test_log_level_reaches_the_api() -> None:
+    settings = deploy.DeploySettings()
+    for words, level in (((), "info"), (("--log-level", "error"), "error")):
+        assert deploy.api_command(settings, parse(*words))[-2:] == ["--log-level", level]
+
+
 def test_public_host_gets_a_generated_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,6 +204,42 @@ def test_public_host_gets_a_generated_key(
     api, _ = deploy.child_environments(settings, parse("--allow-anonymous"))
     assert "TELECHAT_API_KEY" not in api
     assert "--allow-anonymous" in deploy.api_command(settings, parse("--allow-anonymous"))
+
+
+def test_a_public_page_needs_the_key_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    settings = deploy.DeploySettings(web_host="0.0.0.0")
+    api, page = deploy.child_environments(settings, parse())
+    assert api["TELECHAT_API_KEY"] == page["TELECHAT_API_KEY"]
+    shown = capsys.readouterr().err
+    assert page["TELECHAT_API_KEY"] in shown and "password" in shown
+    api, page = deploy.child_environments(settings, parse("--allow-anonymous"))
+    assert "TELECHAT_API_KEY" not in api and "TELECHAT_API_KEY" not in page
+    assert "whoever reaches it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("host", "asks"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_page_process_asks_for_the_key_on_a_public_address(
+    host: str, asks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import uvicorn
+    from starlette.testclient import TestClient
+
+    from telechat.cli import page_process
+
+    apps = []
+    monkeypatch.setattr(uvicorn, "run", lambda app, **options: apps.append((app, options["host"])))
+    monkeypatch.setenv("TELECHAT_API_KEY", "sk-mine")
+    words = ["page", "--api-url", "http://127.0.0.1:9", "--host", host, "--port", "1"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert page_process.main() == 0
+    ((app, bound),) = apps
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        assert bound == host
+        assert client.get("/").status_code == (401 if asks else 200)
+        assert client.get("/", auth=("me", "sk-mine")).status_code == 200
 
 
 def test_loopback_needs_no_key() -> None:

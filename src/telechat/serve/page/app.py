@@ -29,6 +29,7 @@ def create_page_app(
     api_url: str,
     *,
     api_key: str | None = None,
+    access_key: str | None = None,
     allowed_hosts: Sequence[str] = LOOPBACK_HOSTS,
 ) -> Starlette:
     """The page for the API at `api_url`.
@@ -36,6 +37,7 @@ def create_page_app(
     Args:
         api_url: where the OpenAI-compatible API is, e.g. `http://127.0.0.1:8070`, without `/v1`.
         api_key: sent to the API as a bearer token; the browser never sees it.
+        access_key: what browsers must give as a password, under any user name; None lets everybody in.
         allowed_hosts: host names, without port, under which the page answers; `"*"` switches the check off.
 
     Returns:
@@ -57,7 +59,7 @@ def create_page_app(
             Route(proxy.MODELS_PATH, proxy.models),
             Route(proxy.CHAT_PATH, proxy.chat, methods=["POST"]),
         ],
-        middleware=[Middleware(PageSecurity, allowed_hosts=allowed_hosts)],
+        middleware=[Middleware(PageSecurity, allowed_hosts=allowed_hosts, access_key=access_key)],
         exception_handlers={HTTPException: _http_error, 500: _internal_error},
         lifespan=lifespan,
     )

@@ -2,10 +2,14 @@
 
 The headers allow this origin's own files and nothing else. The `Host` check keeps a hostile site from
 reaching a page on loopback by pointing its own name there; the `Origin` check keeps its scripts from posting.
+A page that strangers can reach asks for a key, by the browser's own password window (HTTP Basic).
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hmac
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,6 +21,9 @@ LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 """Names under which the page answers by default."""
 ANY_HOST = "*"
 """In `allowed_hosts`: do not check. For a page behind a proxy that checks."""
+
+OPEN_PATH = "/health"
+"""Answers without the key: whoever started the page asks there whether it is up."""
 
 SECURITY_HEADERS = {
     "content-security-policy": (
@@ -31,11 +38,12 @@ SECURITY_HEADERS = {
 
 
 class PageSecurity:
-    """ASGI middleware: security headers on every response, `Host` and `Origin` checked on every request."""
+    """ASGI middleware: security headers on every response; `Host`, `Origin` and key checked on requests."""
 
-    def __init__(self, app: ASGIApp, *, allowed_hosts: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, *, allowed_hosts: Sequence[str], access_key: str | None = None) -> None:
         self._app = app
         self._allowed_hosts = frozenset(host.lower() for host in allowed_hosts)
+        self._access_key = access_key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -47,9 +55,10 @@ class PageSecurity:
                 MutableHeaders(scope=message).update(SECURITY_HEADERS)
             await send(message)
 
-        await (self._refusal(Headers(scope=scope)) or self._app)(scope, receive, send_secured)
+        refusal = self._refusal(Headers(scope=scope), scope["path"])
+        await (refusal or self._app)(scope, receive, send_secured)
 
-    def _refusal(self, headers: Headers) -> ASGIApp | None:
+    def _refusal(self, headers: Headers, path: str) -> ASGIApp | None:
         host = headers.get("host", "").lower()
         if ANY_HOST not in self._allowed_hosts and host_name(host) not in self._allowed_hosts:
             message = (
@@ -59,7 +68,26 @@ class PageSecurity:
             return error_response(400, message, "host_not_allowed")
         if _comes_from_elsewhere(headers, host):
             return error_response(403, "This page takes no requests from other sites.", "origin_not_allowed")
+        if self._access_key is not None and path != OPEN_PATH:
+            given = password_of(headers.get("authorization", ""))
+            if not hmac.compare_digest(given.encode(), self._access_key.encode()):
+                message = "This page needs the API key: give it as the password, with any user name."
+                response = error_response(401, message, "invalid_api_key")
+                response.headers["www-authenticate"] = 'Basic realm="telechat", charset="UTF-8"'
+                return response
         return None
+
+
+def password_of(authorization: str) -> str:
+    """The password of an `Authorization: Basic …` header; empty when there is none."""
+    scheme, _, encoded = authorization.partition(" ")
+    if scheme.lower() != "basic":
+        return ""
+    try:
+        pair = base64.b64decode(encoded.strip(), validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError, ValueError):
+        return ""
+    return pair.partition(":")[2]
 
 
 def _comes_from_elsewhere(headers: Headers, host: str) -> bool:

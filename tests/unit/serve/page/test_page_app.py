@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 import threading
@@ -217,6 +218,33 @@ def test_hosts_can_be_named_or_left_unchecked() -> None:
     for allowed, host, status in ((["chat.example"], "chat.example:80", 200), (["*"], "any.example", 200)):
         with serve_in_thread(create_page_app("http://127.0.0.1:9", allowed_hosts=allowed)) as url:
             assert httpx.get(url, headers={"host": host}, trust_env=False).status_code == status
+
+
+def basic(user: str, password: str) -> dict[str, str]:
+    return {"authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
+
+
+def test_a_public_page_asks_for_the_key() -> None:
+    with (
+        serve_in_thread(create_page_app("http://127.0.0.1:9", access_key="sk-a:b")) as url,
+        httpx.Client(base_url=url, trust_env=False) as client,
+    ):
+        bad = (
+            {},
+            basic("me", "wrong"),
+            basic("sk-a:b", ""),
+            {"authorization": "Basic %"},
+            basic("sk-a", "b"),
+        )
+        for headers in (*bad, {"authorization": "Bearer sk-a:b"}):
+            for path in ("/", "/static/main.js", "/v1/models"):
+                refused = client.get(path, headers=headers)
+                assert refused.status_code == 401
+                assert refused.headers["www-authenticate"].startswith("Basic ")
+                assert refused.headers["content-security-policy"]
+        for user in ("", "me", "李"):
+            assert client.get("/", headers=basic(user, "sk-a:b")).status_code == 200
+        assert client.get("/health").status_code == 200
 
 
 def test_other_origins_are_refused(client: httpx.Client) -> None:
