@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,12 @@ def test_the_page_runs(folder_bpe: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_example_runs(
-    folder_bpe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder_bpe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["hf_quickstart.py", str(folder_bpe)])
+    folder = tmp_path / "short-answers"
+    shutil.copytree(folder_bpe, folder)
+    (folder / "generation_config.json").write_text('{"max_new_tokens": 8}', encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["hf_quickstart.py", str(folder)])
     runpy.run_path(str(ROOT / "examples" / "hf_quickstart.py"), run_name="__main__")
     printed = capsys.readouterr().out
     assert "生抽与老抽的区别？" in printed and "你是谁？" in printed

@@ -344,3 +344,20 @@ def test_config_defaults_and_refusals() -> None:
     assert (fields.hidden_size, fields.num_layers, fields.hidden_dropout) == (64, 3, 0.1)
     with pytest.raises(ConfigError, match="n_layer"):
         hf.TelechatConfig(n_layer=2.5)
+
+
+@torch.no_grad()
+def test_parameters_may_be_spread_by_a_device_map(tmp_path: Path) -> None:
+    """Hooks of accelerate fetch layers from disk, and what layers share follows them."""
+    variant = "telechat2-tiny"
+    on_disk = ("transformer.word_embeddings", "transformer.h.1", "lm_head")
+    in_memory = ("transformer.h.0", "transformer.h.2", "transformer.ln_f")
+    model = load(
+        variant,
+        device_map={**dict.fromkeys(on_disk, "disk"), **dict.fromkeys(in_memory, "cpu")},
+        offload_folder=str(tmp_path),
+    )
+    assert model.transformer.h[1].mlp.gate_proj.weight.device.type == "meta"
+    mask = ids(variant, "leftpad_attention_mask")
+    found = model(ids(variant, "leftpad_input_ids"), mask).logits
+    assert_close(found[mask == 1], values(variant, "leftpad_logits")[mask == 1])
