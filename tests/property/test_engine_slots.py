@@ -27,13 +27,14 @@ class EngineMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.engine = tiny_llm(max_batch_size=MAX_BATCH_SIZE, max_prefill_tokens=48).new_engine()
+        self.llm = tiny_llm(max_batch_size=MAX_BATCH_SIZE, max_prefill_tokens=48)
+        self.engine = self.llm.new_engine()
         self.asked: list[tuple[Request, int]] = []
 
     @rule(prompt=st.integers(0, len(PROMPTS) - 1), max_tokens=st.integers(1, 6))
     def add(self, prompt: int, max_tokens: int) -> None:
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
-        request = self.engine.make_request(PROMPTS[prompt], params)
+        [request] = self.llm.intake.make_requests(PROMPTS[prompt], params)
         self.engine.add(request)
         self.asked.append((request, prompt))
 

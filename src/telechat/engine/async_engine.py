@@ -133,10 +133,7 @@ class AsyncEngine:
             QueueFullError: too many requests are pending.
             EngineClosedError: after `close`.
         """
-        requests = [
-            self._engine.make_request(prompt_ids, one, index=index)
-            for index, one in enumerate(params.split())
-        ]
+        requests = self.llm.intake.make_requests(prompt_ids, params)
         with self._changed:
             if self._is_closing:
                 raise EngineClosedError("The engine is closed.")

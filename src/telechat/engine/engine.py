@@ -7,22 +7,15 @@ prompts as text, or who asks.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
 
-from telechat.engine.outputs import Keep
 from telechat.engine.request import Request, State
 from telechat.engine.runner import Runner
 from telechat.engine.sampler import Sampled, Sampler
-from telechat.engine.sampling_params import SamplingParams
 from telechat.engine.scheduler import Scheduler
-from telechat.engine.text import TextStream, TokenDecoder
-from telechat.errors import ContextLengthError, PromptError, RequestError, TelechatError
+from telechat.errors import RequestError, TelechatError
 from telechat.models import TeleChatModel
 
 log = logging.getLogger(__name__)
-
-# Called with skip_special_tokens; makes the decoder of one answer.
-DecoderFactory = Callable[[bool], TokenDecoder]
 
 
 class Engine:
@@ -30,8 +23,6 @@ class Engine:
 
     Args:
         model: in eval mode.
-        make_decoder: makes the incremental decoder of one answer.
-        eos_token_ids: the model's own end tokens.
         max_model_len: most tokens of prompt and answer together.
         max_batch_size: requests that run at once.
         max_prefill_tokens: prompt tokens taken in per step.
@@ -40,18 +31,12 @@ class Engine:
     def __init__(
         self,
         model: TeleChatModel,
-        make_decoder: DecoderFactory,
         *,
-        eos_token_ids: Iterable[int],
         max_model_len: int,
         max_batch_size: int,
         max_prefill_tokens: int,
     ) -> None:
-        self._make_decoder = make_decoder
-        self._eos_token_ids = frozenset(eos_token_ids)
-        self._vocab_size = model.config.vocab_size
         self._device = model.device
-        self.max_model_len = max_model_len
         self.scheduler = Scheduler(max_batch_size=max_batch_size, max_prefill_tokens=max_prefill_tokens)
         self.runner = Runner(model, max_batch_size=max_batch_size, max_model_len=max_model_len)
         self._sampler: Sampler | None = None
@@ -61,77 +46,8 @@ class Engine:
         """Some request is not finished."""
         return self.scheduler.has_work
 
-    def make_request(
-        self,
-        prompt_token_ids: Sequence[int],
-        params: SamplingParams,
-        *,
-        index: int = 0,
-        keep_logits: Keep = None,
-        keep_scores: Keep = None,
-    ) -> Request:
-        """Check a request against the model. Changes nothing, so any thread may call it.
-
-        Raises:
-            PromptError: empty, or an id outside the vocabulary.
-            ContextLengthError: no room for even one token of an answer.
-            RequestError: a parameter that does not fit this model.
-        """
-        assert params.n == 1, "one request is one answer; use SamplingParams.split"
-        prompt = list(prompt_token_ids)
-        max_new_tokens = self._max_new_tokens(prompt, params)
-        self._check_ids("prompt", prompt)
-        self._check_ids("stop_token_ids", params.stop_token_ids)
-        self._check_ids("logit_bias", params.logit_bias)
-        for name, keep in (("return_logits", keep_logits), ("return_scores", keep_scores)):
-            if keep is not None and keep != "all" and (not isinstance(keep, int) or keep < 1):
-                raise RequestError(f"{name} is {keep!r}; it must be 'all' or at least 1.", parameter=name)
-        eos = frozenset() if params.ignore_eos else self._eos_token_ids
-        return Request(
-            prompt_token_ids=prompt,
-            params=params,
-            max_new_tokens=max_new_tokens,
-            stop_token_ids=eos.union(params.stop_token_ids),
-            text_stream=TextStream(self._make_decoder(params.skip_special_tokens), params.stop),
-            index=index,
-            keep_logits=keep_logits,
-            keep_scores=keep_scores,
-        )
-
-    def _max_new_tokens(self, prompt: list[int], params: SamplingParams) -> int:
-        if not prompt:
-            raise PromptError("The prompt is empty.", hint="Give at least one token.")
-        if len(prompt) >= self.max_model_len:
-            raise ContextLengthError(
-                len(prompt),
-                self.max_model_len - 1,
-                hint=f"Shorten it; the context of {self.max_model_len} tokens must hold the answer too.",
-            )
-        room = self.max_model_len - len(prompt)
-        if params.max_tokens is not None:
-            return min(params.max_tokens, room)
-        if params.max_total_tokens is None:
-            return room
-        if len(prompt) >= params.max_total_tokens:
-            raise ContextLengthError(
-                len(prompt),
-                params.max_total_tokens - 1,
-                hint="That is max_length (max_total_tokens). Shorten the prompt or set max_tokens instead.",
-            )
-        return min(params.max_total_tokens - len(prompt), room)
-
-    def _check_ids(self, name: str, token_ids: Iterable[int]) -> None:
-        for token_id in token_ids:
-            if (
-                isinstance(token_id, bool)
-                or not isinstance(token_id, int)
-                or not 0 <= token_id < self._vocab_size
-            ):
-                message = f"{name} has token id {token_id!r}; this model has ids 0 to {self._vocab_size - 1}."
-                raise PromptError(message) if name == "prompt" else RequestError(message, parameter=name)
-
     def add(self, request: Request) -> None:
-        """Queue a request made by `make_request`."""
+        """Queue a request made by `Intake`."""
         self.scheduler.add(request)
 
     def cancel(self, request: Request) -> None:

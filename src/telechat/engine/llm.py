@@ -6,6 +6,7 @@ Knows how names become models and text becomes ids; the work is the engine's. Fo
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from telechat.checkpoint import load_model, read_config, read_generation_config, resolve_model
 from telechat.device import CPU, memory_info, resolve_device
 from telechat.engine.engine import Engine
+from telechat.engine.intake import Intake
 from telechat.engine.outputs import Completion, Delta, Keep, Kept, RequestOutput
 from telechat.engine.plan import cache_bytes_per_token, default_batch_size
 from telechat.engine.progress import Progress
@@ -105,7 +107,13 @@ class LLM:
         self.max_prefill_tokens = max_prefill_tokens
         self.eos_token_ids = _eos_token_ids(self.tokenizer, self.generation_config)
         self._check_fit()
-        self._engine: Engine | None = None
+        self.intake = Intake(
+            lambda skip: self.tokenizer.stream_decoder(skip_special_tokens=skip),
+            vocab_size=self.config.vocab_size,
+            eos_token_ids=self.eos_token_ids,
+            max_model_len=self.max_model_len,
+        )
+        self._idle_engine: Engine | None = None
 
     @property
     def config(self) -> TeleChatConfig:
@@ -135,19 +143,25 @@ class LLM:
         """An engine with a cache of its own over this model."""
         return Engine(
             self.model,
-            lambda skip: self.tokenizer.stream_decoder(skip_special_tokens=skip),
-            eos_token_ids=self.eos_token_ids,
             max_model_len=self.max_model_len,
             max_batch_size=self.max_batch_size,
             max_prefill_tokens=self.max_prefill_tokens,
         )
 
-    @property
-    def engine(self) -> Engine:
-        """The engine behind `generate` and `chat`, made when first needed."""
-        if self._engine is None:
-            self._engine = self.new_engine()
-        return self._engine
+    @contextlib.contextmanager
+    def _running(self, requests: Sequence[Request]) -> Iterator[Engine]:
+        """An engine for these requests alone; whatever happens, none of them stays behind in it."""
+        engine = self._idle_engine or self.new_engine()
+        self._idle_engine = None
+        for request in requests:
+            engine.add(request)
+        try:
+            yield engine
+        finally:
+            for request in requests:
+                engine.cancel(request)
+            # The cache has grown to what is needed; the next call takes it over.
+            self._idle_engine = engine
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; literal control strings in a text stay text.
@@ -186,6 +200,26 @@ class LLM:
             PromptError, RequestError: a prompt or parameter this model cannot take; nothing has been
                 generated then.
         """
+        outputs = dict(
+            self.generate_each(
+                prompts, params, progress=progress, return_logits=return_logits, return_scores=return_scores
+            )
+        )
+        return [outputs[number] for number in range(len(outputs))]
+
+    def generate_each(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+        return_logits: Keep = None,
+        return_scores: Keep = None,
+    ) -> Iterator[tuple[int, RequestOutput]]:
+        """As `generate`, but hands out (number of the prompt, its output) as soon as an output is complete.
+
+        Prompts are checked now, before the iterator is asked for anything; closing it ends what still runs.
+        """
         listed = _listed(prompts)
         shared = self.default_params if params is None else params
         each = [shared] * len(listed) if isinstance(shared, SamplingParams) else list(shared)
@@ -196,42 +230,32 @@ class LLM:
         groups: list[list[Request]] = []
         for number, (prompt, asked) in enumerate(zip(listed, each, strict=True)):
             try:
-                groups.append(self._requests(self.encode(prompt), asked, return_logits, return_scores))
+                groups.append(
+                    self.intake.make_requests(
+                        self.encode(prompt), asked, keep_logits=return_logits, keep_scores=return_scores
+                    )
+                )
             except TelechatError as error:
                 if len(listed) > 1:
                     error.add_note(f"(prompt {number} of {len(listed)}, counted from 0)")
                 raise
-        self._run([request for group in groups for request in group], progress=progress)
-        return [_output(group) for group in groups]
+        return self._complete(groups, progress=progress)
 
-    def _requests(
-        self, token_ids: list[int], params: SamplingParams, keep_logits: Keep = None, keep_scores: Keep = None
-    ) -> list[Request]:
-        return [
-            self.engine.make_request(
-                token_ids, one, index=index, keep_logits=keep_logits, keep_scores=keep_scores
-            )
-            for index, one in enumerate(params.split())
-        ]
-
-    def _run(self, requests: list[Request], *, progress: bool) -> None:
-        """Step until all of `requests` are done; on any interruption none of them stays behind."""
-        for request in requests:
-            self.engine.add(request)
-        try:
-            with Progress(len(requests), enabled=progress) as bar:
-                open_requests = len(requests)
-                while open_requests:
-                    stepped = self.engine.step()
-                    bar.advance_tokens(len(stepped))
-                    ended = sum(request.is_finished for request in stepped)
-                    bar.advance_requests(ended)
-                    # A chat being streamed may share the engine, so what ended need not be ours.
-                    if ended:
-                        open_requests = sum(not request.is_finished for request in requests)
-        finally:
-            for request in requests:
-                self.engine.cancel(request)
+    def _complete(
+        self, groups: Sequence[Sequence[Request]], *, progress: bool
+    ) -> Iterator[tuple[int, RequestOutput]]:
+        """Step until every group is done, handing each out when it is."""
+        number_of = {request: number for number, group in enumerate(groups) for request in group}
+        num_open = [len(group) for group in groups]
+        with self._running(list(number_of)) as engine, Progress(len(number_of), enabled=progress) as bar:
+            while engine.has_work:
+                stepped = engine.step()
+                ended = [number_of[request] for request in stepped if request.is_finished]
+                bar.advance(num_tokens=len(stepped), num_requests=len(ended))
+                for number in ended:
+                    num_open[number] -= 1
+                    if not num_open[number]:
+                        yield number, _output(groups[number])
 
     @overload
     def chat(
@@ -273,31 +297,21 @@ class LLM:
             PromptError: messages that this model's chat format cannot express, or too many of them.
         """
         token_ids = self.tokenizer.apply_chat_template(messages, tools)
-        requests = self._requests(token_ids, params or self.default_params)
+        requests = self.intake.make_requests(token_ids, params or self.default_params)
         if stream:
             return self._stream(requests)
-        self._run(requests, progress=False)
-        return _output(requests)
+        [(_, output)] = self._complete([requests], progress=False)
+        return output
 
-    def _stream(self, requests: list[Request]) -> Iterator[Delta]:
-        for request in requests:
-            self.engine.add(request)
-        try:
-            untold = list(requests)
-            while untold:
-                for request in list(untold):
+    def _stream(self, requests: Sequence[Request]) -> Iterator[Delta]:
+        with self._running(requests) as engine:
+            while engine.has_work:
+                for request in engine.step():
                     delta = request.take_delta()
                     if delta is not None:
                         yield delta
-                    if request.is_finished:
-                        untold.remove(request)
-                        if request.error:
-                            raise request.error
-                if any(not request.is_finished for request in untold):
-                    self.engine.step()
-        finally:
-            for request in requests:
-                self.engine.cancel(request)
+                    if request.error:
+                        raise request.error
 
 
 def _load(folder: Path, *, device: str, dtype: str, **settings: Any) -> TeleChatModel:

@@ -34,16 +34,11 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def advance_requests(self, count: int) -> None:
-        """`count` more requests are done."""
-        if self._bar is not None and count:
-            self._bar.update(self._task, advance=count)
-
-    def advance_tokens(self, count: int) -> None:
-        """`count` more tokens were generated."""
+    def advance(self, *, num_tokens: int, num_requests: int) -> None:
+        """So many more tokens were generated, so many more requests are done."""
         if self._bar is not None:
-            self._num_tokens += count
-            self._bar.update(self._task, tokens=self._num_tokens)
+            self._num_tokens += num_tokens
+            self._bar.update(self._task, tokens=self._num_tokens, advance=num_requests)
 
 
 def _make_bar() -> RichProgress:

@@ -18,7 +18,6 @@ from telechat.engine.request import Request
 from telechat.engine.scheduler import Move, Step
 from telechat.models import KVCache, TeleChatModel
 
-_FIRST_ROWS = 1
 _FIRST_LENGTH = 256
 # Prompts of one padded call: the shortest must fill at least this share of the longest.
 _MIN_FILL = 0.75
@@ -42,7 +41,7 @@ class Runner:
     def _empty_cache(self) -> KVCache:
         return KVCache(
             self.model.config,
-            min(_FIRST_ROWS, self.max_batch_size),
+            0,
             min(_FIRST_LENGTH, self.max_model_len),
             dtype=self.model.dtype,
             device=self.model.device,
@@ -110,7 +109,7 @@ class Runner:
     def _make_room(self, num_rows: int, length: int) -> None:
         rows, columns = self.cache.batch_size, self.cache.max_length
         while rows < num_rows:
-            rows *= 2
+            rows = max(1, 2 * rows)
         while columns < length:
             columns *= 2
         rows, columns = min(rows, self.max_batch_size), min(columns, self.max_model_len)

@@ -53,7 +53,7 @@ def pick_candidate(
     `num_candidates` is how many of the best tokens to look at first; it changes the cost, not the choice.
     """
     vocab_size = scores_NV.shape[1]
-    width = min(vocab_size, max(num_candidates, *top_k))
+    width = min(vocab_size, max(*top_k, num_candidates if 0 in top_k else 1))
     best = scores_NV.topk(width)
     ranks = torch.tensor([k or vocab_size for k in top_k], device=scores_NV.device)[:, None]
     in_rank = torch.arange(width, device=scores_NV.device) < ranks

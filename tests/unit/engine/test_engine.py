@@ -32,9 +32,14 @@ def finish(engine: Engine, *requests: Request) -> None:
         engine.step()
 
 
+def make_request(llm: LLM, prompt: list[int], params: SamplingParams, **settings: Any) -> Request:
+    [request] = llm.intake.make_requests(prompt, params, **settings)
+    return request
+
+
 def run(llm: LLM, prompt: list[int], params: SamplingParams, **settings: Any) -> Request:
     engine = llm.new_engine()
-    request = engine.make_request(prompt, params, **settings)
+    request = make_request(llm, prompt, params, **settings)
     engine.add(request)
     finish(engine, request)
     return request
@@ -66,11 +71,11 @@ def test_a_request_that_joins_changes_nothing_for_the_others() -> None:
     llm = tiny_llm()
     expected = run(llm, PROMPT, GREEDY).token_ids
     engine = llm.new_engine()
-    first = engine.make_request(PROMPT, GREEDY)
+    first = make_request(llm, PROMPT, GREEDY)
     engine.add(first)
     for joined in range(4):
         engine.step()
-        engine.add(engine.make_request([50 + joined] * (10 * joined + 1), GREEDY.replace(max_tokens=2)))
+        engine.add(make_request(llm, [50 + joined] * (10 * joined + 1), GREEDY.replace(max_tokens=2)))
     finish(engine, first)
     assert first.token_ids == expected
 
@@ -140,40 +145,42 @@ def test_length_limits() -> None:
 
 
 def test_prompts_that_do_not_fit() -> None:
-    engine = tiny_llm(max_model_len=16).new_engine()
+    llm = tiny_llm(max_model_len=16)
+    engine = llm.new_engine()
     with pytest.raises(ContextLengthError, match="17 tokens") as caught:
-        engine.make_request([20] * 17, GREEDY)
+        make_request(llm, [20] * 17, GREEDY)
     assert (caught.value.num_tokens, caught.value.limit) == (17, 15)
     with pytest.raises(ContextLengthError, match="max_length"):
-        engine.make_request([20] * 9, SamplingParams(max_total_tokens=8))
+        make_request(llm, [20] * 9, SamplingParams(max_total_tokens=8))
     with pytest.raises(PromptError, match="empty"):
-        engine.make_request([], GREEDY)
+        make_request(llm, [], GREEDY)
     assert not engine.has_work
 
 
 @pytest.mark.parametrize("token_id", [-1, VOCAB_SIZE, 1.5, True])
 def test_ids_outside_the_vocabulary(token_id: Any) -> None:
-    engine = tiny_llm().new_engine()
+    llm = tiny_llm()
     with pytest.raises(PromptError, match=f"ids 0 to {VOCAB_SIZE - 1}"):
-        engine.make_request([20, token_id], GREEDY)
+        make_request(llm, [20, token_id], GREEDY)
 
 
 def test_parameters_that_do_not_fit_the_model() -> None:
-    engine = tiny_llm().new_engine()
+    llm = tiny_llm()
     for name, params in (
         ("stop_token_ids", GREEDY.replace(stop_token_ids=(VOCAB_SIZE,))),
         ("logit_bias", GREEDY.replace(logit_bias={VOCAB_SIZE: 1.0})),
     ):
         with pytest.raises(RequestError, match=name) as caught:
-            engine.make_request(PROMPT, params)
+            make_request(llm, PROMPT, params)
         assert caught.value.parameter == name
     with pytest.raises(RequestError, match="return_logits"):
-        engine.make_request(PROMPT, GREEDY, keep_logits=0)
+        make_request(llm, PROMPT, GREEDY, keep_logits=0)
 
 
 def test_cancelling_frees_the_slot_for_the_next_step() -> None:
-    engine = tiny_llm(max_batch_size=2).new_engine()
-    requests = [engine.make_request([30 + n], GREEDY.replace(max_tokens=50)) for n in range(3)]
+    llm = tiny_llm(max_batch_size=2)
+    engine = llm.new_engine()
+    requests = [make_request(llm, [30 + n], GREEDY.replace(max_tokens=50)) for n in range(3)]
     for request in requests:
         engine.add(request)
     engine.step()
@@ -190,8 +197,9 @@ def test_cancelling_frees_the_slot_for_the_next_step() -> None:
 
 
 def test_a_waiting_request_can_be_cancelled() -> None:
-    engine = tiny_llm(max_batch_size=1).new_engine()
-    first, second = (engine.make_request([30 + n], GREEDY) for n in range(2))
+    llm = tiny_llm(max_batch_size=1)
+    engine = llm.new_engine()
+    first, second = (make_request(llm, [30 + n], GREEDY) for n in range(2))
     engine.add(first)
     engine.add(second)
     engine.step()
@@ -212,8 +220,9 @@ def test_kept_logits_are_the_models() -> None:
 
 
 def test_an_undecodable_token_fails_its_own_request_only() -> None:
-    engine = tiny_llm().new_engine()
-    bad, good = (engine.make_request([30 + n], GREEDY) for n in range(2))
+    llm = tiny_llm()
+    engine = llm.new_engine()
+    bad, good = (make_request(llm, [30 + n], GREEDY) for n in range(2))
 
     class Refusing:
         def push(self, token_id: int) -> str:
@@ -232,8 +241,9 @@ def test_an_undecodable_token_fails_its_own_request_only() -> None:
 
 
 def test_deltas_join_to_the_answer() -> None:
-    engine = tiny_llm().new_engine()
-    request = engine.make_request(PROMPT, GREEDY.replace(max_tokens=40, logprobs=0))
+    llm = tiny_llm()
+    engine = llm.new_engine()
+    request = make_request(llm, PROMPT, GREEDY.replace(max_tokens=40, logprobs=0))
     engine.add(request)
     deltas = []
     while not request.is_finished:

@@ -17,6 +17,8 @@ from tests.unit.engine.engine_samples import (
 )
 
 from telechat.engine import LLM, SamplingParams
+from telechat.engine.engine import Engine
+from telechat.engine.request import Request
 from telechat.errors import ConfigError, ContextLengthError, PromptError, RequestError
 
 MESSAGES = [{"role": "user", "content": "你好"}]
@@ -80,7 +82,6 @@ def test_a_bad_prompt_is_refused_before_anything_runs(
         llm.generate(prompts, GREEDY)
     if prompts == ["fine", ""]:
         assert caught.value.__notes__ == ["(prompt 1 of 2, counted from 0)"]
-    assert not llm.engine.has_work
 
 
 def test_chat_uses_the_conversation_format_and_streams_the_same() -> None:
@@ -94,30 +95,52 @@ def test_chat_uses_the_conversation_format_and_streams_the_same() -> None:
     assert with_tools.prompt_token_ids[0] == 7
 
 
+def idle_engine(llm: LLM) -> Engine:
+    """The engine that the last call left behind."""
+    assert llm._idle_engine is not None
+    return llm._idle_engine
+
+
 def test_a_closed_stream_leaves_nothing_behind() -> None:
     llm = tiny_llm()
     stream = llm.chat(MESSAGES, GREEDY.replace(max_tokens=100), stream=True)
     next(stream)
-    assert llm.engine.has_work
+    # Another call beside an open stream does not disturb it, nor it the call.
     assert llm.generate("hi", GREEDY)[0].text == tiny_llm().generate("hi", GREEDY)[0].text
     stream.close()  # type: ignore[attr-defined]
-    assert not llm.engine.has_work
+    assert not idle_engine(llm).has_work
+    assert llm.chat(MESSAGES, GREEDY).text == tiny_llm().chat(MESSAGES, GREEDY).text
 
 
 def test_an_interrupted_batch_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     llm = tiny_llm(max_batch_size=2)
-    step = llm.engine.step
+    step = Engine.step
     calls = iter(range(3))
 
-    def interrupted() -> list[object]:
+    def interrupted(engine: Engine) -> list[Request]:
         if next(calls, None) is None:
             raise KeyboardInterrupt
-        return step()  # type: ignore[return-value]
+        return step(engine)
 
-    monkeypatch.setattr(llm.engine, "step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        llm.generate(["a", "b", "c"], GREEDY)
-    assert not llm.engine.has_work
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(["a", "b", "c"], GREEDY)
+    assert not idle_engine(llm).has_work
+    assert llm.generate("a", GREEDY)[0].text == tiny_llm().generate("a", GREEDY)[0].text
+
+
+def test_outputs_are_handed_out_as_they_complete() -> None:
+    llm = tiny_llm()
+    each = [GREEDY.replace(max_tokens=9), GREEDY.replace(max_tokens=2), GREEDY.replace(max_tokens=5, n=2)]
+    outputs = list(llm.generate_each(["a", "b", "c"], each))
+    assert [number for number, _ in outputs] == [1, 2, 0]
+    assert [output.text for _, output in sorted(outputs, key=lambda pair: pair[0])] == [
+        output.text for output in llm.generate(["a", "b", "c"], each)
+    ]
+    assert len(outputs[1][1].outputs) == 2
+    with pytest.raises(PromptError):
+        llm.generate_each(["a", ""])  # before anything is asked of the iterator
 
 
 def test_returned_logits_and_scores() -> None:

@@ -1,0 +1,111 @@
+"""Checks requests against one model and makes their records.
+
+Knows the model's limits and how its tokens become text. Changes nothing, so any thread may use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from telechat.engine.outputs import Keep
+from telechat.engine.request import Request
+from telechat.engine.sampling_params import SamplingParams
+from telechat.engine.text import TextStream, TokenDecoder
+from telechat.errors import ContextLengthError, PromptError, RequestError
+
+# Called with skip_special_tokens; makes the decoder of one answer.
+DecoderFactory = Callable[[bool], TokenDecoder]
+
+
+class Intake:
+    """Prompts and parameters in, requests out.
+
+    Args:
+        make_decoder: makes the incremental decoder of one answer.
+        vocab_size: ids run from 0 to one less.
+        eos_token_ids: the model's own end tokens.
+        max_model_len: most tokens of prompt and answer together.
+    """
+
+    def __init__(
+        self,
+        make_decoder: DecoderFactory,
+        *,
+        vocab_size: int,
+        eos_token_ids: Iterable[int],
+        max_model_len: int,
+    ) -> None:
+        self._make_decoder = make_decoder
+        self._vocab_size = vocab_size
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._max_model_len = max_model_len
+
+    def make_requests(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        keep_logits: Keep = None,
+        keep_scores: Keep = None,
+    ) -> list[Request]:
+        """One request for each of the `params.n` answers.
+
+        Raises:
+            PromptError: empty, or an id outside the vocabulary.
+            ContextLengthError: no room for even one token of an answer.
+            RequestError: a parameter that does not fit this model.
+        """
+        prompt = list(prompt_token_ids)
+        max_new_tokens = self._max_new_tokens(prompt, params)
+        self._check_ids("prompt", prompt)
+        self._check_ids("stop_token_ids", params.stop_token_ids)
+        self._check_ids("logit_bias", params.logit_bias)
+        for name, keep in (("return_logits", keep_logits), ("return_scores", keep_scores)):
+            if keep is not None and keep != "all" and (not isinstance(keep, int) or keep < 1):
+                raise RequestError(f"{name} is {keep!r}; it must be 'all' or at least 1.", parameter=name)
+        eos: frozenset[int] = frozenset() if params.ignore_eos else self._eos_token_ids
+        return [
+            Request(
+                prompt_token_ids=prompt,
+                params=one,
+                max_new_tokens=max_new_tokens,
+                stop_token_ids=eos.union(params.stop_token_ids),
+                text_stream=TextStream(self._make_decoder(params.skip_special_tokens), params.stop),
+                index=index,
+                keep_logits=keep_logits,
+                keep_scores=keep_scores,
+            )
+            for index, one in enumerate(params.split())
+        ]
+
+    def _max_new_tokens(self, prompt: list[int], params: SamplingParams) -> int:
+        if not prompt:
+            raise PromptError("The prompt is empty.", hint="Give at least one token.")
+        if len(prompt) >= self._max_model_len:
+            raise ContextLengthError(
+                len(prompt),
+                self._max_model_len - 1,
+                hint=f"Shorten it; the context of {self._max_model_len} tokens must hold the answer too.",
+            )
+        room = self._max_model_len - len(prompt)
+        if params.max_tokens is not None:
+            return min(params.max_tokens, room)
+        if params.max_total_tokens is None:
+            return room
+        if len(prompt) >= params.max_total_tokens:
+            raise ContextLengthError(
+                len(prompt),
+                params.max_total_tokens - 1,
+                hint="That is max_length (max_total_tokens). Shorten the prompt or set max_tokens instead.",
+            )
+        return min(params.max_total_tokens - len(prompt), room)
+
+    def _check_ids(self, name: str, token_ids: Iterable[int]) -> None:
+        for token_id in token_ids:
+            if (
+                isinstance(token_id, bool)
+                or not isinstance(token_id, int)
+                or not 0 <= token_id < self._vocab_size
+            ):
+                message = f"{name} has token id {token_id!r}; this model has ids 0 to {self._vocab_size - 1}."
+                raise PromptError(message) if name == "prompt" else RequestError(message, parameter=name)
