@@ -49,13 +49,13 @@ def _is_telechat(name: str | os.PathLike[str], kwargs: dict[str, Any]) -> bool:
     if config is not None:
         return isinstance(config, TelechatConfig)
     if os.path.isdir(name):
-        return _model_type(Path(name)) == TelechatConfig.model_type
+        return bool(_model_type(Path(name)) == TelechatConfig.model_type)
     hub_arguments = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
     try:
         raw, _ = PreTrainedConfig.get_config_dict(name, **hub_arguments)
     except (OSError, ValueError):  # no such repository, or no config: AutoTokenizer says so in its own words
         return False
-    return raw.get("model_type") == TelechatConfig.model_type
+    return bool(raw.get("model_type") == TelechatConfig.model_type)
 
 
 def _model_type(folder: Path) -> Any:
