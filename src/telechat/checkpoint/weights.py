@@ -7,6 +7,7 @@ weights-only reader, which refuses everything but tensors. Knows nothing of the 
 from __future__ import annotations
 
 import pickle
+import struct
 import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -35,6 +36,19 @@ _SAFETENSORS_DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+# Over what torch's reader of pickles stumbles depends on the damaged bytes.
+_STUMBLES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 
 
 @dataclass(frozen=True)
@@ -139,8 +153,8 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
             f"{path.name} is damaged or holds more than tensors; loading it could run code: refused.",
             hint="Ask its author for safetensors, or download it again.",
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except _STUMBLES as error:
+        reason = str(error).splitlines()[0].partition(". ")[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path.name} is truncated or damaged ({reason}).", hint="Download the file again."
         ) from error

@@ -42,6 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader went away (`| head`); what is still buffered has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        # A file or folder named by the user that cannot be opened, made or written; a full disk.
+        if debug:
+            raise
+        # Of two, the second is the name that the user knows: the first is a temporary file.
+        place = error.filename2 or error.filename
+        where = f"{place}: " if place is not None else ""
+        print(f"error: {where}{error.strerror or error}.", file=sys.stderr)
+        return 1
 
 
 def write_any_character() -> None:

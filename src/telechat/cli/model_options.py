@@ -40,7 +40,10 @@ def add_loading_options(parser: CommandParser) -> None:
     """Add the options that say how a model is loaded."""
     group = parser.add_argument_group("loading")
     group.add_argument(
-        "--device", default="auto", help="a torch device name (default: auto, the best there is)"
+        "--device",
+        default="auto",
+        type=_device_name,
+        help="a torch device name (default: auto, the best there is)",
     )
     group.add_argument(
         "--dtype",
@@ -58,6 +61,13 @@ def add_loading_options(parser: CommandParser) -> None:
         "--trust-remote-code", help="accepted for old command lines; code in a model folder is never run"
     )
     group.add_argument("--max-model-len", type=positive_int, help="longest prompt plus answer, in tokens")
+
+
+def _device_name(text: str) -> str:
+    """An argparse type: any name; whether it exists is found out later. `meta` holds no numbers."""
+    if text.partition(":")[0] == "meta":
+        raise argparse.ArgumentTypeError("meta is no device to compute on; choose auto, or cpu")
+    return text
 
 
 def add_sampling_options(parser: CommandParser) -> None:

@@ -55,7 +55,15 @@ _BASE_LENGTH_UNTIED = 8192
 
 _POST_LAYERNORM = "apply_residual_connection_post_layernorm"
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
-_COUNTS = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "ffn_hidden_size")
+_COUNTS = (
+    "vocab_size",
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "ffn_hidden_size",
+    "seq_length",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +166,7 @@ class TeleChatConfig:
         num_heads = _integer("n_head", get("n_head"))
         tied = _boolean("tie_word_embeddings", get("tie_word_embeddings"))
         training_length = _integer("training_seqlen", get("training_seqlen"))
-        base_length = raw.get("base_seqlen") or (_BASE_LENGTH_TIED if tied else _BASE_LENGTH_UNTIED)
+        base_length = _given(raw, "base_seqlen", _BASE_LENGTH_TIED if tied else _BASE_LENGTH_UNTIED)
         return cls(
             vocab_size=_integer("vocab_size", get("vocab_size")),
             hidden_size=_integer("hidden_size", get("hidden_size")),
@@ -173,7 +181,7 @@ class TeleChatConfig:
             embed_layernorm=_boolean("embed_layernorm", get("embed_layernorm")),
             residual_post_layernorm=_boolean(_POST_LAYERNORM, get(_POST_LAYERNORM)),
             tie_word_embeddings=tied,
-            seq_length=_integer("seq_length", raw.get("seq_length") or training_length),
+            seq_length=_integer("seq_length", _given(raw, "seq_length", training_length)),
             rope=_read_rope(raw, _integer("base_seqlen", base_length), training_length),
             moe=_read_moe(raw),
             **{name: _integer(name, get(name)) for name in _TOKEN_IDS},
@@ -237,7 +245,7 @@ class TeleChatConfig:
 def _check_is_telechat(raw: Mapping[str, Any]) -> None:
     """Accept every spelling of the class name in use; refuse other architectures by name."""
     named = raw.get("architectures") or []
-    names = [named] if isinstance(named, str) else [str(name) for name in named]
+    names = [str(name) for name in named] if isinstance(named, list | tuple) else [str(named)]
     if names and not any(name.lower() in _CLASS_NAMES for name in names):
         raise ConfigError(
             f"config.json describes {', '.join(names)}, which is not a TeleChat or TeleChat2 model.",
@@ -249,7 +257,7 @@ def _check_is_telechat(raw: Mapping[str, Any]) -> None:
 
 def _read_rope(raw: Mapping[str, Any], base_length: int, training_length: int) -> RopeSettings:
     extra = _section("telechat_rope", raw)
-    base = _number("rope_theta", extra.pop("base", raw.get("rope_theta") or 10000.0))
+    base = _number("rope_theta", extra.pop("base", _given(raw, "rope_theta", 10000.0)))
     known = {"scheme", "factor", "table_dtype"}
     unknown = set(extra) - known
     if unknown:
@@ -282,6 +290,11 @@ def _read_moe(raw: Mapping[str, Any]) -> MoeConfig | None:
         aux_loss_factor=_number("aux_loss_factor", section.get("aux_loss_factor", 0.01)),
         capacity_factor=_number("capacity_factor", section.get("capacity_factor", 0.0)),
     )
+
+
+def _given(raw: Mapping[str, Any], key: str, default: Any) -> Any:
+    """The value of a key; the default where it is absent or null. A zero is a value, and refused later."""
+    return default if raw.get(key) is None else raw[key]
 
 
 def _first(section: Mapping[str, Any], keys: tuple[str, ...]) -> Any:

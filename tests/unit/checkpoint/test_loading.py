@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import pickle
+import random
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from torch import Tensor
 from telechat import load_model
 from telechat.checkpoint import read_config
 from telechat.checkpoint.names import TOLERATED_BUFFERS
+from telechat.checkpoint.weights import open_weights
 from telechat.errors import CheckpointError, ConfigError, UsageError
 from telechat.models import TeleChatModel
 
@@ -224,11 +227,26 @@ class TestDamagedFiles:
         assert "its header says" in error_of(folder)
 
     @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
-    @pytest.mark.parametrize("content", [b"\0" * 100, b"\xff" * 100, b"<html>404</html>" * 20])
+    @pytest.mark.parametrize("content", [b"\0" * 100, b"\xff" * 100, b"abc" * 9, b"<html>404</html>" * 20])
     def test_garbage(self, tmp_path: Path, name: str, content: bytes) -> None:
         write_config(tmp_path)
         (tmp_path / name).write_bytes(content)
         assert name in error_of(tmp_path)
+
+    @pytest.mark.parametrize("is_zip", [True, False])
+    def test_changed_bytes(self, tmp_path: Path, is_zip: bool) -> None:
+        """Whatever a damaged pickle makes its reader do, it ends in one error of ours, or in no error."""
+        write_bin(tmp_path, {"a": torch.zeros(2, 2), "b": torch.ones(3)}, is_zip=is_zip)
+        path = tmp_path / "pytorch_model.bin"
+        content = path.read_bytes()
+        source = random.Random(0)
+        for _ in range(60):
+            damaged = bytearray(content)
+            for _ in range(source.randint(1, 6)):
+                damaged[source.randrange(min(len(damaged), 600))] = source.randrange(256)
+            path.write_bytes(damaged)
+            with contextlib.suppress(CheckpointError):
+                open_weights(tmp_path)
 
     def test_lfs_pointer(self, tmp_path: Path) -> None:
         write_config(tmp_path)

@@ -88,6 +88,11 @@ def test_a_device_that_is_not_there(tiny_model_folder: Path, capsys: pytest.Capt
     assert "'nonsense'" in capsys.readouterr().err
 
 
+def test_meta_is_no_device_to_compute_on(tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", str(tiny_model_folder), "--prompt", "hello", "--device", "meta"]) == 2
+    assert "meta is no device" in capsys.readouterr().err
+
+
 def test_attention_that_cannot_run(tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["chat", str(tiny_model_folder), "--prompt", "hello", "--device", "cpu", "--attention", "flash"]
     assert main(words) == 1

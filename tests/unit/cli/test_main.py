@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +71,19 @@ def test_error_of_ours_is_one_line_and_its_code(
     assert capsys.readouterr().err == "error: The folder is empty. Download it again.\n"
     with pytest.raises(CheckpointError):
         main(["chat", "--debug"])
+
+
+def test_a_file_that_cannot_be_written_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    words = ["data", "demo", "--rows", "1", "--output"]
+    for target in (tmp_path, tmp_path / "file" / "rows.jsonl"):
+        assert main([*words, str(target)]) == 1
+        message = capsys.readouterr().err
+        assert message.startswith("error: ") and message.count("\n") == 1 and str(tmp_path) in message
+    with pytest.raises(OSError):
+        main([*words, str(tmp_path), "--debug"])
 
 
 def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:

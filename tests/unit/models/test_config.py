@@ -40,6 +40,7 @@ def test_class_names(name: str) -> None:
     [
         ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "describes LlamaForCausalLM"),
         ({"architectures": ["TeleChat3ForCausalLM"]}, "describes TeleChat3ForCausalLM"),
+        ({"architectures": 5}, "describes 5"),
         ({"model_type": "llama"}, "has model_type 'llama'"),
         ({}, "has model_type None"),
     ],
@@ -110,6 +111,9 @@ def test_dead_fields_are_passed_over() -> None:
         ({"embed_layernorm": 1}, "embed_layernorm is 1; it must be true or false"),
         ({"training_seqlen": 0}, "rope training_length is 0; it must be a positive number"),
         ({"base_seqlen": -1}, "rope base_length is -1"),
+        ({"base_seqlen": 0}, "rope base_length is 0"),
+        ({"seq_length": 0}, "seq_length is 0"),
+        ({"rope_theta": 0}, "rope base is 0"),
         ({"rope_theta": "big"}, "rope_theta is 'big'"),
         ({"eos_token_id": [2, 3]}, "eos_token_id is .2, 3.; it must be an integer"),
         ({"telechat_rope": {"scale": 2}}, "telechat_rope has unknown keys .'scale'."),
