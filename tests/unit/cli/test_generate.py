@@ -160,26 +160,66 @@ def test_kept_values(tiny_model_folder: Path, prompts: Path, tmp_path: Path) -> 
             assert high >= low and first != second
 
 
+def test_kept_values_the_other_way_round(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """Both options take both forms; one prompt with --output gives a row too."""
+    out = tmp_path / "out.jsonl"
+    keep = ("--return-scores", "all", "--return-logits", "top-3")
+    words = ("--input-text", "hello", "--output", out, "--max-new-tokens", 2, "--repetition-penalty", 2)
+    assert run(tiny_model_folder, *words, *keep) == 0
+    (row,) = answers(out)
+    kept = load_file(out.parent / row["logits_file"])
+    assert list(kept) == ["scores"] and kept["scores"].shape[1] == 300
+    changed = 0
+    for step, scores in zip(row["logits"], kept["scores"], strict=True):
+        values = [value for _, value in step]
+        assert len(values) == 3 and values == sorted(values, reverse=True)
+        changed += sum(scores[token_id] != pytest.approx(value) for token_id, value in step)
+    # Between the two came the penalty on tokens of the prompt and the answer.
+    assert changed
+    assert run(tiny_model_folder, "--input-text", "hello", "--output", tmp_path / "plain.jsonl") == 0
+    assert not {"logits", "scores", "logits_file"} & set(answers(tmp_path / "plain.jsonl")[0])
+
+
+def test_progress_is_drawn_on_a_terminal_only(
+    tiny_model_folder: Path,
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ("--input-file", prompts, "--max-new-tokens", 1, "--output")
+    assert run(tiny_model_folder, *words, tmp_path / "a.jsonl") == 0
+    assert "3/3" not in capsys.readouterr().err
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert run(tiny_model_folder, *words, tmp_path / "b.jsonl") == 0
+    shown = capsys.readouterr()
+    assert "3/3" in shown.err and shown.out == f"{tmp_path / 'b.jsonl'}\n"
+
+
 @pytest.mark.parametrize(
-    ("words", "part"),
+    ("words", "code", "part"),
     [
-        (["--input-text", " "], "The prompt is empty"),
-        (["--input-text", "x", "--parse-special"], "goes with --raw"),
-        (["--input-text", "x", "--raw", "--system", "y"], "no system prompt"),
-        (["--input-file", "in.jsonl"], "needs --output"),
-        (["--input-text", "x", "--return-logits", "all"], "need --output"),
-        (["--input-text", "x", "--return-scores", "5"], "top-5"),
-        (["--input-text", "x", "--input-file", "y"], "not allowed with"),
-        ([], "required"),
-        (["--input-file", "none.jsonl", "--output", "o"], "none.jsonl: No such file"),
-        (["--input-text", "x", "--temperature", "-1"], "temperature is -1"),
-        (["--input-text", "x", "--top-p", "2"], "top_p is 2"),
+        (["--input-text", " "], 1, "The prompt is empty"),
+        (["--input-text", "x", "--parse-special"], 2, "goes with --raw"),
+        (["--input-text", "x", "--raw", "--system", "y"], 2, "no system prompt"),
+        (["--input-file", "in.jsonl"], 2, "needs --output"),
+        (["--input-text", "x", "--return-logits", "all"], 2, "need --output"),
+        (["--input-text", "x", "--return-scores", "5"], 2, "top-5"),
+        (["--input-text", "x", "--return-scores", "top-0"], 2, "top-5"),
+        (["--input-text", "x", "--input-file", "y"], 2, "not allowed with"),
+        ([], 2, "required"),
+        (["--input-file", "none.jsonl", "--output", "o"], 2, "none.jsonl: No such file"),
+        (["--input-text", "x", "--temperature", "-1"], 2, "temperature is -1"),
+        (["--input-text", "x", "--top-p", "2"], 2, "top_p is 2"),
+        (["--input-text", "x", "--max-new-tokens", "0"], 2, "0 is below 1"),
+        (["--input-text", "x", "--max-model-len", "3"], 1, "accepts 2"),
+        (["--input-text", "x", "--output", "/dev/null/o.jsonl"], 1, "/dev/null"),
     ],
 )
 def test_mistakes(
-    tiny_model_folder: Path, words: list[str], part: str, capsys: pytest.CaptureFixture[str]
+    tiny_model_folder: Path, words: list[str], code: int, part: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(tiny_model_folder, *words) in (1, 2)
+    assert run(tiny_model_folder, *words) == code
     message = capsys.readouterr().err
     assert part in message and message.count("\n") == 1
 
