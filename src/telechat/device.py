@@ -164,6 +164,25 @@ def _cpu_has_bfloat16() -> bool:
     return any(probe() for probe in probes if probe is not None)
 
 
+def cpu_kernels() -> str:
+    """The vector instructions and libraries that torch computes with on the CPU: "AVX2, oneDNN, OpenMP"."""
+    libraries = (("oneDNN", "mkldnn"), ("MKL", "mkl"), ("OpenMP", "openmp"))
+    present = [name for name, module in libraries if getattr(torch.backends, module).is_available()]
+    return ", ".join([torch.backends.cpu.get_cpu_capability(), *present])
+
+
+def accelerator_kernels() -> str:
+    """What torch's accelerator kernels were built for: "cuda 12.8"; "none" in a build for the CPU."""
+    # Besides the version of its source, torch.version holds one text for each platform it was built for.
+    versions = {name: value for name, value in vars(torch.version).items() if name != "git_version"}
+    built = [
+        f"{name} {value}"
+        for name, value in versions.items()
+        if isinstance(value, str) and not name.startswith("_")
+    ]
+    return ", ".join(built) or "none"
+
+
 def parse_dtype(name: str | torch.dtype) -> torch.dtype:
     """The dtype of a name: float32, bfloat16, float16, or fp32, bf16, fp16.
 

@@ -10,6 +10,8 @@ import torch
 from telechat import device as device_module
 from telechat.device import (
     accelerator,
+    accelerator_kernels,
+    cpu_kernels,
     device_count,
     device_name,
     dtype_name,
@@ -124,3 +126,11 @@ def test_dtypes() -> None:
     assert dtype_name(torch.float16) == "float16"
     with pytest.raises(UsageError, match="Unknown dtype 'int8'"):
         parse_dtype("int8")
+
+
+def test_what_torch_was_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "version", SimpleNamespace(__version__="2", git_version="abc", cuda=None))
+    assert accelerator_kernels() == "none"
+    monkeypatch.setattr(torch, "version", SimpleNamespace(git_version="abc", cuda="12.8", hip=None))
+    assert accelerator_kernels() == "cuda 12.8"
+    assert cpu_kernels().startswith(torch.backends.cpu.get_cpu_capability())

@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     for title, rows in (
         ("versions", version_rows()),
         ("devices", device_rows()),
+        ("kernels", kernel_rows()),
         ("attention", attention_rows()),
         ("extras", extra_rows()),
         ("environment", environment_rows()),
@@ -109,7 +110,16 @@ def device_rows() -> list[tuple[str, str]]:
     return rows
 
 
-def attention_rows() -> list[tuple[str, str]]:
+def kernel_rows() -> list[tuple[str, str]]:
+    """What torch computes with, on the CPU and on accelerators."""
+    from telechat.device import accelerator_kernels, cpu_kernels
+
+    return [("cpu", cpu_kernels()), ("accelerator build", accelerator_kernels())]
+
+
+def attention_rows(
+    names: tuple[str, ...] = ("auto", "flash", "sdpa", "reference"), *, head_dim: int = 128
+) -> list[tuple[str, str]]:
     """What `--attention auto` takes on the device `auto` takes, and why not the others."""
     import torch
 
@@ -120,9 +130,9 @@ def attention_rows() -> list[tuple[str, str]]:
     place = resolve_device("auto")
     dtype = torch.bfloat16 if supports_bfloat16(place) else torch.float32
     rows = []
-    for name in ("auto", "flash", "sdpa", "reference"):
+    for name in names:
         try:
-            choice = choose_attention(name, device_type=place.type, dtype=dtype, head_dim=128)
+            choice = choose_attention(name, device_type=place.type, dtype=dtype, head_dim=head_dim)
         except DeviceError as error:
             rows.append((name, error.message))
             continue
@@ -155,6 +165,8 @@ def model_rows(report: FolderReport) -> list[tuple[str, str]]:
         shape = f"{config.num_layers} layers, hidden {config.hidden_size}, {config.num_heads} heads"
         rows.append(("parameters", f"{report.num_parameters:,}: {shape}, vocabulary {config.vocab_size}"))
         rows.append(("training length", f"{config.training_seqlen} tokens"))
+        ((_, attention),) = attention_rows(("auto",), head_dim=config.head_dim)
+        rows.append(("attention auto", attention))
     stored = ", ".join(f"{count} {name}" for name, count in report.dtypes.items()) or "none"
     rows.append(
         (

@@ -21,6 +21,9 @@ def test_doctor_shows_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
         "cpu",
         "GiB",
         "auto takes",
+        "kernels",
+        "oneDNN",
+        "accelerator build",
         "sdpa",
         "flash",
         "reference",
@@ -34,6 +37,8 @@ def test_doctor_accepts_a_sound_folder(tiny_model_folder: Path, capsys: pytest.C
     assert main(["doctor", str(tiny_model_folder)]) == 0
     out = capsys.readouterr().out
     assert "complete" in out and "2 layers" in out
+    model_part = out[out.index("\nmodel\n") :]
+    assert "attention auto" in model_part and "takes " in model_part
 
 
 def test_doctor_lists_problems(
