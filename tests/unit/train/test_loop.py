@@ -128,6 +128,21 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
     assert not trainer.state_path.exists()
 
 
+def test_compile_is_obeyed_where_a_compiler_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def compiled_blocks(where: str | None) -> int:
+        monkeypatch.setattr("telechat.train.loop.shutil.which", lambda name: where)
+        calls: list[object] = []
+        monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **kwargs: calls.append(self))
+        Trainer(tiny_model(), counting_samples(), dataclasses.replace(settings(tmp_path), compile=True))
+        return len(calls)
+
+    assert compiled_blocks("/usr/bin/g++") == TINY.num_layers
+    assert compiled_blocks(None) == 0
+    assert "no C++ compiler found" in caplog.text
+
+
 def test_schedule_warms_up_holds_and_decays() -> None:
     schedule = ScheduleSection(total_steps=100, warmup_steps=10, decay_fraction=0.5)
     factors = [learning_rate_factor(step, schedule) for step in range(100)]
