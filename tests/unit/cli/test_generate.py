@@ -103,6 +103,27 @@ def test_input_text_prints_the_answer(tiny_model_folder: Path, capsys: pytest.Ca
     assert len(capsys.readouterr().out) > len(short)
 
 
+def test_original_option_names(
+    tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All names of the original command line, with underscores; each one acts."""
+    from telechat.engine import LLM
+
+    seen = []
+    original = LLM.generate
+
+    def spy(self: LLM, prompts: list[int], params: object, **more: object) -> object:
+        seen.append((self.max_batch_size, params.max_tokens))
+        return original(self, prompts, params, **more)
+
+    monkeypatch.setattr(LLM, "generate", spy)
+    words = ("--input_text", "hello", "--max_output_length", 2, "--max_batch_size", 5, "--trust_remote_code")
+    assert run(tiny_model_folder, *words) == 0
+    assert seen == [(5, 2)]
+    assert run(tiny_model_folder, *words, "--max_input_length", 3) == 1
+    assert "accepts 3" in capsys.readouterr().err
+
+
 def test_max_new_tokens_beats_max_length(
     tiny_model_folder: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
