@@ -2,8 +2,8 @@
 
     python tools/demo_card.py runs/demo
 
-The folder is the output of `make demo-model`: model/, metrics.jsonl, train.jsonl, eval.json. Every number in the
-card comes from these files; its text is `demo_card.md`.
+The folder is the output of `make demo-model`: model/, metrics.jsonl, train.jsonl, eval.json. Every number in
+the card comes from these files; its text is `demo_card.md`.
 """
 
 from __future__ import annotations
