@@ -96,6 +96,29 @@ def test_question_too_long_alone_ends_only_itself(
     assert capsys.readouterr().err.count("error: The prompt has 1 tokens") == 2
 
 
+def test_ctrl_c_ends_the_answer_and_at_the_prompt_the_conversation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    llm = FakeLLM()
+    plain = llm.chat
+
+    def interrupted_once(*words: Any, **options: Any) -> Iterator[Any]:
+        llm.chat = plain  # type: ignore[method-assign]
+        yield SimpleNamespace(text="half")
+        raise KeyboardInterrupt
+
+    llm.chat = interrupted_once  # type: ignore[method-assign]
+    assert converse(monkeypatch, llm, ["one", "two"]) == 0
+    shown = capsys.readouterr()
+    assert "(stopped)" in shown.err and shown.out == "halfn=1\n"
+
+    def interrupt() -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", interrupt)
+    assert main(["chat", "fake"]) == 130
+
+
 def test_failed_question_is_not_remembered() -> None:
     llm = FakeLLM(limit=0)
     conversation = chat.Conversation(llm, None)

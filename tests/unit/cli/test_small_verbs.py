@@ -144,6 +144,39 @@ def test_eval_demo(tiny_model_folder: Path, tmp_path: Path, capsys: pytest.Captu
     assert [task["num_rows"] for task in record["tasks"]] == [2]
 
 
+def test_eval_options_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many rows run at once, and the loading options; greedy whatever the folder says."""
+    import telechat.engine
+
+    seen: dict[str, object] = {}
+
+    class Stop(Exception):
+        pass
+
+    def fake(model: str, **settings: object) -> None:
+        seen.update(settings, model=model)
+        raise Stop
+
+    monkeypatch.setattr(telechat.engine, "LLM", fake)
+    with pytest.raises(Stop):
+        main(
+            ["eval", "demo", "some/model", "--max-batch-size", "7", "--dtype", "bfloat16", "--device", "cpu"]
+        )
+    assert (seen["model"], seen["max_batch_size"], seen["dtype"]) == ("some/model", 7, "bfloat16")
+
+
+def test_tokenizer_train_seed_changes_the_cuts(tmp_path: Path) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text("颜色味道用途生抽老抽的区别红烧凉拌炒菜上色提鲜咸淡浓稀" * 30, encoding="utf-8")
+    files = []
+    for seed in ("1", "1", "2"):
+        folder = tmp_path / f"out{len(files)}"
+        words = ["tokenizer", "train", str(text), "--vocab-size", "330", "--output", str(folder)]
+        assert main([*words, "--seed", seed]) == 0
+        files.append((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    assert files[0] == files[1] != files[2]
+
+
 def test_train_hands_over_file_and_fields(monkeypatch: pytest.MonkeyPatch) -> None:
     import telechat.train.run
 
