@@ -19,6 +19,14 @@ from telechat.registry import nearest
 
 EXIT_INTERRUPTED = 130
 
+# What torch says -> what we say: failures of the machine rather than of the code, with their remedies.
+MACHINE_FAILURES = {
+    "out of memory": "Out of memory. Lower --max-batch-size or --max-model-len, or take --dtype bfloat16",
+    "can't allocate memory": "Out of memory. Lower --max-batch-size or --max-model-len, or free some memory",
+    "no kernel image": "torch was built for other devices. Compare telechat doctor with your driver",
+}
+TROUBLESHOOTING = "docs/troubleshooting.md"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: the process's) and return its exit code."""
@@ -42,6 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader went away (`| head`); what is still buffered has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except RuntimeError as error:
+        failure = machine_failure(error)
+        if failure is None or debug:
+            raise
+        print(f"error: {failure}; see {TROUBLESHOOTING}.", file=sys.stderr)
+        return 1
     except OSError as error:
         # A file or folder named by the user that cannot be opened, made or written; a full disk.
         if debug:
@@ -51,6 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{place}: " if place is not None else ""
         print(f"error: {where}{error.strerror or error}.", file=sys.stderr)
         return 1
+
+
+def machine_failure(error: RuntimeError) -> str | None:
+    """Our words for an error of torch that is the machine's; None for any other, which stays a traceback."""
+    text = str(error).lower()
+    return next((ours for theirs, ours in MACHINE_FAILURES.items() if theirs in text), None)
 
 
 def write_any_character() -> None:

@@ -86,6 +86,38 @@ def test_a_file_that_cannot_be_written_is_one_line(
         main([*words, str(tmp_path), "--debug"])
 
 
+@pytest.mark.parametrize(
+    ("theirs", "part"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the manual.", "--max-batch-size"),
+        ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.", "--max-batch-size"),
+        ("CUDA error: no kernel image is available for execution on the device", "telechat doctor"),
+    ],
+)
+def test_failures_of_the_machine_are_one_line_with_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, theirs: str, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: object) -> int:
+        raise RuntimeError(theirs)
+
+    install(monkeypatch, run)
+    assert main(["chat"]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("\n") == 1
+    assert part in message and "docs/troubleshooting.md" in message
+    with pytest.raises(RuntimeError):
+        main(["chat", "--debug"])
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(args: object) -> int:
+        raise RuntimeError("index out of range")
+
+    install(monkeypatch, run)
+    with pytest.raises(RuntimeError, match="index out of range"):
+        main(["chat"])
+
+
 def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(args: object) -> int:
         raise KeyboardInterrupt
