@@ -6,9 +6,9 @@ TELECHAT_VENV ?= .venv
 export TELECHAT_VENV
 BIN := $(TELECHAT_VENV)/bin
 RUN := $(BIN)/python
-# One thread per worker: the tests' models are tiny, and workers would only fight over the cores.
 PYTEST_ARGS ?= -n auto --dist loadfile
-export OMP_NUM_THREADS ?= 1
+# One thread per worker: the tests' models are tiny, and workers would only fight over the cores.
+test oracles: export OMP_NUM_THREADS ?= 1
 
 DEMO_ROWS ?= 200000
 DEMO_SEED ?= 1234
