@@ -204,6 +204,21 @@ def test_a_service_that_is_down_is_shown_and_found_again(browser: Browser, api: 
             assert last_answer(page) == "one"
 
 
+def test_a_page_that_asks_for_the_key_works_once_it_has_it(browser: Browser, api: FakeApi) -> None:
+    """Scripts, answers and rendering all come with the password that the browser was given once."""
+    key = {"username": "anyone", "password": "sk-secret"}
+    with (
+        serve_in_thread(api.app()) as api_url,
+        serve_in_thread(create_page_app(api_url, access_key="sk-secret")) as url,
+        fresh_page(browser, url, http_credentials=key) as page,
+    ):
+        ask(page, "echo one")
+        assert last_answer(page) == "one"
+        page.reload()
+        wait_idle(page)
+        assert _titles(page) == ["echo one"]
+
+
 def test_a_page_server_that_is_gone_is_an_error_not_a_hang(browser: Browser, api: FakeApi) -> None:
     with serve_in_thread(api.app()) as api_url:
         server = serve_in_thread(create_page_app(api_url))
