@@ -101,11 +101,13 @@ class LLM:
                 generation_config = read_generation_config(folder)
         self.tokenizer: Tokenizer = tokenizer
         self.generation_config = dict(generation_config or {})
-        self.default_params = SamplingParams.from_generation_config(self.generation_config)
+        self.default_params = _default_params(self.generation_config)
         self.max_model_len = max_model_len or self.config.training_seqlen
         self.max_batch_size = max_batch_size or self._default_batch_size()
         self.max_prefill_tokens = max_prefill_tokens
-        self.eos_token_ids = _eos_token_ids(self.tokenizer, self.generation_config)
+        self.eos_token_ids = _eos_token_ids(
+            self.tokenizer, self.generation_config, vocab_size=self.config.vocab_size
+        )
         self._check_fit()
         self.intake = Intake(
             lambda skip: self.tokenizer.stream_decoder(skip_special_tokens=skip),
@@ -321,14 +323,27 @@ def _load(folder: Path, *, device: str, dtype: str, **settings: Any) -> TeleChat
     return load_model(folder, device=device, dtype=dtype, **settings)
 
 
-def _eos_token_ids(tokenizer: Tokenizer, generation_config: Mapping[str, Any]) -> tuple[int, ...]:
+def _default_params(generation_config: Mapping[str, Any]) -> SamplingParams:
+    """Sampling as the folder's authors set it; a value out of range is the file's fault, not a request's."""
+    try:
+        return SamplingParams.from_generation_config(generation_config)
+    except RequestError as error:
+        raise ConfigError(f"generation_config.json: {error.message}", hint=error.hint) from error
+
+
+def _eos_token_ids(
+    tokenizer: Tokenizer, generation_config: Mapping[str, Any], *, vocab_size: int
+) -> tuple[int, ...]:
     """The tokenizer's end token, and those of the generation config, which may be one or a list."""
     configured = generation_config.get("eos_token_id")
-    if configured is None:
-        configured = []
-    elif isinstance(configured, int):
-        configured = [configured]
-    return tuple(dict.fromkeys([tokenizer.special.eos, *configured]))
+    ids = [] if configured is None else configured if isinstance(configured, list) else [configured]
+    for token_id in ids:
+        if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
+            raise ConfigError(
+                f"generation_config.json has eos_token_id {configured!r}; "
+                f"this model has ids 0 to {vocab_size - 1}."
+            )
+    return tuple(dict.fromkeys([tokenizer.special.eos, *ids]))
 
 
 def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -193,6 +193,17 @@ def test_end_tokens_of_the_generation_config_count_too() -> None:
     assert llm.generate("hi", params)[0].outputs[0].token_ids == [77]
 
 
+@pytest.mark.parametrize("wrong", ["x", [EOS, "x"], {}, True, 10**6, -1])
+def test_end_tokens_that_cannot_be(wrong: object) -> None:
+    with pytest.raises(ConfigError, match=r"generation_config\.json has eos_token_id"):
+        tiny_llm(generation_config={"eos_token_id": wrong})
+
+
+def test_generation_settings_out_of_range_name_the_file() -> None:
+    with pytest.raises(ConfigError, match=r"generation_config\.json: top_p is 7"):
+        tiny_llm(generation_config={"top_p": 7})
+
+
 def test_settings_that_cannot_be() -> None:
     with pytest.raises(ConfigError, match="needs its tokenizer"):
         LLM(tiny_model())
