@@ -10,9 +10,6 @@ PYTEST_ARGS ?= -n auto --dist loadfile
 # One thread per worker: the tests' models are tiny, and workers would only fight over the cores.
 test oracles: export OMP_NUM_THREADS ?= 1
 
-DEMO_ROWS ?= 200000
-DEMO_SEED ?= 1234
-
 SOURCES := src tests tools deploy.py
 
 .PHONY: help setup test check lint types pages wheel oracles size format demo-model clean
@@ -52,12 +49,14 @@ format: setup ## let ruff rewrite the sources and write the generated pages
 	$(RUN) -m ruff format $(SOURCES)
 	$(RUN) tools/pages.py
 
-demo-model: setup ## train the bundled demo model again, from nothing, and score it: rows, vocabulary, training
-	$(BIN)/telechat data demo --output runs/demo/train.jsonl --rows $(DEMO_ROWS) --seed $(DEMO_SEED)
-	$(BIN)/telechat tokenizer train runs/demo/train.jsonl --vocab-size 4096 --seed $(DEMO_SEED) --output runs/demo/tokenizer
+demo-model: setup ## train the bundled demo model again from nothing, in two stages, score it, write its card
+	$(BIN)/telechat data demo --output runs/demo/train.jsonl --rows 200000 --seed 1234
+	$(BIN)/telechat tokenizer train runs/demo/train.jsonl --vocab-size 4096 --seed 1234 --output runs/demo/tokenizer
 	$(BIN)/telechat train --config recipes/demo.yaml
-	$(BIN)/telechat eval demo runs/demo/model --rows 500 --json runs/demo/eval.json || test -s runs/demo/eval.json
-	$(RUN) tools/demo_card.py runs/demo
+	$(BIN)/telechat data demo --output runs/demo/train-2.jsonl --rows 60000 --seed 1235
+	$(BIN)/telechat train --config recipes/demo-2.yaml
+	$(BIN)/telechat eval demo runs/demo-2/model --rows 500 --json runs/demo-2/eval.json || test -s runs/demo-2/eval.json
+	$(RUN) tools/demo_card.py runs/demo runs/demo-2
 
 clean: ## remove what tests and builds leave behind; the environment stays
 	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .oracles

@@ -1,9 +1,9 @@
 """Bundle a trained demo model: copy it into the package, draw its loss, write its model card.
 
-    python tools/demo_card.py runs/demo
+    python tools/demo_card.py runs/demo runs/demo-2
 
-The folder is the output of `make demo-model`: model/, metrics.jsonl, train.jsonl, eval.json. Every number in
-the card comes from these files; its text is `demo_card.md`.
+The folders are the stages of `make demo-model`: each has run.yaml and metrics.jsonl, the last also model/ and
+eval.json. Every number in the card comes from these files; its text is `demo_card.md`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from telechat.checkpoint import read_config
+from telechat.config import load_config
 from telechat.models import TeleChatConfig, count_parameters
+from telechat.train.config import TrainConfig
 from telechat.train.report import loss_svg, read_metrics
 
 TARGET = Path(__file__).resolve().parents[1] / "src" / "telechat" / "demo_model"
@@ -25,30 +27,43 @@ LIMIT_BYTES = 12_000_000
 HEAD = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
 
 
-def bundle(run: Path) -> None:
-    """Copy the model and write card and curve."""
-    report = json.loads((run / "eval.json").read_text(encoding="utf-8"))
-    metrics = read_metrics(run / "metrics.jsonl")
-    config = read_config(run / "model")
+def bundle(stages: list[Path]) -> None:
+    """Copy the last stage's model and write card and curve."""
+    result = stages[-1]
+    report = json.loads((result / "eval.json").read_text(encoding="utf-8"))
+    config = read_config(result / "model")
     TARGET.mkdir(exist_ok=True)
     for path in TARGET.iterdir():
         path.unlink()
-    for path in (run / "model").iterdir():
+    for path in (result / "model").iterdir():
         shutil.copyfile(path, TARGET / path.name)
-    curve = loss_svg(metrics).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    curve = loss_svg(all_metrics(stages)).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
     (TARGET / "loss.svg").write_text(curve + "\n", encoding="utf-8")
-    (TARGET / "README.md").write_text(card(report, config, run), encoding="utf-8")
+    (TARGET / "README.md").write_text(card(report, config, stages), encoding="utf-8")
     size = sum(path.stat().st_size for path in TARGET.iterdir())
     print(f"{TARGET}: {size / 1e6:.2f} MB")
     if size > LIMIT_BYTES:
         raise SystemExit(f"The bundled model has {size} bytes; the limit is {LIMIT_BYTES}.")
 
 
-def card(report: dict[str, Any], config: TeleChatConfig, run: Path) -> str:
+def all_metrics(stages: list[Path]) -> list[dict[str, Any]]:
+    """Metric rows of all stages, steps counted through."""
+    rows: list[dict[str, Any]] = []
+    for stage in stages:
+        done = rows[-1]["step"] if rows else 0
+        rows += [{**row, "step": row["step"] + done} for row in read_metrics(stage / "metrics.jsonl")]
+    return rows
+
+
+def num_rows(stage: Path) -> int:
+    """Rows of a stage's training file."""
+    settings = load_config(TrainConfig, stage / "run.yaml")
+    with Path(settings.data.train_file).open(encoding="utf-8") as lines:
+        return sum(1 for _ in lines)
+
+
+def card(report: dict[str, Any], config: TeleChatConfig, stages: list[Path]) -> str:
     """The model card."""
-    steps = read_metrics(run / "metrics.jsonl")[-1]["step"]
-    with (run / "train.jsonl").open(encoding="utf-8") as lines:
-        rows = sum(1 for _ in lines)
     head = HEAD.format(
         parameters=count_parameters(config) / 1e6,
         layers=config.num_layers,
@@ -58,9 +73,9 @@ def card(report: dict[str, Any], config: TeleChatConfig, run: Path) -> str:
         ffn=config.ffn_hidden_size,
         length=config.training_seqlen,
         vocab=config.vocab_size,
-        megabytes=(run / "model" / "model.safetensors").stat().st_size / 1e6,
-        steps=steps,
-        rows=rows,
+        megabytes=(stages[-1] / "model" / "model.safetensors").stat().st_size / 1e6,
+        steps=all_metrics(stages)[-1]["step"],
+        rows=sum(num_rows(stage) for stage in stages),
         rows_per_task=report["tasks"][0]["num_rows"],
         table=table(report),
     )
@@ -103,4 +118,4 @@ def quote(text: str) -> str:
 
 
 if __name__ == "__main__":
-    bundle(Path(sys.argv[1]))
+    bundle([Path(word) for word in sys.argv[1:]])

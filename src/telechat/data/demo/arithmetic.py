@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from telechat.data.demo.task import Message, Row, Split, Verdict
 from telechat.data.demo.values import held_out
-from telechat.data.demo.wording import Language, dress, split_covered
+from telechat.data.demo.wording import Language, dress, split_covered, split_extended
 
 SMALL_SHARE = 0.08  # of training rows have an operand below ten: `1+1` is what people try first
 
@@ -238,7 +238,49 @@ _WORDINGS: dict[tuple[str, Language], tuple[str, ...]] = {
         "Show me {a}-{b} step by step.",
     ),
 }
-_SPLIT = {key: split_covered(wordings) for key, wordings in _WORDINGS.items()}
+# Ways of comparing and taking away that the first list lacked.
+_MORE_DIFFERENCES: dict[Language, tuple[str, ...]] = {
+    "zh": (
+        "{b}和{a}比，少多少？",
+        "数{b}比数{a}少多少？",
+        "{b}人比{a}人少多少人？",
+        "小红有{b}元，小明有{a}元，小红比小明少多少元？",
+        "二班有{b}人，一班有{a}人，二班比一班少多少人？",
+        "{b}支铅笔比{a}支铅笔少多少支？",
+        "{b}比{a}少几？",
+        "梨树有{b}棵，苹果树有{a}棵，梨树比苹果树少多少棵？",
+        "{a}和{b}相比，{b}少多少？",
+        "{b}本书比{a}本书少多少本？",
+        "{a}和{b}相比，多多少？",
+        "{a}元比{b}元多多少元？",
+        "请问{b}比{a}少了多少？",
+        "和{a}比，{b}少了多少？",
+        "{b}个苹果比{a}个少多少个？",
+    ),
+    "en": (
+        "Anna has {a} pens and Tom has {b}. How many more pens does Anna have?",
+        "Tom has {a} eggs and Anna has {b}. How many more eggs does Tom have?",
+        "Tom has {a} apples and Anna has {b} apples. How many more does Tom have?",
+        "Anna has {a} books and Tom has {b} books. How many more books does Anna have than Tom?",
+        "Anna read {a} books and Tom read {b}. How many more did Anna read?",
+        "There are {a} apples and {b} eggs. How many more apples are there?",
+        "How many more is {a} than {b}?",
+        "There are {a} boys and {b} girls. How many more boys are there than girls?",
+        "Tom has {a} pens. Anna has {b}. How many more does Tom have?",
+        "One bus has {a} people and another has {b}. How many more people does the first bus have?",
+        "Tom buys {a} eggs and Anna buys {b}. How many more eggs does Tom buy?",
+        "Take {b} from {a}.",
+        "Please take {b} away: {a} minus {b}.",
+        "If I take {b} away from {a}, how much is left?",
+        "What is left when I take {b} from {a}?",
+    ),
+}
+_SPLIT = {
+    (sign, language): split_extended(wordings, _MORE_DIFFERENCES[language])
+    if sign == "-"
+    else split_covered(wordings)
+    for (sign, language), wordings in _WORDINGS.items()
+}
 _BARE_ID = "bare expression"
 _BARE_SHARE = 0.15  # of training rows are the expression alone
 

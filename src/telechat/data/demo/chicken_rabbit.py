@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from telechat.data.demo.arithmetic import is_reserved, subtraction_steps
 from telechat.data.demo.task import Message, Row, Split, Verdict
 from telechat.data.demo.values import held_out
-from telechat.data.demo.wording import Language, dress, split_covered
+from telechat.data.demo.wording import Language, dress, split_extended
 
 MIN_HEADS, MAX_HEADS = 5, 60
 _OWN_TEST_SHARE = 0.1  # next to what the reserved pairs hold out
@@ -98,7 +98,31 @@ _WORDINGS: dict[Language, tuple[str, ...]] = {
         "If a farm has {heads} chickens and rabbits with {feet} legs in total, how many of each are there?",
     ),
 }
-_SPLIT = {language: split_covered(wordings) for language, wordings in _WORDINGS.items()}
+# The problem as the old books put it, and English sentences that the first list lacked.
+_MORE_WORDINGS: dict[Language, tuple[str, ...]] = {
+    "zh": (
+        "笼中有鸡兔，上有{heads}头，下有{feet}足，问鸡与兔各几何？",
+        "鸡兔同笼，上{heads}头，下{feet}足，问各几何？",
+        "有鸡兔同笼，上见{heads}头，下见{feet}足，鸡兔各几何？",
+        "今有鸡与兔同在一笼，共{heads}头，{feet}足，问鸡、兔各几何？",
+        "今有鸡兔同笼，共{heads}头，共{feet}足，鸡兔各有几只？",
+        "今有鸡兔一笼，头{heads}，足{feet}，问鸡兔各多少？",
+        "笼中鸡兔，头有{heads}，足有{feet}，各几何？",
+        "今有雉兔一笼，上有{heads}头，下有{feet}足，雉兔各多少？",
+        "鸡兔同在笼中，{heads}头，{feet}足，求鸡兔各几何。",
+        "今鸡兔同笼，有{heads}头{feet}足，问鸡几何？兔几何？",
+    ),
+    "en": (
+        "Some chickens and rabbits share a cage: {heads} heads, {feet} feet. How many of each?",
+        "Chickens and rabbits share a cage with {heads} heads and {feet} legs. Find how many of each.",
+        "How many chickens and how many rabbits have {heads} heads and {feet} feet?",
+        "There are {heads} heads and {feet} feet in a cage of chickens and rabbits. How many of each?",
+        "A cage of chickens and rabbits has {heads} heads and {feet} legs. How many chickens and rabbits?",
+    ),
+}
+_SPLIT = {
+    language: split_extended(wordings, _MORE_WORDINGS[language]) for language, wordings in _WORDINGS.items()
+}
 
 
 def _count(number: int, noun: str) -> str:

@@ -108,6 +108,19 @@ def split_covered(wordings: Sequence[str], *, known: Iterable[str] = ()) -> dict
     }
 
 
+def split_extended(wordings: Sequence[str], more: Sequence[str]) -> dict[Split, list[str]]:
+    """Split wordings that were added to a list later; what the first list held out stays held out.
+
+    Both lists are split 80/20 by themselves, so each side keeps its share.
+    Raises ValueError as `split_covered` does.
+    """
+    check_distinct([*wordings, *more])
+    first = split_covered(wordings)
+    known = (unit for wording in first["train"] for unit in units(wording))
+    second = split_covered(more, known=known)
+    return {"train": first["train"] + second["train"], "test": first["test"] + second["test"]}
+
+
 def check_distinct(wordings: Iterable[str]) -> None:
     """Raise ValueError naming the first wording whose normal form another one has already."""
     seen: dict[str, str] = {}
