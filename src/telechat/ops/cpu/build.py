@@ -19,13 +19,15 @@ SOURCE_FOLDER = Path(__file__).parent / "csrc"
 
 # -fno-… : nothing reads errno or floating point traps, and both stand in the way of vector code.
 FLAGS = (
-    "-O3 -std=gnu11 -fPIC -fvisibility=hidden -pthread -Wall -Wextra -Wno-psabi "
-    "-ffp-contract=fast -fno-math-errno -fno-trapping-math"
-).split()
+    *("-O3", "-std=gnu11", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra", "-Wno-psabi"),
+    *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+)
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
 AVX512_WIDE = (*AVX512, "-mprefer-vector-width=512")
 AMX = (*AVX512_WIDE, "-mamx-tile", "-mamx-int8", "-mamx-bf16")
+
+Compilation = tuple[str, str, tuple[str, ...]]
 
 PLAIN_FILES = ("context", "decoder", "matmul", "pack", "pool", "rows")
 LEVEL_FILES = ("level_attention", "level_matmul_float", "level_matmul_int", "level_rows")
@@ -54,9 +56,9 @@ def find_compiler() -> list[str]:
     raise BuildError("no C compiler was found (looked for CC, cc, gcc, clang)")
 
 
-def compilations(machine: str) -> list[tuple[str, str, tuple[str, ...]]]:
+def compilations(machine: str) -> list[Compilation]:
     """(source, object name, flags) of every compilation for a target such as `x86_64-linux-gnu`."""
-    units: list[tuple[str, str, tuple[str, ...]]] = [(name, name, ()) for name in (*PLAIN_FILES, *LEVEL_FILES)]
+    units: list[Compilation] = [(name, name, ()) for name in (*PLAIN_FILES, *LEVEL_FILES)]
     if machine.startswith("x86_64"):
         units += [(name, f"{name}-avx2", AVX2) for name in LEVEL_FILES]
         units += [(name, f"{name}-avx512", AVX512_WIDE) for name in LEVEL_FILES]
@@ -78,7 +80,7 @@ def library_name() -> str:
     return f"kernels-{fingerprint()}.so"
 
 
-def build(target: Path, *, extra_flags: tuple[str, ...] = ()) -> None:
+def build(target: Path) -> None:
     """Compile and link into `target`, replacing it at once when all is done.
 
     Raises:
@@ -88,12 +90,12 @@ def build(target: Path, *, extra_flags: tuple[str, ...] = ()) -> None:
     machine = _run([*compiler, "-dumpmachine"]).strip()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as folder:
-        objects = []
 
-        def compile_one(unit: tuple[str, str, tuple[str, ...]]) -> Path:
+        def compile_one(unit: Compilation) -> Path:
             source, name, flags = unit
             out = Path(folder, f"{name}.o")
-            _run([*compiler, *FLAGS, *flags, *extra_flags, "-c", str(SOURCE_FOLDER / f"{source}.c"), "-o", str(out)])
+            path = SOURCE_FOLDER / f"{source}.c"
+            _run([*compiler, *FLAGS, *flags, "-c", str(path), "-o", str(out)])
             return out
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:

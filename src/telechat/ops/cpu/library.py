@@ -22,13 +22,13 @@ from telechat.ops.cpu import build
 
 log = logging.getLogger(__name__)
 
-_Fields = ClassVar[list[tuple[str, type]]]
+Fields = list[tuple[str, type]]
 
 
 class Weight(Structure):
     """tc_weight."""
 
-    _fields_: _Fields = [
+    _fields_: ClassVar[Fields] = [
         ("format", c_int32),
         ("group", c_int32),
         ("rows", c_int64),
@@ -43,13 +43,18 @@ class Weight(Structure):
 class Source(Structure):
     """tc_source."""
 
-    _fields_: _Fields = [("x", c_void_p), ("gated_by", c_void_p), ("dtype", c_int32), ("stride", c_int64)]
+    _fields_: ClassVar[Fields] = [
+        ("x", c_void_p),
+        ("gated_by", c_void_p),
+        ("dtype", c_int32),
+        ("stride", c_int64),
+    ]
 
 
 class Output(Structure):
     """tc_output."""
 
-    _fields_: _Fields = [
+    _fields_: ClassVar[Fields] = [
         ("out", c_void_p),
         ("bias", c_void_p),
         ("dtype", c_int32),
@@ -61,7 +66,7 @@ class Output(Structure):
 class Attention(Structure):
     """tc_attention."""
 
-    _fields_: _Fields = [
+    _fields_: ClassVar[Fields] = [
         *((name, c_void_p) for name in ("queries", "out", "keys", "values")),
         ("dtype", c_int32),
         ("cache_dtype", c_int32),
@@ -76,7 +81,7 @@ class Attention(Structure):
 class Rope(Structure):
     """tc_rope."""
 
-    _fields_: _Fields = [
+    _fields_: ClassVar[Fields] = [
         *((name, c_void_p) for name in ("queries", "kv", "cos", "sin", "slots", "keys", "values")),
         ("dtype", c_int32),
         ("cache_dtype", c_int32),
@@ -88,17 +93,19 @@ class Rope(Structure):
 class Layer(Structure):
     """tc_layer."""
 
-    _fields_: _Fields = [
+    _fields_: ClassVar[Fields] = [
         *((name, POINTER(Weight)) for name in ("query", "key_value", "dense", "gate", "up", "down")),
-        *((name, c_void_p) for name in ("input_norm", "post_norm", "dense_bias", "down_bias", "keys", "values")),
+        *((name, c_void_p) for name in ("input_norm", "post_norm", "dense_bias", "down_bias")),
+        *((name, c_void_p) for name in ("keys", "values")),
     ]
 
 
 class Decoder(Structure):
     """tc_decoder."""
 
-    _fields_: _Fields = [
-        *((name, c_int64) for name in ("num_layers", "hidden", "ffn", "num_heads", "num_kv_heads", "head_dim")),
+    _fields_: ClassVar[Fields] = [
+        *((name, c_int64) for name in ("num_layers", "hidden", "ffn")),
+        *((name, c_int64) for name in ("num_heads", "num_kv_heads", "head_dim")),
         *((name, c_int64) for name in ("block_size", "block_stride", "head_stride", "token_stride")),
         ("layers", POINTER(Layer)),
         ("final_norm", c_void_p),
@@ -111,7 +118,7 @@ class Decoder(Structure):
 class Batch(Structure):
     """tc_batch."""
 
-    _fields_: _Fields = [
+    _fields_: ClassVar[Fields] = [
         *((name, c_int64) for name in ("num_tokens", "num_sequences", "max_blocks", "num_logits")),
         *((name, c_void_p) for name in ("query_starts", "kv_lengths", "block_tables", "slots")),
         *((name, c_void_p) for name in ("cos", "sin", "logit_rows", "x", "logits")),

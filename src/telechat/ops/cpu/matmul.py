@@ -1,8 +1,9 @@
 """Products of activations and packed weights, with bias.
 
 With int4 and int8 weights the activations are quantised on the fly, int8 by groups of 32, and every row is
-summed in the same order at any number of rows. Unless `deterministic` is set, many rows on an AMX machine take
-another way: activations in bf16 and weights turned into bf16. bf16 weights take activations rounded to bf16.
+summed in the same order at any number of rows. Unless `deterministic` is set, many rows on an AMX machine
+take another way: activations in bf16 and weights turned into bf16. bf16 weights take activations rounded to
+bf16.
 Shapes: M rows, N outputs, K inputs.
 """
 

@@ -1,7 +1,8 @@
 """Weights packed for the kernels: int4 and int8 by groups, bf16, fp32.
 
 int4 and int8 are symmetric with one fp16 scale per group of 32, 64 or 128 inputs: weight = integer * scale.
-The packed bytes lie in huge pages where the system gives them. Shapes: N outputs, K inputs, G groups of a row.
+The packed bytes lie in huge pages where the system gives them. Shapes: N outputs, K inputs, G groups of a
+row.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ class PackedWeight:
         self, context: Context, rows: int, columns: int, weight_format: WeightFormat, group: int
     ) -> None:
         if weight_format not in FORMATS:
-            raise ConfigError(f"Unknown weight format {weight_format!r}.", hint=f"Choose {', '.join(FORMATS)}.")
+            raise ConfigError(
+                f"Unknown weight format {weight_format!r}.", hint=f"Choose {', '.join(FORMATS)}."
+            )
         if is_quantised(weight_format) and group not in GROUPS:
             raise ConfigError(f"group is {group}; the kernels have {', '.join(map(str, GROUPS))}.")
         self.weight_format = weight_format
@@ -94,7 +97,7 @@ class PackedWeight:
         """Pack a float matrix [N, K] (float32, bfloat16 or float16), rounding it to nearest where needed."""
         assert weight_NK.dtype in _SOURCES, weight_NK.dtype
         weight_NK = weight_NK.detach().cpu().contiguous()
-        packed = cls(context, *weight_NK.shape, weight_format, group)
+        packed = cls(context, weight_NK.shape[0], weight_NK.shape[1], weight_format, group)
         packed._library.tc_pack(
             context.handle, ctypes.byref(packed.struct), weight_NK.data_ptr(), _SOURCES[weight_NK.dtype]
         )

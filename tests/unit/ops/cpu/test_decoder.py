@@ -75,9 +75,7 @@ def make_decoder(
         for block in model.transformer.h
     ]
     shape = (24, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
-    caches = [
-        PagedCache(torch.zeros(shape, dtype=cache_dtype), torch.zeros(shape, dtype=cache_dtype)) for _ in layers
-    ]
+    caches = [PagedCache(*(torch.zeros(shape, dtype=cache_dtype) for _ in range(2))) for _ in layers]
     return Decoder(
         context,
         layers,
@@ -104,9 +102,10 @@ def run(decoder: Decoder, model: TeleChatModel, chunks: list[Chunk]) -> list[Ten
     cos, sin = model.rotary.rows(flat, model.config.training_seqlen)
     x = model.transformer.word_embeddings(ids).float().contiguous()
     lengths = [chunk.past + len(chunk.ids) for chunk in chunks]
-    sequences = Sequences.of([len(chunk.ids) for chunk in chunks], lengths, [chunk.blocks for chunk in chunks])
+    counts = [len(chunk.ids) for chunk in chunks]
+    sequences = Sequences.of(counts, lengths, [chunk.blocks for chunk in chunks])
     logits = decoder(x, cos, sin, torch.tensor(slots), sequences, torch.arange(len(ids)))
-    return list(logits.split([len(chunk.ids) for chunk in chunks]))
+    return list(logits.split(counts))
 
 
 def tokens(count: int, seed: int) -> list[int]:

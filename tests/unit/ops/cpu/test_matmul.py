@@ -95,7 +95,9 @@ def test_extreme_integers_do_not_overflow(context: Context, weight_format: Weigh
         weight = PackedWeight.pack_quantised(context, q, torch.ones(16, 8).half(), weight_format, 32)
         for sign in (1.0, -1.0):
             x = torch.full((4, 256), sign)
-            assert torch.allclose(matmul(context, x, weight), torch.full((4, 16), sign * value * 256), rtol=1e-5)
+            assert torch.allclose(
+                matmul(context, x, weight), torch.full((4, 16), sign * value * 256), rtol=1e-5
+            )
 
 
 def test_zeros_and_no_rows(context: Context) -> None:

@@ -10,6 +10,8 @@
 
 #if defined(__AVX512VNNI__)
 
+#define AHEAD 4096 /* bytes between what is used and what is fetched from memory */
+
 /* The 8 quads of a block as unsigned bytes. */
 INLINE void unpack_block(const uint8_t *p, const int format, __m512i quads[8]) {
     if (format == TC_W_INT8) {
@@ -41,12 +43,13 @@ INLINE void rows_of_panel(const int format, const int rows, const uint8_t *p, in
         const uint16_t *weight_scales = (const uint16_t *)(p + 2 * blocks_per_group * block_bytes);
         for (int half = 0; half < 2; half++) {
             v16f weight_scale = load_f16(weight_scales + half * PANEL);
+            /* The weights stream from memory once; a few KB ahead hides the latency. */
+            _mm_prefetch((const char *)weight_scales + AHEAD, _MM_HINT_T0);
             for (int64_t b = 0; b < blocks_per_group; b++) {
                 __m512i quads[8];
                 unpack_block(p, format, quads);
-                /* The weights stream from memory once; a few KB ahead hides the latency. */
                 for (int64_t line = 0; line < block_bytes; line += 64)
-                    _mm_prefetch((const char *)p + 4096 + line, _MM_HINT_T0);
+                    _mm_prefetch((const char *)p + AHEAD + line, _MM_HINT_T0);
                 for (int r = 0; r < rows; r++) {
                     __m512i even = _mm512_set1_epi32(corrections[r]), odd = _mm512_setzero_si512();
                     for (int i = 0; i < 4; i++) {
