@@ -34,12 +34,20 @@ INLINE void load_block(const tc_source *s, int64_t at, int64_t count, v16f *low,
     *high = load_f32(buffer + 16);
 }
 
+/* Where the rows of a tile and block begin, in rows of 32. */
+INLINE int64_t row_index(const tc_acts *acts, int64_t tile_row, int64_t block, int64_t height) {
+    if (acts->format != TC_ACT_BF16) return tile_row * acts->num_blocks + block * height;
+    int64_t first = block / PART * PART;
+    int64_t count = acts->num_blocks - first < PART ? acts->num_blocks - first : PART;
+    return acts->rows * first + tile_row * count + (block - first) * height;
+}
+
 /* Bring blocks first .. last-1 of one row into the form that `acts` has. */
 static void prepare(const tc_acts *acts, const tc_source *s, int64_t row, int64_t first, int64_t last) {
     int64_t tile_row = row / TILE * TILE;
     int64_t height = acts->rows - tile_row < TILE ? acts->rows - tile_row : TILE;
     for (int64_t b = first; b < last; b++) {
-        int64_t index = tile_row * acts->num_blocks + b * height + row - tile_row; /* of (tile, block, row) */
+        int64_t index = row_index(acts, tile_row, b, height) + row - tile_row;
         v16f low, high;
         load_block(s, row * s->stride + b * BLOCK, acts->columns - b * BLOCK, &low, &high);
         if (acts->format == TC_ACT_BF16) {

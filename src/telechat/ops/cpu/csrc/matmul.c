@@ -81,17 +81,18 @@ static void panel_by_panel(const work *k, const tc_product *product, int64_t fir
     _Alignas(64) float y[TILE * PANEL];
     for (int64_t tile = 0; tile * TILE < k->acts->rows; tile++) {
         int64_t rows = k->acts->rows - tile * TILE < TILE ? k->acts->rows - tile * TILE : TILE;
+        int is_float = k->acts->format == TC_ACT_F32;
+        int is_amx = !is_float && k->context->level == TC_AMX && rows >= AMX_INT_MIN_ROWS;
+        if (is_amx) tc_amx_int_begin(rows);
         for (int64_t panel = first; panel < last; panel++) {
-            if (k->acts->format == TC_ACT_F32) kernels->float_panel(w, panel, k->acts, tile, y);
-#if defined(__x86_64__)
-            else if (k->context->level == TC_AMX && rows >= AMX_INT_MIN_ROWS)
-                tc_amx_int_panel(w, panel, k->acts, tile, y);
-#endif
+            if (is_float) kernels->float_panel(w, panel, k->acts, tile, y);
+            else if (is_amx) tc_amx_int_panel(w, panel, k->acts, tile, y);
             else kernels->int_panel(w, panel, k->acts, tile, y);
             int64_t column = panel * PANEL;
             int64_t count = w->rows - column < PANEL ? w->rows - column : PANEL;
             kernels->store(&product->output, y, tile * TILE, rows, column, count);
         }
+        if (is_amx) tc_amx_int_end();
     }
 }
 
@@ -103,14 +104,11 @@ static void multiply_chunk(void *arg, int64_t chunk, int thread) {
     int64_t first = (chunk - k->first_chunk[which]) * k->panels_per_chunk;
     int64_t last = first + k->panels_per_chunk;
     if (last > product->weight->num_panels) last = product->weight->num_panels;
-#if defined(__x86_64__)
     if (k->acts->format == TC_ACT_BF16) {
         tc_amx_bf16(product->weight, first, last - first, k->acts, &product->output, k->context->kernels,
                     k->scratch + (size_t)thread * k->scratch_per_thread);
         return;
     }
-#endif
-    (void)thread;
     panel_by_panel(k, product, first, last);
 }
 
@@ -125,12 +123,10 @@ void tc_products(tc_context *c, const tc_acts *acts, const tc_product *products,
     work k = {c, acts, products, count, per_chunk, {0}, NULL, 0};
     for (int i = 0; i < count; i++)
         k.first_chunk[i + 1] = k.first_chunk[i] + (products[i].weight->num_panels + per_chunk - 1) / per_chunk;
-#if defined(__x86_64__)
     if (acts->format == TC_ACT_BF16) {
         k.scratch_per_thread = (tc_amx_scratch(products[0].weight, acts, per_chunk) + 63) / 64 * 64;
         k.scratch = tc_alloc(c, (size_t)threads * k.scratch_per_thread);
     }
-#endif
     tc_pool_run(c->pool, k.first_chunk[count], multiply_chunk, &k);
 }
 

@@ -6,7 +6,6 @@
  */
 #include "amx.h"
 
-#define PART 16 /* blocks of inputs between two visits to the partial sums */
 #define FEW_TILES 4
 
 /* A row of bf16 tiles: a block takes 1 KB of weights, or `height` * 64 bytes of activations. */
@@ -132,26 +131,27 @@ static float *sums_of(const job *j, int64_t panel, int64_t tile) {
 
 /* All rows x panels p and p + 1 of the job x one part of the inputs. */
 static void pair_part(const job *j, int64_t p, int64_t first, int64_t count) {
-    int64_t num_blocks = j->acts->num_blocks, rows = j->acts->rows;
+    int64_t rows = j->acts->rows;
     int64_t next = p + 1 < j->num_panels ? p + 1 : p; /* an odd last panel is multiplied twice, kept once */
     const uint8_t *b0 = weight_tiles(j->w, j->first_panel + p, first, count, j->buffer);
     const uint8_t *b1 = weight_tiles(j->w, j->first_panel + next, first, count, j->buffer + PART * TILE_BYTES);
-    const uint8_t *a = j->acts->values;
+    const uint8_t *a = (const uint8_t *)j->acts->values + rows * first * 64;
+    int64_t tile_stride = count * TILE_BYTES;
     int64_t full = rows / TILE, height = rows % TILE, tile = 0;
-    if (full) configure(TILE);
+    if (full && height) configure(TILE);
     for (; tile + 2 <= full; tile += 2) {
-        const uint8_t *a0 = a + (tile * num_blocks + first) * TILE_BYTES;
-        two_by_two(a0, a0 + num_blocks * TILE_BYTES, b0, b1, count, sums_of(j, p, tile), sums_of(j, p + 1, tile),
+        const uint8_t *a0 = a + tile * tile_stride;
+        two_by_two(a0, a0 + tile_stride, b0, b1, count, sums_of(j, p, tile), sums_of(j, p + 1, tile),
                    sums_of(j, p, tile + 1), sums_of(j, p + 1, tile + 1));
     }
     int from_memory = j->num_tiles == 1 && j->w->format == TC_W_BF16;
     for (; tile < full; tile++)
-        one_by_two(a + (tile * num_blocks + first) * TILE_BYTES, TILE_BYTES, b0, b1, count, sums_of(j, p, tile),
-                   sums_of(j, p + 1, tile), from_memory);
+        one_by_two(a + tile * tile_stride, TILE_BYTES, b0, b1, count, sums_of(j, p, tile), sums_of(j, p + 1, tile),
+                   from_memory);
     if (height) {
-        configure(height);
-        one_by_two(a + (full * num_blocks * TILE + first * height) * 64, height * 64, b0, b1, count,
-                   sums_of(j, p, full), sums_of(j, p + 1, full), from_memory);
+        if (full) configure(height);
+        one_by_two(a + full * tile_stride, height * 64, b0, b1, count, sums_of(j, p, full), sums_of(j, p + 1, full),
+                   from_memory);
     }
 }
 
@@ -162,6 +162,7 @@ void tc_amx_bf16(const tc_weight *w, int64_t first_panel, int64_t num_panels, co
     size_t sum_bytes = (size_t)(num_tiles * (num_panels + 1)) * TILE_BYTES;
     job j = {w, acts, first_panel, num_panels, num_tiles, (float *)scratch, scratch + sum_bytes};
     memset(scratch, 0, sum_bytes);
+    configure(acts->rows < TILE ? acts->rows : TILE); /* `pair_part` changes it where tiles differ in height */
     if (num_tiles <= FEW_TILES) { /* weights in the order they lie in memory */
         for (int64_t p = 0; p < num_panels; p += 2)
             for (int64_t b = 0; b < w->num_blocks; b += PART)

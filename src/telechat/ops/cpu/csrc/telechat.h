@@ -15,6 +15,7 @@
 #define PANEL 16 /* outputs of one panel: the lanes of one 512-bit register */
 #define TILE 16  /* rows of one activation tile: the rows of one AMX tile */
 #define BLOCK 32 /* inputs of one block: one scale of quantised activations */
+#define PART 16  /* blocks that an AMX bf16 product takes at a time */
 
 enum { TC_F32 = 0, TC_BF16 = 1 };                                         /* element types */
 enum { TC_W_INT4 = 0, TC_W_INT8 = 1, TC_W_BF16 = 2, TC_W_F32 = 3 };       /* weight formats */
@@ -37,7 +38,8 @@ typedef struct {
 
 /* Activations made ready for one kind of weight: [tile][block][row of the tile][32], only the last tile has
  * fewer than 16 rows. int8 has one scale and one correction (-offset * sum of the 32 integers) per row and
- * block, [tile][block][row].
+ * block, [tile][block][row]. bf16 is cut into parts of 16 blocks, [part][tile][block][row][32]: a part of many
+ * rows is to stay in the second-level cache, where tiles a power of two apart would drive each other out.
  */
 typedef struct {
     int32_t format, offset;
@@ -160,11 +162,21 @@ int64_t tc_block_bytes(int format);
 int64_t tc_superblock(const tc_weight *w); /* inputs between two rows of scales */
 const uint8_t *tc_block(const tc_weight *w, int64_t panel, int64_t block, const uint16_t **scales);
 
-/* matmul_amx.c, matmul_amx_bf16.c */
+/* matmul_amx_int.c, matmul_amx_bf16.c */
+#if defined(__x86_64__)
 int tc_amx_enable(void);
+void tc_amx_int_begin(int64_t height);
+void tc_amx_int_end(void);
 void tc_amx_int_panel(const tc_weight *w, int64_t panel, const tc_acts *acts, int64_t tile, float *y);
 size_t tc_amx_scratch(const tc_weight *w, const tc_acts *acts, int64_t num_panels);
 void tc_amx_bf16(const tc_weight *w, int64_t first_panel, int64_t num_panels, const tc_acts *acts,
                  const tc_output *output, const tc_kernels *kernels, uint8_t *scratch);
+#else /* never called: no context has that level */
+#define tc_amx_int_begin(height) ((void)(height))
+#define tc_amx_int_end() ((void)0)
+#define tc_amx_int_panel(w, panel, acts, tile, y) ((void)0)
+#define tc_amx_scratch(w, acts, panels) ((size_t)0)
+#define tc_amx_bf16(w, first, panels, acts, output, kernels, scratch) ((void)(scratch))
+#endif
 
 #endif
