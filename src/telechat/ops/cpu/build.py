@@ -1,0 +1,116 @@
+"""Compiles the C sources of this folder into one shared library.
+
+Needs nothing but the standard library, so that the package's build can run it before anything is installed.
+Knows nothing of where libraries are kept or loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+SOURCE_FOLDER = Path(__file__).parent / "csrc"
+
+# -fno-… : nothing reads errno or floating point traps, and both stand in the way of vector code.
+FLAGS = (
+    *("-O3", "-std=gnu11", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra", "-Wno-psabi"),
+    *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+)
+AVX2 = ("-mavx2", "-mfma", "-mf16c")
+AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
+AVX512_WIDE = (*AVX512, "-mprefer-vector-width=512")
+AMX = (*AVX512_WIDE, "-mamx-tile", "-mamx-int8", "-mamx-bf16")
+
+Compilation = tuple[str, str, tuple[str, ...]]
+
+PLAIN_FILES = ("context", "decoder", "matmul", "pack", "pool", "rows")
+LEVEL_FILES = ("level_attention", "level_matmul_float", "level_matmul_int", "level_rows")
+AMX_FILES = ("matmul_amx_bf16", "matmul_amx_int")
+
+
+class BuildError(Exception):
+    """The library cannot be built here; the message says why."""
+
+
+def find_compiler() -> list[str]:
+    """The C compiler as words of a command: `CC`, else cc, gcc or clang.
+
+    Raises:
+        BuildError: there is none.
+    """
+    if os.name != "posix":
+        raise BuildError("the CPU kernels are built on Linux and macOS only")
+    named = os.environ.get("CC")
+    if named:
+        return shlex.split(named)
+    for name in ("cc", "gcc", "clang"):
+        found = shutil.which(name)
+        if found:
+            return [found]
+    raise BuildError("no C compiler was found (looked for CC, cc, gcc, clang)")
+
+
+def compilations(machine: str) -> list[Compilation]:
+    """(source, object name, flags) of every compilation for a target such as `x86_64-linux-gnu`."""
+    units: list[Compilation] = [(name, name, ()) for name in (*PLAIN_FILES, *LEVEL_FILES)]
+    if machine.startswith("x86_64"):
+        units += [(name, f"{name}-avx2", AVX2) for name in LEVEL_FILES]
+        units += [(name, f"{name}-avx512", AVX512_WIDE) for name in LEVEL_FILES]
+        units += [(name, name, AMX) for name in AMX_FILES]
+    return units
+
+
+def fingerprint() -> str:
+    """Twelve hexadecimal digits that change with the sources and the flags."""
+    digest = hashlib.sha256(Path(__file__).read_bytes())
+    for path in sorted(SOURCE_FOLDER.iterdir()):
+        if path.suffix in (".c", ".h"):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def library_name() -> str:
+    """File name of the library that these sources make."""
+    return f"kernels-{fingerprint()}.so"
+
+
+def build(target: Path) -> None:
+    """Compile and link into `target`, replacing it at once when all is done.
+
+    Raises:
+        BuildError: no compiler, or it failed; the message holds the end of what it said.
+    """
+    compiler = find_compiler()
+    machine = _run([*compiler, "-dumpmachine"]).strip()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as folder:
+
+        def compile_one(unit: Compilation) -> Path:
+            source, name, flags = unit
+            out = Path(folder, f"{name}.o")
+            path = SOURCE_FOLDER / f"{source}.c"
+            _run([*compiler, *FLAGS, *flags, "-c", str(path), "-o", str(out)])
+            return out
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(compile_one, compilations(machine)))
+        made = Path(folder, target.name)
+        _run([*compiler, "-shared", "-pthread", "-o", str(made), *map(str, objects), "-lm"])
+        made.replace(target)
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BuildError(f"{command[0]} cannot be run: {error}") from error
+    if done.returncode:
+        said = "\n".join(done.stderr.strip().splitlines()[-5:])
+        raise BuildError(f"{shlex.join(command[:1])} failed with code {done.returncode}: {said}")
+    return done.stdout

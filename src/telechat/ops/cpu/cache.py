@@ -1,0 +1,128 @@
+"""The paged cache as the kernels see it, and the rotary embedding that writes into it.
+
+A cache is two tensors, keys and values, each [num_blocks, K, block_size, d] (any strides with d innermost and
+the same for both), float32 or bfloat16. Shapes: T new tokens, H query heads, K key/value heads, d head
+dimension. Knows nothing of who owns which block.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from telechat.ops.cpu.context import Context
+from telechat.ops.cpu.library import Rope
+from telechat.ops.cpu.tensors import ELEMENT_TYPES, element_obstacle, require
+
+BLOCK_SIZE_UNIT = 16
+HEAD_DIM_UNIT = 16
+MAX_HEAD_DIM = 256
+
+
+@dataclass(frozen=True)
+class PagedCache:
+    """Keys and values of one layer, each [num_blocks, K, block_size, d]."""
+
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block."""
+        return self.keys.shape[2]
+
+    def geometry(self) -> dict[str, int]:
+        """The fields that C structs have about a cache."""
+        block_stride, head_stride, token_stride, _ = self.keys.stride()
+        return {
+            "cache_dtype": ELEMENT_TYPES[self.keys.dtype],
+            "num_kv_heads": self.keys.shape[1],
+            "head_dim": self.keys.shape[3],
+            "block_size": self.block_size,
+            "block_stride": block_stride,
+            "head_stride": head_stride,
+            "token_stride": token_stride,
+        }
+
+
+def cache_obstacle(cache: PagedCache) -> str | None:
+    """Why the kernels cannot use this cache, or None."""
+    keys, values = cache.keys, cache.values
+    if keys.shape != values.shape or keys.stride() != values.stride() or keys.dtype != values.dtype:
+        return "keys and values differ in shape, strides or dtype"
+    if keys.dtype not in ELEMENT_TYPES or keys.device.type != "cpu":
+        return f"the cache is {keys.dtype} on {keys.device}"
+    if keys.dim() != 4 or keys.stride(3) != 1:
+        return "the cache is not [num_blocks, K, block_size, d] with d innermost"
+    if keys.shape[2] % BLOCK_SIZE_UNIT:
+        return f"the block size {keys.shape[2]} is not a multiple of {BLOCK_SIZE_UNIT}"
+    if keys.shape[3] % HEAD_DIM_UNIT or keys.shape[3] > MAX_HEAD_DIM:
+        return f"the head dimension {keys.shape[3]} is not a multiple of {HEAD_DIM_UNIT} up to {MAX_HEAD_DIM}"
+    return None
+
+
+def rope_obstacle(
+    q_THd: Tensor, kv_TK2d: Tensor, cos_Td: Tensor, sin_Td: Tensor, slots_T: Tensor, cache: PagedCache
+) -> str | None:
+    """Why `rope_and_store` cannot take these, or None."""
+    T, _, d = q_THd.shape
+    if kv_TK2d.shape != (T, cache.keys.shape[1], 2, d) or cache.keys.shape[3] != d:
+        return f"keys and values of shape {tuple(kv_TK2d.shape)} do not fit the queries or the cache"
+    if kv_TK2d.dtype != q_THd.dtype or cos_Td.dtype != torch.float32 or sin_Td.dtype != torch.float32:
+        return "queries and keys must have one dtype, cos and sin float32"
+    if cos_Td.shape != (T, d) or sin_Td.shape != (T, d):
+        return f"cos and sin must be [{T}, {d}]"
+    if slots_T.dtype != torch.int64 or slots_T.shape != (T,) or not slots_T.is_contiguous():
+        return f"slots must be int64 [{T}]"
+    return cache_obstacle(cache) or element_obstacle(q_THd, kv_TK2d, cos_Td, sin_Td)
+
+
+def rope_and_store(
+    context: Context,
+    q_THd: Tensor,
+    kv_TK2d: Tensor,
+    cos_Td: Tensor,
+    sin_Td: Tensor,
+    slots_T: Tensor,
+    cache: PagedCache,
+) -> None:
+    """Rotate the queries in place; write rotated keys and plain values into the cache.
+
+    Args:
+        kv_TK2d: the fused projection's output, per head key then value.
+        slots_T: int64 place of each token in the cache, block * block_size + offset.
+    """
+    require(rope_obstacle(q_THd, kv_TK2d, cos_Td, sin_Td, slots_T, cache))
+    rope = Rope(
+        queries=q_THd.data_ptr(),
+        kv=kv_TK2d.data_ptr(),
+        cos=cos_Td.data_ptr(),
+        sin=sin_Td.data_ptr(),
+        slots=slots_T.data_ptr(),
+        keys=cache.keys.data_ptr(),
+        values=cache.values.data_ptr(),
+        dtype=ELEMENT_TYPES[q_THd.dtype],
+        num_heads=q_THd.shape[1],
+        **cache.geometry(),
+    )
+    context.library.tc_rope_and_store(context.handle, ctypes.byref(rope), q_THd.shape[0])
+
+
+def rope_and_store_reference(
+    q_THd: Tensor, kv_TK2d: Tensor, cos_Td: Tensor, sin_Td: Tensor, slots_T: Tensor, cache: PagedCache
+) -> None:
+    """The same in plain torch."""
+
+    def rotated(x: Tensor) -> Tensor:
+        first, second = x.float().chunk(2, dim=-1)
+        turned = torch.cat([-second, first], dim=-1)
+        return (x.float() * cos_Td[:, None] + turned * sin_Td[:, None]).to(x.dtype)
+
+    keys, values = kv_TK2d.unbind(2)
+    blocks, places = slots_T // cache.block_size, slots_T % cache.block_size
+    cache.keys[blocks, :, places] = rotated(keys).to(cache.keys.dtype)
+    cache.values[blocks, :, places] = values.to(cache.values.dtype)
+    q_THd.copy_(rotated(q_THd))

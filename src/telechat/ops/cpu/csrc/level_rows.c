@@ -1,0 +1,223 @@
+/* Operations on single rows: activations for a product, norm, SwiGLU, rotary embedding, storing results.
+ *
+ * Compiled once per instruction set level.
+ */
+#include "lanes.h"
+
+/* ---- activations ------------------------------------------------------------------------------------- */
+
+INLINE float source_at(const tc_source *s, int64_t i) {
+    if (!s->gated_by) return load1(s->x, i, s->dtype);
+    float x = ((const float *)s->x)[i];
+    return silu16(splat(x))[0] * s->gated_by[i];
+}
+
+/* 32 inputs of a row as fp32; those past the columns are 0. */
+INLINE void load_block(const tc_source *s, int64_t at, int64_t count, v16f *low, v16f *high) {
+    if (count >= BLOCK) {
+        if (s->dtype == TC_F32) {
+            *low = load16(s->x, at, TC_F32);
+            *high = load16(s->x, at + 16, TC_F32);
+        } else {
+            *low = load16(s->x, at, TC_BF16);
+            *high = load16(s->x, at + 16, TC_BF16);
+        }
+        if (s->gated_by) {
+            *low = silu16(*low) * load_f32(s->gated_by + at);
+            *high = silu16(*high) * load_f32(s->gated_by + at + 16);
+        }
+        return;
+    }
+    float buffer[BLOCK] = {0};
+    for (int64_t i = 0; i < count; i++) buffer[i] = source_at(s, at + i);
+    *low = load_f32(buffer);
+    *high = load_f32(buffer + 16);
+}
+
+/* Where the rows of a tile and block begin, in rows of 32. */
+INLINE int64_t row_index(const tc_acts *acts, int64_t tile_row, int64_t block, int64_t height) {
+    if (acts->format != TC_ACT_BF16) return tile_row * acts->num_blocks + block * height;
+    int64_t first = block / PART * PART;
+    int64_t count = acts->num_blocks - first < PART ? acts->num_blocks - first : PART;
+    return acts->rows * first + tile_row * count + (block - first) * height;
+}
+
+/* Bring blocks first .. last-1 of one row into the form that `acts` has. */
+static void prepare(const tc_acts *acts, const tc_source *s, int64_t row, int64_t first, int64_t last) {
+    int64_t tile_row = row / TILE * TILE;
+    int64_t height = acts->rows - tile_row < TILE ? acts->rows - tile_row : TILE;
+    for (int64_t b = first; b < last; b++) {
+        int64_t index = row_index(acts, tile_row, b, height) + row - tile_row;
+        v16f low, high;
+        load_block(s, row * s->stride + b * BLOCK, acts->columns - b * BLOCK, &low, &high);
+        if (acts->format == TC_ACT_BF16) {
+            store_bf16((uint16_t *)acts->values + index * BLOCK, low);
+            store_bf16((uint16_t *)acts->values + index * BLOCK + 16, high);
+        } else if (acts->format == TC_ACT_F32) {
+            /* offset tells that bf16 weights want activations of their own precision */
+            store_f32((float *)acts->values + index * BLOCK, acts->offset ? round_bf16(low) : low);
+            store_f32((float *)acts->values + index * BLOCK + 16, acts->offset ? round_bf16(high) : high);
+        } else {
+            float largest = highest16(max16(abs16(low), abs16(high)));
+            float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+            v16i q_low, q_high;
+            low *= inverse;
+            high *= inverse;
+            /* Seen by the compiler as changed, so that the product is rounded and not fused with the addition
+             * in round16: inputs of few bits hit ties, and all levels are to decide them alike. */
+            __asm__("" : "+m"(low), "+m"(high));
+            round16(low, &q_low);
+            round16(high, &q_high);
+            int8_t *q = (int8_t *)acts->values + index * BLOCK;
+            typedef int8_t v16b __attribute__((vector_size(16)));
+            v16b bytes = __builtin_convertvector(q_low, v16b);
+            memcpy(q, &bytes, 16);
+            bytes = __builtin_convertvector(q_high, v16b);
+            memcpy(q + 16, &bytes, 16);
+            int32_t sum = 0;
+            v16i both = q_low + q_high;
+            for (int i = 0; i < 16; i++) sum += both[i];
+            acts->scales[index] = largest / 127.0f;
+            acts->corrections[index] = -acts->offset * sum;
+        }
+    }
+}
+
+/* ---- results ----------------------------------------------------------------------------------------- */
+
+/* y [rows][16] -> columns first .. first+count-1 of output rows row .. row+rows-1. */
+static void store(const tc_output *o, const float *y, int64_t row, int64_t rows, int64_t first, int64_t count) {
+    for (int64_t r = 0; r < rows; r++, y += PANEL) {
+        int64_t at = (row + r) * o->stride + first;
+        if (count == PANEL) {
+            v16f v = load_f32(y);
+            if (o->bias) v += load_f32(o->bias + first);
+            if (o->accumulate) v = (o->dtype == TC_F32 ? load16(o->out, at, TC_F32) : load16(o->out, at, TC_BF16)) + v;
+            if (o->dtype == TC_F32) store16(o->out, at, v, TC_F32);
+            else store16(o->out, at, v, TC_BF16);
+            continue;
+        }
+        for (int64_t i = 0; i < count; i++) {
+            float v = y[i] + (o->bias ? o->bias[first + i] : 0.0f);
+            if (o->accumulate) v = load1(o->out, at + i, o->dtype) + v;
+            store1(o->out, at + i, v, o->dtype);
+        }
+    }
+}
+
+/* ---- norm -------------------------------------------------------------------------------------------- */
+
+/* x += add (where given, rounded to the type), then y = weight * round(x / rms(x)). */
+INLINE void norm_typed(void *x, const void *add, void *y, const void *weight, int64_t width, float eps,
+                       const int dtype) {
+    v16f sums[2] = {splat(0), splat(0)};
+    float tail = 0;
+    int64_t even = width / 16 * 16;
+    for (int64_t i = 0; i < even; i += 16) {
+        v16f v = load16(x, i, dtype);
+        if (add) {
+            v += load16(add, i, dtype);
+            if (dtype == TC_BF16) v = round_bf16(v);
+            store16(x, i, v, dtype);
+        }
+        sums[i / 16 % 2] += v * v;
+    }
+    for (int64_t i = even; i < width; i++) {
+        if (add) store1(x, i, load1(x, i, dtype) + load1(add, i, dtype), dtype);
+        float v = load1(x, i, dtype);
+        tail += v * v;
+    }
+    float mean = (sum16(sums[0] + sums[1]) + tail) / (float)width;
+    float factor = 1.0f / sqrtf(mean + eps);
+    for (int64_t i = 0; i < even; i += 16) {
+        v16f v = load16(x, i, dtype) * factor;
+        if (dtype == TC_BF16) v = round_bf16(v);
+        store16(y, i, v * load16(weight, i, dtype), dtype);
+    }
+    for (int64_t i = even; i < width; i++) {
+        float v = load1(x, i, dtype) * factor;
+        if (dtype == TC_BF16) v = bf16_to_float(float_to_bf16(v));
+        store1(y, i, v * load1(weight, i, dtype), dtype);
+    }
+}
+
+static void norm_row(void *x, const void *add, void *y, const void *w, int64_t width, float eps, int dtype) {
+    if (dtype == TC_F32) norm_typed(x, add, y, w, width, eps, TC_F32);
+    else norm_typed(x, add, y, w, width, eps, TC_BF16);
+}
+
+/* ---- SwiGLU ------------------------------------------------------------------------------------------ */
+
+INLINE void swiglu_typed(const void *gate, const void *up, void *y, int64_t count, const int dtype) {
+    int64_t i = 0;
+    for (; i + 16 <= count; i += 16) {
+        v16f v = silu16(load16(gate, i, dtype));
+        if (dtype == TC_BF16) v = round_bf16(v);
+        store16(y, i, v * load16(up, i, dtype), dtype);
+    }
+    for (; i < count; i++) {
+        float v = silu16(splat(load1(gate, i, dtype)))[0];
+        if (dtype == TC_BF16) v = bf16_to_float(float_to_bf16(v));
+        store1(y, i, v * load1(up, i, dtype), dtype);
+    }
+}
+
+static void swiglu(const void *gate, const void *up, void *y, int64_t count, int dtype) {
+    if (dtype == TC_F32) swiglu_typed(gate, up, y, count, TC_F32);
+    else swiglu_typed(gate, up, y, count, TC_BF16);
+}
+
+/* ---- rotary embedding -------------------------------------------------------------------------------- */
+
+INLINE void rotate_typed(const void *from, int64_t at, void *to, int64_t to_at, const float *cos,
+                         const float *sin, int64_t d, const int dtype, const int to_dtype) {
+    int64_t half = d / 2;
+    for (int64_t j = 0; j < half; j++) {
+        float first = load1(from, at + j, dtype), second = load1(from, at + half + j, dtype);
+        float a = first * cos[j] - second * sin[j];
+        float b = second * cos[half + j] + first * sin[half + j];
+        if (dtype == TC_BF16) {
+            a = bf16_to_float(float_to_bf16(a));
+            b = bf16_to_float(float_to_bf16(b));
+        }
+        store1(to, to_at + j, a, to_dtype);
+        store1(to, to_at + half + j, b, to_dtype);
+    }
+}
+
+static void rotate(const void *from, int64_t at, void *to, int64_t to_at, const float *cos, const float *sin,
+                   int64_t d, int dtype, int to_dtype) {
+    if (dtype == TC_F32 && to_dtype == TC_F32)
+        rotate_typed(from, at, to, to_at, cos, sin, d, TC_F32, TC_F32);
+    else if (dtype == TC_F32) rotate_typed(from, at, to, to_at, cos, sin, d, TC_F32, TC_BF16);
+    else if (to_dtype == TC_F32) rotate_typed(from, at, to, to_at, cos, sin, d, TC_BF16, TC_F32);
+    else rotate_typed(from, at, to, to_at, cos, sin, d, TC_BF16, TC_BF16);
+}
+
+static void rope_token(const tc_rope *r, int64_t t) {
+    int64_t d = r->head_dim;
+    const float *cos = r->cos + t * d, *sin = r->sin + t * d;
+    for (int64_t h = 0; h < r->num_heads; h++) {
+        int64_t at = (t * r->num_heads + h) * d;
+        rotate(r->queries, at, r->queries, at, cos, sin, d, r->dtype, r->dtype);
+    }
+    int64_t block = r->slots[t] / r->block_size, place = r->slots[t] % r->block_size;
+    for (int64_t h = 0; h < r->num_kv_heads; h++) {
+        int64_t at = (t * r->num_kv_heads + h) * 2 * d;
+        int64_t to = block * r->block_stride + h * r->head_stride + place * r->token_stride;
+        rotate(r->kv, at, r->keys, to, cos, sin, d, r->dtype, r->cache_dtype);
+        for (int64_t j = 0; j < d; j++)
+            store1(r->values, to + j, load1(r->kv, at + d + j, r->dtype), r->cache_dtype);
+    }
+}
+
+/* ---- table ------------------------------------------------------------------------------------------- */
+
+void NAME(int_panel)(const tc_weight *w, int64_t panel, const tc_acts *acts, int64_t tile, float *y);
+void NAME(float_panel)(const tc_weight *w, int64_t panel, const tc_acts *acts, int64_t tile, float *y);
+void NAME(attend)(const tc_attention *a, int64_t sequence, int64_t kv_head, int64_t first_token,
+                  int64_t num_tokens, int64_t first_head, int64_t num_heads, float *scratch);
+
+const tc_kernels NAME(tc_kernels) = {
+    prepare, NAME(int_panel), NAME(float_panel), norm_row, swiglu, rope_token, NAME(attend), store,
+};

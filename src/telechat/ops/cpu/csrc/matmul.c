@@ -1,0 +1,144 @@
+/* Products of activations and packed weights: which kernel, and which thread does which panels.
+ *
+ * The division of work decides speed only, never results.
+ */
+#include "telechat.h"
+
+/* From so many rows on, an AMX tile product per block beats vector dot products (both give the same bits). */
+#define AMX_INT_MIN_ROWS 4
+/* From so many rows on, turning quantised weights into bf16 beats integer products. */
+#define AMX_BF16_MIN_ROWS 48
+#define CHUNKS_PER_THREAD 8
+#define MAX_PANELS_PER_CHUNK 16
+#define MAX_PRODUCTS 4
+
+/* Whether the product takes bf16 activations and AMX; the bits differ from the integer form. */
+int tc_uses_bf16(const tc_context *c, const tc_weight *w, int64_t rows, int deterministic) {
+    if (c->level < TC_AMX || w->format == TC_W_F32) return 0;
+    return w->format == TC_W_BF16 || (!deterministic && rows >= AMX_BF16_MIN_ROWS);
+}
+
+/* Room for `rows` activations in the form that `w` wants, in the context's scratch memory. */
+size_t tc_acts_init(tc_context *c, tc_acts *acts, const tc_weight *w, int64_t rows, int as_bf16) {
+    int is_int = w->format == TC_W_INT4 || w->format == TC_W_INT8;
+    *acts = (tc_acts){.rows = rows, .columns = w->columns, .num_blocks = w->num_blocks};
+    acts->format = as_bf16 ? TC_ACT_BF16 : is_int ? TC_ACT_INT8 : TC_ACT_F32;
+    acts->offset = w->format == TC_W_INT4 ? 8 : w->format == TC_W_INT8 ? 128 : w->format == TC_W_BF16;
+    size_t blocks = (size_t)(rows * w->num_blocks);
+    size_t width = as_bf16 ? 2 : is_int ? 1 : 4;
+    acts->values = tc_alloc(c, blocks * BLOCK * width);
+    if (acts->format == TC_ACT_INT8) {
+        acts->scales = tc_alloc(c, blocks * sizeof(float));
+        acts->corrections = tc_alloc(c, blocks * sizeof(int32_t));
+    }
+    return blocks * BLOCK * width;
+}
+
+#define PREPARE_BLOCKS 64 /* of one row, for one thread */
+
+typedef struct {
+    const tc_context *context;
+    const tc_acts *acts;
+    const tc_source *source;
+    int64_t parts_per_row, parts_per_chunk;
+} preparation;
+
+static void prepare_chunk(void *arg, int64_t chunk, int thread) {
+    (void)thread;
+    const preparation *p = arg;
+    int64_t end = (chunk + 1) * p->parts_per_chunk;
+    if (end > p->parts_per_row * p->acts->rows) end = p->parts_per_row * p->acts->rows;
+    for (int64_t part = chunk * p->parts_per_chunk; part < end; part++) {
+        int64_t first = part % p->parts_per_row * PREPARE_BLOCKS, last = first + PREPARE_BLOCKS;
+        if (last > p->acts->num_blocks) last = p->acts->num_blocks;
+        p->context->kernels->prepare(p->acts, p->source, part / p->parts_per_row, first, last);
+    }
+}
+
+void tc_prepare(tc_context *c, tc_acts *acts, const tc_source *source) {
+    int64_t parts_per_row = (acts->num_blocks + PREPARE_BLOCKS - 1) / PREPARE_BLOCKS;
+    int64_t parts = parts_per_row * acts->rows;
+    /* Waking threads costs more than a few thousand values do. */
+    int64_t threads = parts < 3 ? 1 : tc_pool_threads(c->pool);
+    int64_t per_chunk = threads == 1 ? parts : (parts + threads * 4 - 1) / (threads * 4);
+    preparation p = {c, acts, source, parts_per_row, per_chunk};
+    tc_pool_run(c->pool, (parts + per_chunk - 1) / per_chunk, prepare_chunk, &p);
+}
+
+typedef struct {
+    const tc_context *context;
+    const tc_acts *acts;
+    const tc_product *products;
+    int count;
+    int64_t panels_per_chunk, first_chunk[MAX_PRODUCTS + 1];
+    uint8_t *scratch;
+    size_t scratch_per_thread;
+} work;
+
+static void panel_by_panel(const work *k, const tc_product *product, int64_t first, int64_t last) {
+    const tc_kernels *kernels = k->context->kernels;
+    const tc_weight *w = product->weight;
+    _Alignas(64) float y[TILE * PANEL];
+    for (int64_t tile = 0; tile * TILE < k->acts->rows; tile++) {
+        int64_t rows = k->acts->rows - tile * TILE < TILE ? k->acts->rows - tile * TILE : TILE;
+        int is_float = k->acts->format == TC_ACT_F32;
+        int is_amx = !is_float && k->context->level == TC_AMX && rows >= AMX_INT_MIN_ROWS;
+        if (is_amx) tc_amx_int_begin(rows);
+        for (int64_t panel = first; panel < last; panel++) {
+            if (is_float) kernels->float_panel(w, panel, k->acts, tile, y);
+            else if (is_amx) tc_amx_int_panel(w, panel, k->acts, tile, y);
+            else kernels->int_panel(w, panel, k->acts, tile, y);
+            int64_t column = panel * PANEL;
+            int64_t count = w->rows - column < PANEL ? w->rows - column : PANEL;
+            kernels->store(&product->output, y, tile * TILE, rows, column, count);
+        }
+        if (is_amx) tc_amx_int_end();
+    }
+}
+
+static void multiply_chunk(void *arg, int64_t chunk, int thread) {
+    const work *k = arg;
+    int which = 0;
+    while (chunk >= k->first_chunk[which + 1]) which++;
+    const tc_product *product = &k->products[which];
+    int64_t first = (chunk - k->first_chunk[which]) * k->panels_per_chunk;
+    int64_t last = first + k->panels_per_chunk;
+    if (last > product->weight->num_panels) last = product->weight->num_panels;
+    if (k->acts->format == TC_ACT_BF16) {
+        tc_amx_bf16(product->weight, first, last - first, k->acts, &product->output, k->context->kernels,
+                    k->scratch + (size_t)thread * k->scratch_per_thread);
+        return;
+    }
+    panel_by_panel(k, product, first, last);
+}
+
+/* Several weights of one format and shape of input times the same activations. */
+void tc_products(tc_context *c, const tc_acts *acts, const tc_product *products, int count) {
+    int64_t panels = 0, threads = tc_pool_threads(c->pool);
+    for (int i = 0; i < count; i++) panels += products[i].weight->num_panels;
+    int64_t per_chunk = panels / (threads * CHUNKS_PER_THREAD);
+    if (per_chunk > MAX_PANELS_PER_CHUNK) per_chunk = MAX_PANELS_PER_CHUNK;
+    if (acts->format == TC_ACT_BF16) per_chunk = (per_chunk + 1) / 2 * 2; /* they go in pairs */
+    if (per_chunk < 1) per_chunk = 1;
+    work k = {c, acts, products, count, per_chunk, {0}, NULL, 0};
+    for (int i = 0; i < count; i++)
+        k.first_chunk[i + 1] = k.first_chunk[i] + (products[i].weight->num_panels + per_chunk - 1) / per_chunk;
+    if (acts->format == TC_ACT_BF16) {
+        k.scratch_per_thread = (tc_amx_scratch(products[0].weight, acts, per_chunk) + 63) / 64 * 64;
+        k.scratch = tc_alloc(c, (size_t)threads * k.scratch_per_thread);
+    }
+    tc_pool_run(c->pool, k.first_chunk[count], multiply_chunk, &k);
+}
+
+/* out [M, N] = x [M, K] x weight, plus bias. x and out are fp32 or bf16. */
+API void tc_matmul(tc_context *c, const tc_weight *w, const tc_source *source, int64_t rows, const tc_output *output,
+               int deterministic) {
+    if (rows < 1) return;
+    tc_enter(c);
+    tc_acts acts;
+    tc_product product = {w, *output};
+    tc_acts_init(c, &acts, w, rows, tc_uses_bf16(c, w, rows, deterministic));
+    tc_prepare(c, &acts, source);
+    tc_products(c, &acts, &product, 1);
+    tc_leave(c);
+}

@@ -1,0 +1,182 @@
+/* Types and functions shared by the kernel files.
+ *
+ * Letters: M rows of activations (tokens), N rows of a weight (outputs), K columns of a weight (inputs).
+ * A weight is cut into panels of 16 outputs, activations into tiles of up to 16 rows, both into blocks of
+ * 32 inputs. Everything else about layouts stands beside the structs.
+ */
+#ifndef TELECHAT_H
+#define TELECHAT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define API __attribute__((visibility("default"))) /* called from Python */
+
+#define PANEL 16 /* outputs of one panel: the lanes of one 512-bit register */
+#define TILE 16  /* rows of one activation tile: the rows of one AMX tile */
+#define BLOCK 32 /* inputs of one block: one scale of quantised activations */
+#define PART 16  /* blocks that an AMX bf16 product takes at a time */
+
+enum { TC_F32 = 0, TC_BF16 = 1 };                                         /* element types */
+enum { TC_W_INT4 = 0, TC_W_INT8 = 1, TC_W_BF16 = 2, TC_W_F32 = 3 };       /* weight formats */
+enum { TC_ACT_INT8 = 0, TC_ACT_BF16 = 1, TC_ACT_F32 = 2 };                /* activation formats */
+enum { TC_PORTABLE = 0, TC_AVX2 = 1, TC_AVX512 = 2, TC_AMX = 3 };         /* instruction set levels */
+
+/* A packed weight: num_panels panels after one another, each with num_blocks blocks; zeros fill both up.
+ *   int4, int8  superblocks of 2 * group inputs: their blocks, then 2 x 16 fp16 scales. A block holds 8
+ *               quads; in a quad each output has the 4 bytes of 4 consecutive inputs. Values are stored
+ *               with an offset (8 or 128) as unsigned. int4 keeps quads 0-3 in low nibbles, 4-7 in high.
+ *   bf16        a block is 16 pairs of inputs; in a pair each output has 2 consecutive inputs.
+ *   f32         a block is 32 inputs of 16 outputs.
+ */
+typedef struct {
+    int32_t format, group;
+    int64_t rows, columns; /* N, K without filling */
+    int64_t num_panels, num_blocks, panel_bytes;
+    uint8_t *data; /* aligned to 64 bytes */
+} tc_weight;
+
+/* Activations made ready for one kind of weight: [tile][block][row of the tile][32], only the last tile has
+ * fewer than 16 rows. int8 has one scale and one correction (-offset * sum of the 32 integers) per row and
+ * block, [tile][block][row]. bf16 is cut into parts of 16 blocks, [part][tile][block][row][32]: a part of many
+ * rows is to stay in the second-level cache, where tiles a power of two apart would drive each other out.
+ */
+typedef struct {
+    int32_t format, offset;
+    int64_t rows, columns, num_blocks;
+    void *values;
+    float *scales;
+    int32_t *corrections;
+} tc_acts;
+
+/* Where activations come from: x, or silu(x) * gated_by where that is given (then both are fp32). */
+typedef struct {
+    const void *x;
+    const float *gated_by;
+    int32_t dtype;
+    int64_t stride; /* elements between rows */
+} tc_source;
+
+/* Where results go: out = result + bias, or out += result + bias. */
+typedef struct {
+    void *out;
+    const float *bias; /* [N] or NULL */
+    int32_t dtype, accumulate;
+    int64_t stride; /* elements between rows */
+} tc_output;
+
+typedef struct {
+    const tc_weight *weight;
+    tc_output output;
+} tc_product;
+
+/* New tokens of several sequences and the paged cache they read. Tokens of sequence s are rows
+ * query_starts[s] .. query_starts[s + 1]; the last one sees kv_lengths[s] keys. A token's vector has its
+ * head_dim elements side by side; strides are in elements. block_size is a multiple of 16.
+ */
+typedef struct {
+    const void *queries; /* [tokens][heads][head_dim], rotated */
+    void *out;           /* the same shape */
+    const void *keys, *values;
+    int32_t dtype, cache_dtype;
+    int64_t num_heads, num_kv_heads, head_dim;
+    int64_t block_size, block_stride, head_stride, token_stride;
+    int64_t num_sequences, max_blocks;
+    const int32_t *query_starts, *kv_lengths, *block_tables; /* block_tables [num_sequences][max_blocks] */
+} tc_attention;
+
+/* Rotary embedding of new queries (in place) and keys, and the cache rows they go to. */
+typedef struct {
+    void *queries;     /* [tokens][heads][head_dim] */
+    const void *kv;    /* [tokens][kv_heads][2][head_dim]: key, value */
+    const float *cos, *sin; /* [tokens][head_dim] */
+    const int64_t *slots;   /* [tokens]: block * block_size + place in the block */
+    void *keys, *values;
+    int32_t dtype, cache_dtype;
+    int64_t num_heads, num_kv_heads, head_dim;
+    int64_t block_size, block_stride, head_stride, token_stride;
+} tc_rope;
+
+/* The operations of one instruction set level, each on a part of the work of one thread. */
+typedef struct {
+    void (*prepare)(const tc_acts *acts, const tc_source *source, int64_t row, int64_t first, int64_t last);
+    void (*int_panel)(const tc_weight *w, int64_t panel, const tc_acts *acts, int64_t tile, float *y);
+    void (*float_panel)(const tc_weight *w, int64_t panel, const tc_acts *acts, int64_t tile, float *y);
+    void (*norm_row)(void *x, const void *add, void *y, const void *weight, int64_t width, float eps, int dtype);
+    void (*swiglu)(const void *gate, const void *up, void *y, int64_t count, int dtype);
+    void (*rope_token)(const tc_rope *rope, int64_t token);
+    void (*attend)(const tc_attention *a, int64_t sequence, int64_t kv_head, int64_t first_token,
+                   int64_t num_tokens, int64_t first_head, int64_t num_heads, float *scratch);
+    void (*store)(const tc_output *o, const float *y, int64_t row, int64_t rows, int64_t first, int64_t count);
+} tc_kernels;
+
+extern const tc_kernels tc_kernels_portable;
+#if defined(__x86_64__)
+extern const tc_kernels tc_kernels_avx2, tc_kernels_avx512;
+#endif
+
+/* pool.c */
+typedef struct tc_pool tc_pool;
+typedef void (*tc_task)(void *arg, int64_t chunk, int thread);
+tc_pool *tc_pool_new(int num_threads);
+void tc_pool_free(tc_pool *pool);
+int tc_pool_threads(const tc_pool *pool);
+void tc_pool_run(tc_pool *pool, int64_t num_chunks, tc_task task, void *arg);
+
+/* context.c: threads, a level and scratch memory; one operation at a time. */
+typedef struct tc_context tc_context;
+struct tc_context {
+    tc_pool *pool;
+    int level;
+    const tc_kernels *kernels;
+    struct tc_scratch *scratch;
+    size_t most_scratch; /* bytes that the largest operation so far needed */
+    void *lock;
+};
+void tc_enter(tc_context *context);
+void tc_leave(tc_context *context);
+void *tc_alloc(tc_context *context, size_t bytes); /* valid until tc_leave; aligned to 64 bytes */
+typedef struct {
+    struct tc_scratch *chunk;
+    size_t used;
+} tc_mark;
+tc_mark tc_remember(const tc_context *context);
+void tc_rewind(tc_context *context, tc_mark mark);
+API void *tc_huge_alloc(size_t bytes);
+API void tc_huge_free(void *memory, size_t bytes);
+
+/* matmul.c */
+size_t tc_acts_init(tc_context *context, tc_acts *acts, const tc_weight *weight, int64_t rows, int as_bf16);
+int tc_uses_bf16(const tc_context *context, const tc_weight *weight, int64_t rows, int deterministic);
+void tc_prepare(tc_context *context, tc_acts *acts, const tc_source *source);
+void tc_products(tc_context *context, const tc_acts *acts, const tc_product *products, int count);
+
+/* rows.c: operations on rows, spread over threads */
+void tc_norm_rows(tc_context *c, void *x, const void *add, void *y, const void *weight, int64_t rows,
+                  int64_t width, float eps, int dtype);
+void tc_rope_rows(tc_context *c, const tc_rope *rope, int64_t tokens);
+void tc_attend_all(tc_context *c, const tc_attention *attention);
+
+/* pack.c */
+int64_t tc_block_bytes(int format);
+int64_t tc_superblock(const tc_weight *w); /* inputs between two rows of scales */
+const uint8_t *tc_block(const tc_weight *w, int64_t panel, int64_t block, const uint16_t **scales);
+
+/* matmul_amx_int.c, matmul_amx_bf16.c */
+#if defined(__x86_64__)
+int tc_amx_enable(void);
+void tc_amx_int_begin(int64_t height);
+void tc_amx_int_end(void);
+void tc_amx_int_panel(const tc_weight *w, int64_t panel, const tc_acts *acts, int64_t tile, float *y);
+size_t tc_amx_scratch(const tc_weight *w, const tc_acts *acts, int64_t num_panels);
+void tc_amx_bf16(const tc_weight *w, int64_t first_panel, int64_t num_panels, const tc_acts *acts,
+                 const tc_output *output, const tc_kernels *kernels, uint8_t *scratch);
+#else /* never called: no context has that level */
+#define tc_amx_int_begin(height) ((void)(height))
+#define tc_amx_int_end() ((void)0)
+#define tc_amx_int_panel(w, panel, acts, tile, y) ((void)0)
+#define tc_amx_scratch(w, acts, panels) ((size_t)0)
+#define tc_amx_bf16(w, first, panels, acts, output, kernels, scratch) ((void)(scratch))
+#endif
+
+#endif

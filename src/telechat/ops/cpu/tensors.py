@@ -1,0 +1,26 @@
+"""What the kernels accept as tensors, and how C sees it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Element types of activations and caches, with their numbers in C.
+ELEMENT_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+def element_obstacle(*tensors: Tensor) -> str | None:
+    """Why the kernels cannot take these activations or caches, or None."""
+    for tensor in tensors:
+        if tensor.device.type != "cpu":
+            return f"the tensor is on {tensor.device}"
+        if tensor.dtype not in ELEMENT_TYPES:
+            return f"the dtype is {str(tensor.dtype).removeprefix('torch.')}, not float32 or bfloat16"
+        if not tensor.is_contiguous():
+            return f"the tensor of shape {tuple(tensor.shape)} is not contiguous"
+    return None
+
+
+def require(obstacle: str | None) -> None:
+    """A kernel that was called although something stands in its way is a bug of the caller."""
+    assert obstacle is None, obstacle

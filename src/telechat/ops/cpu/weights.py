@@ -1,0 +1,128 @@
+"""Weights packed for the kernels: int4 and int8 by groups, bf16, fp32.
+
+int4 and int8 are symmetric with one fp16 scale per group of 32, 64 or 128 inputs: weight = integer * scale.
+The packed bytes lie in huge pages where the system gives them. Shapes: N outputs, K inputs, G groups of a
+row.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from telechat.errors import ConfigError
+from telechat.ops.cpu.context import Context
+from telechat.ops.cpu.library import Weight
+
+WeightFormat = Literal["int4", "int8", "bfloat16", "float32"]
+FORMATS: tuple[WeightFormat, ...] = get_args(WeightFormat)
+GROUPS = (32, 64, 128)
+_SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_RANGES = {"int4": (-8, 7), "int8": (-127, 127)}
+
+
+def is_quantised(weight_format: WeightFormat) -> bool:
+    """Whether a format stores integers and scales."""
+    return weight_format in _RANGES
+
+
+def quantise_reference(
+    weight_NK: Tensor, weight_format: WeightFormat, group: int = 32
+) -> tuple[Tensor, Tensor]:
+    """Round-to-nearest: integers int8 [N, K] and scales fp16 [N, G].
+
+    int4 maps the value of largest magnitude to -8, so that all 16 levels are used; int8 maps it to +-127.
+    """
+    N, K = weight_NK.shape
+    low, high = _RANGES[weight_format]
+    num_groups = -(-K // group)
+    padded = torch.zeros(N, num_groups * group)
+    padded[:, :K] = weight_NK.float()
+    grouped = padded.view(N, num_groups, group)
+    largest, least = grouped.amax(-1).clamp(min=0), grouped.amin(-1).clamp(max=0)
+    extreme = torch.where(largest >= -least, largest, least)
+    scales = (extreme / -8 if weight_format == "int4" else extreme.abs() / 127).half()
+    divisor = scales.float()[..., None]
+    q = torch.where(divisor == 0, 0, grouped / divisor).round().clamp(low, high)
+    return q.to(torch.int8).view(N, -1)[:, :K].contiguous(), scales
+
+
+def dequantise_reference(q_NK: Tensor, scales_NG: Tensor, group: int) -> Tensor:
+    """The fp32 matrix [N, K] that integers and scales stand for."""
+    return q_NK.float() * scales_NG.float().repeat_interleave(group, dim=1)[:, : q_NK.shape[1]]
+
+
+class PackedWeight:
+    """A weight in the layout that the kernels read; made by `pack` or `pack_quantised`.
+
+    Attributes:
+        weight_format, group: how it is stored; group is 0 for bfloat16 and float32.
+        rows, columns: outputs and inputs.
+        num_bytes: memory it takes.
+        struct: what C is given.
+    """
+
+    def __init__(
+        self, context: Context, rows: int, columns: int, weight_format: WeightFormat, group: int
+    ) -> None:
+        if weight_format not in FORMATS:
+            raise ConfigError(
+                f"Unknown weight format {weight_format!r}.", hint=f"Choose {', '.join(FORMATS)}."
+            )
+        if is_quantised(weight_format) and group not in GROUPS:
+            raise ConfigError(f"group is {group}; the kernels have {', '.join(map(str, GROUPS))}.")
+        self.weight_format = weight_format
+        self.group = group if is_quantised(weight_format) else 0
+        self.rows, self.columns = rows, columns
+        self.struct = Weight(
+            format=FORMATS.index(weight_format), group=self.group, rows=rows, columns=columns
+        )
+        library = context.library
+        self.num_bytes: int = library.tc_weight_init(ctypes.byref(self.struct))
+        address = library.tc_huge_alloc(self.num_bytes)
+        if not address:
+            raise MemoryError(f"{self.num_bytes} bytes for a weight of {rows} x {columns}")
+        self.struct.data = address
+        self._library = library
+        weakref.finalize(self, library.tc_huge_free, address, self.num_bytes)
+
+    @classmethod
+    def pack(
+        cls, context: Context, weight_NK: Tensor, weight_format: WeightFormat, group: int = 32
+    ) -> PackedWeight:
+        """Pack a float matrix [N, K] (float32, bfloat16 or float16), rounding it to nearest where needed."""
+        assert weight_NK.dtype in _SOURCES, weight_NK.dtype
+        weight_NK = weight_NK.detach().cpu().contiguous()
+        packed = cls(context, weight_NK.shape[0], weight_NK.shape[1], weight_format, group)
+        packed._library.tc_pack(
+            context.handle, ctypes.byref(packed.struct), weight_NK.data_ptr(), _SOURCES[weight_NK.dtype]
+        )
+        return packed
+
+    @classmethod
+    def pack_quantised(
+        cls, context: Context, q_NK: Tensor, scales_NG: Tensor, weight_format: WeightFormat, group: int
+    ) -> PackedWeight:
+        """Pack integers int8 [N, K] within the format's range and scales fp16 [N, ceil(K / group)]."""
+        N, K = q_NK.shape
+        assert is_quantised(weight_format) and q_NK.dtype == torch.int8 and scales_NG.dtype == torch.float16
+        assert scales_NG.shape == (N, -(-K // group)), scales_NG.shape
+        low, high = _RANGES[weight_format]
+        if q_NK.numel() and (int(q_NK.amin()) < low or int(q_NK.amax()) > high):
+            raise ConfigError(f"{weight_format} holds integers from {low} to {high}; others were given.")
+        q_NK, scales_NG = q_NK.contiguous(), scales_NG.contiguous()
+        packed = cls(context, N, K, weight_format, group)
+        packed._library.tc_pack_quantised(
+            context.handle, ctypes.byref(packed.struct), q_NK.data_ptr(), scales_NG.data_ptr()
+        )
+        return packed
+
+    def unpack(self) -> Tensor:
+        """The fp32 matrix [N, K] that the packed weight stands for."""
+        out = torch.empty(self.rows, self.columns)
+        self._library.tc_unpack(ctypes.byref(self.struct), out.data_ptr())
+        return out

@@ -1,0 +1,96 @@
+/* The portable kernels against plain loops, as a program: so that they can be run for another processor. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "telechat.h"
+
+tc_context *tc_context_new(int threads, int level);
+int64_t tc_weight_init(tc_weight *w);
+void tc_pack(tc_context *c, const tc_weight *w, const void *source, int dtype);
+void tc_unpack(const tc_weight *w, float *out);
+void tc_matmul(tc_context *c, const tc_weight *w, const tc_source *source, int64_t rows, const tc_output *output,
+               int deterministic);
+void tc_norm(tc_context *c, void *x, const void *add, void *y, const void *weight, int64_t rows, int64_t width,
+             float eps, int dtype);
+void tc_swiglu(tc_context *c, const void *gate, const void *up, void *y, int64_t count, int dtype);
+void tc_attend(tc_context *c, const tc_attention *attention);
+
+static int failures = 0;
+
+static void expect(const char *what, double actual, double expected, double tolerance) {
+    if (fabs(actual - expected) <= tolerance) return;
+    printf("%s: %g, expected %g\n", what, actual, expected);
+    failures++;
+}
+
+static float random_value(void) {
+    static uint32_t state = 1;
+    state = state * 1664525u + 1013904223u;
+    return (float)(state >> 8) / (1 << 23) - 1.0f;
+}
+
+static float *random_values(int64_t count) {
+    float *values = malloc((size_t)count * sizeof *values);
+    for (int64_t i = 0; i < count; i++) values[i] = random_value();
+    return values;
+}
+
+static void check_matmul(tc_context *c, int format, int64_t rows) {
+    enum { N = 40, K = 100 };
+    tc_weight w = {.format = format, .group = 32, .rows = N, .columns = K};
+    w.data = tc_huge_alloc((size_t)tc_weight_init(&w));
+    float *source = random_values(N * K), *plain = malloc(N * K * sizeof *plain), *x = random_values(rows * K);
+    float *out = malloc((size_t)(rows * N) * sizeof *out);
+    tc_pack(c, &w, source, 0);
+    tc_unpack(&w, plain);
+    tc_source from = {x, NULL, TC_F32, K};
+    tc_output to = {out, NULL, TC_F32, 0, N};
+    tc_matmul(c, &w, &from, rows, &to, 1);
+    for (int64_t m = 0; m < rows; m++) {
+        for (int64_t n = 0; n < N; n++) {
+            double sum = 0;
+            for (int64_t k = 0; k < K; k++) sum += (double)x[m * K + k] * plain[n * K + k];
+            expect("matmul", out[m * N + n], sum, 0.15); /* int8 activations: 1/254 of up to 1, 100 times */
+        }
+    }
+}
+
+static void check_rows(tc_context *c) {
+    enum { W = 40 };
+    float *x = random_values(W), *weight = random_values(W), out[W], squares = 0;
+    for (int i = 0; i < W; i++) squares += x[i] * x[i];
+    tc_norm(c, x, NULL, out, weight, 1, W, 1e-5f, TC_F32);
+    for (int i = 0; i < W; i++) expect("norm", out[i], x[i] / sqrtf(squares / W + 1e-5f) * weight[i], 1e-5);
+    tc_swiglu(c, x, weight, out, W, TC_F32);
+    for (int i = 0; i < W; i++) expect("swiglu", out[i], x[i] / (1 + exp(-x[i])) * weight[i], 1e-5);
+}
+
+static void check_attention(tc_context *c) {
+    enum { D = 32, KEYS = 37, BLOCKS = 3, BS = 16 };
+    float *q = random_values(D), *k = random_values(BLOCKS * BS * D), *v = random_values(BLOCKS * BS * D), out[D];
+    int32_t starts[] = {0, 1}, lengths[] = {KEYS}, table[] = {2, 0, 1};
+    tc_attention a = {q, out, k, v, TC_F32, TC_F32, 1, 1, D, BS, BS * D, BS * D, D, 1, BLOCKS, starts, lengths, table};
+    tc_attend(c, &a);
+    double weights[KEYS], total = 0;
+    for (int t = 0; t < KEYS; t++) {
+        double score = 0;
+        for (int j = 0; j < D; j++) score += q[j] * k[(table[t / BS] * BS + t % BS) * D + j];
+        total += weights[t] = exp(score / sqrt(D));
+    }
+    for (int j = 0; j < D; j++) {
+        double sum = 0;
+        for (int t = 0; t < KEYS; t++) sum += weights[t] / total * v[(table[t / BS] * BS + t % BS) * D + j];
+        expect("attention", out[j], sum, 1e-5);
+    }
+}
+
+int main(void) {
+    tc_context *c = tc_context_new(2, TC_PORTABLE);
+    for (int format = 0; format < 4; format++)
+        for (int64_t rows = 1; rows < 40; rows += 7) check_matmul(c, format, rows);
+    check_rows(c);
+    check_attention(c);
+    printf("%d failures\n", failures);
+    return failures != 0;
+}
