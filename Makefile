@@ -10,7 +10,7 @@ PYTEST_ARGS ?= -n auto --dist loadfile
 # One thread per worker: the tests' models are tiny, and workers would only fight over the cores.
 test oracles: export OMP_NUM_THREADS ?= 1
 
-SOURCES := src tests tools deploy.py
+SOURCES := src tests tools deploy.py hatch_build.py
 
 .PHONY: help setup test check lint types pages wheel oracles size format demo-model clean
 

@@ -17,6 +17,7 @@ EXPECTED = (
     "telechat/demo_model/model.safetensors",
     "telechat/demo_model/tokenizer.json",
     "telechat/demo_model/README.md",
+    "telechat/ops/cpu/csrc/telechat.h",
     "telechat/serve/page/static/index.html",
 )
 
