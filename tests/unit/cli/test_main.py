@@ -173,6 +173,6 @@ def test_a_console_without_chinese_shows_a_stand_in() -> None:
 
 
 def test_a_reader_that_goes_away_is_no_traceback() -> None:
-    command = f"{sys.executable} -m telechat --help | head -n 1"
+    command = f"{shlex.quote(sys.executable)} -m telechat --help | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert done.stdout.startswith("usage:") and done.stderr == ""
