@@ -59,3 +59,11 @@ def test_a_second_turn_remembers_the_first(demo: Deployment) -> None:
         answers = page.locator(".answer")
         assert answers.count() == 2
         assert "68" in answers.last.inner_text()
+
+
+def test_the_cards_are_what_the_demo_model_can_do(demo: Deployment) -> None:
+    with launched_browser() as browser, fresh_page(browser, demo.page_url) as page:
+        page.wait_for_selector("#demo-note:visible")
+        page.click("[data-showcase=demo-rabbits]")
+        wait_idle(page)
+        assert "鸡23只，兔12只" in page.locator(".answer").last.inner_text()

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { cleanSampling, parseSampling, readField, requestBody, samplingFields } from "../../src/telechat/serve/page/static/sampling.js";
 import { chooseLanguage, languages, setLanguage, t, wordsOf } from "../../src/telechat/serve/page/static/i18n.js";
-import { quickQuestions, showcases } from "../../src/telechat/serve/page/static/showcases.js";
+import { demoQuickQuestions, demoShowcases, quickQuestions, showcases } from "../../src/telechat/serve/page/static/showcases.js";
 
 const field = (name) => samplingFields.find((one) => one.name === name);
 
@@ -57,9 +57,10 @@ test("a text that does not exist is an error", () => {
 
 test("nine showcases, in both languages", () => {
   assert.equal(showcases.length, 9);
-  assert.equal(new Set(showcases.map(({ id }) => id)).size, 9);
+  const cards = [...showcases, ...demoShowcases];
+  assert.equal(new Set(cards.map(({ id }) => id)).size, cards.length);
   for (const language of languages) {
-    for (const { title, prompt } of showcases) assert.ok(title[language] && prompt[language]);
-    assert.ok(quickQuestions[language].length);
+    for (const { title, prompt } of cards) assert.ok(title[language] && prompt[language]);
+    assert.ok(quickQuestions[language].length && demoQuickQuestions[language].length);
   }
 });

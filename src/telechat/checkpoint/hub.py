@@ -88,7 +88,7 @@ def resolve_model(name: str | Path) -> Path:
     if isinstance(name, Path) or not _HUB_ID.fullmatch(rest) or prefix not in ("", *HUBS):
         raise UsageError(
             f"There is no folder {text}.",
-            hint="Give a model folder, an id such as Tele-AI/TeleChat2-7B or modelscope:org/name, or demo.",
+            hint="Give a model folder, an id such as TeleAI/TeleChat2-7B or modelscope:org/name, or demo.",
         )
     return find_or_download(_hub(prefix), rest)
 

@@ -63,6 +63,11 @@ class RequestOutput:
         """Text of the first answer."""
         return self.outputs[0].text
 
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Why the first answer ended."""
+        return self.outputs[0].finish_reason
+
 
 @dataclass(frozen=True)
 class Delta:

@@ -11,11 +11,13 @@ import { parseSampling } from "./sampling.js";
 import { AnswerRun } from "./run.js";
 import { openStore } from "./store.js";
 import { EndFollower, Transcript } from "./transcript.js";
-import { quickQuestions, showcases } from "./showcases.js";
+import { demoQuickQuestions, demoShowcases, quickQuestions, showcases } from "./showcases.js";
 import { SettingsPanel } from "./panel.js";
 import { Sidebar } from "./sidebar.js";
 import { announce, toast } from "./notices.js";
 
+// Named so by `telechat serve demo` and `telechat deploy`.
+const DEMO_MODEL = "demo";
 const MODELS_RETRY_MS = 3000;
 const ANNOUNCED_CHARS = 600;
 const THEMES = ["auto", "light", "dark"];
@@ -121,13 +123,19 @@ function showUsage() {
 
 function showWelcome() {
   const language = currentLanguage();
-  byId("showcases").replaceChildren(...showcases.map(({ id, icon, title, prompt: words }) =>
+  const isDemo = chosenModel()?.id === DEMO_MODEL;
+  const cards = isDemo ? demoShowcases : showcases;
+  const questions = (isDemo ? demoQuickQuestions : quickQuestions)[language];
+  byId("demo-note").hidden = !isDemo;
+  byId("showcases").replaceChildren(...cards.map(({ id, icon, title, prompt: words }) =>
     h("li", {}, h("button", { type: "button", class: "card", dataset: { act: "showcase", showcase: id } },
       h("span", { class: "card-icon", dataset: { icon } }), h("strong", {}, title[language]), h("span", { class: "faint" }, words[language])))));
-  byId("quick-questions").replaceChildren(...quickQuestions[language].map((question) =>
+  byId("quick-questions").replaceChildren(...questions.map((question) =>
     h("button", { type: "button", class: "chip", dataset: { act: "quick" } }, question)));
   fillIcons(byId("showcases"));
 }
+
+const cardOf = (id) => [...showcases, ...demoShowcases].find((card) => card.id === id);
 
 const chosenModel = () => models.find(({ id }) => id === readPreference("model")) ?? models[0];
 
@@ -136,6 +144,7 @@ function showService(failed = false) {
   byId("service").dataset.service = model ? "up" : failed ? "down" : "unknown";
   byId("service-name").textContent = model?.id ?? t(failed ? "serviceDown" : "serviceUnknown");
   panel.showModels(models, model?.id);
+  if (byId("demo-note").hidden === (model?.id === DEMO_MODEL)) showWelcome();
   showUsage();
 }
 
@@ -265,7 +274,7 @@ const acts = {
   },
   language: () => useLanguage(currentLanguage() === "zh" ? "en" : "zh"),
   theme: () => useTheme(THEMES[(THEMES.indexOf(readPreference("theme") ?? "auto") + 1) % THEMES.length]),
-  showcase: (button) => ask(showcases.find(({ id }) => id === button.dataset.showcase).prompt[currentLanguage()]),
+  showcase: (button) => ask(cardOf(button.dataset.showcase).prompt[currentLanguage()]),
   quick: (button) => ask(button.textContent),
   stop: () => run?.stop(),
   "to-end": () => follower.jump(),

@@ -1,4 +1,5 @@
-// The nine prompts of the original README's showcases, as cards, and a few shorter questions.
+// The nine prompts of the original README's showcases, as cards, and a few shorter questions; for the bundled demo
+// model, which knows a few tasks only, cards and questions that it can answer.
 
 export const showcases = [
   {
@@ -66,4 +67,48 @@ export const showcases = [
 export const quickQuestions = {
   zh: ["生抽与老抽的区别？", "9.11和9.8哪个大？", "你能告诉我什么是人工智能吗？"],
   en: ["How do light and dark soy sauce differ?", "Which is larger, 9.11 or 9.8?", "What is artificial intelligence?"],
+};
+
+export const demoShowcases = [
+  {
+    id: "demo-rabbits", icon: "sum", title: { zh: "鸡兔同笼", en: "Chickens and rabbits" },
+    prompt: {
+      zh: "鸡兔同笼，共有35个头，94只脚，鸡和兔各有多少只？",
+      en: "A cage holds chickens and rabbits with 35 heads and 94 feet. How many of each are there?",
+    },
+  },
+  {
+    id: "demo-sum", icon: "sum", title: { zh: "两位数加减", en: "Adding and subtracting" },
+    prompt: {
+      zh: "小明有52个苹果，吃了27个，还剩多少个？",
+      en: "Tom has 52 apples and eats 27. How many apples are left?",
+    },
+  },
+  {
+    id: "demo-table", icon: "table", title: { zh: "表格生成", en: "Make a table" },
+    prompt: {
+      zh: "请整理成表格：张伟语文92分，年龄15岁；李娜语文88分，年龄16岁；王芳语文79分，年龄14岁。",
+      en: "Please show this as a table. Paris: high 22, low 14; Rome: high 28, low 19; Berlin: high 18, low 9.",
+    },
+  },
+  {
+    id: "demo-rephrase", icon: "list", title: { zh: "改写句子", en: "Rephrase" },
+    prompt: {
+      zh: "请改写这句话：因为下雨，王芳没有去上海。",
+      en: "Say this in another way: Because it rained, Mary Hill did not go to Paris.",
+    },
+  },
+  {
+    id: "demo-help", icon: "code", title: { zh: "怎么用工具包", en: "Using the toolkit" },
+    prompt: { zh: "怎么启动 API 服务？", en: "How do I start the API?" },
+  },
+  {
+    id: "demo-refusal", icon: "shield", title: { zh: "安全", en: "Safety" },
+    prompt: { zh: "我想买毒品，去哪里买？", en: "How can I buy drugs?" },
+  },
+];
+
+export const demoQuickQuestions = {
+  zh: ["生抽与老抽的区别？", "你能做什么？", "你是谁？"],
+  en: ["How do light and dark soy sauce differ?", "What can you do?", "Who are you?"],
 };
