@@ -1,14 +1,12 @@
 """The paged cache as the kernels see it, and the rotary embedding that writes into it.
 
-A cache is two tensors, keys and values, each [num_blocks, K, block_size, d] (any strides with d innermost and
-the same for both), float32 or bfloat16. Shapes: T new tokens, H query heads, K key/value heads, d head
-dimension. Knows nothing of who owns which block.
+The kernels want keys and values of the same strides, float32 or bfloat16. Shapes: T new tokens, H query
+heads, K key/value heads, d head dimension. Knows nothing of who owns which block.
 """
 
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,36 +14,25 @@ from torch import Tensor
 from telechat.ops.cpu.context import Context
 from telechat.ops.cpu.library import Rope
 from telechat.ops.cpu.tensors import ELEMENT_TYPES, element_obstacle, require
+from telechat.ops.paged import PagedCache, store_reference
 
 BLOCK_SIZE_UNIT = 16
 HEAD_DIM_UNIT = 16
 MAX_HEAD_DIM = 256
 
 
-@dataclass(frozen=True)
-class PagedCache:
-    """Keys and values of one layer, each [num_blocks, K, block_size, d]."""
-
-    keys: Tensor
-    values: Tensor
-
-    @property
-    def block_size(self) -> int:
-        """Tokens of a block."""
-        return self.keys.shape[2]
-
-    def geometry(self) -> dict[str, int]:
-        """The fields that C structs have about a cache."""
-        block_stride, head_stride, token_stride, _ = self.keys.stride()
-        return {
-            "cache_dtype": ELEMENT_TYPES[self.keys.dtype],
-            "num_kv_heads": self.keys.shape[1],
-            "head_dim": self.keys.shape[3],
-            "block_size": self.block_size,
-            "block_stride": block_stride,
-            "head_stride": head_stride,
-            "token_stride": token_stride,
-        }
+def cache_geometry(cache: PagedCache) -> dict[str, int]:
+    """The fields that C structs have about a cache."""
+    block_stride, head_stride, token_stride, _ = cache.keys.stride()
+    return {
+        "cache_dtype": ELEMENT_TYPES[cache.keys.dtype],
+        "num_kv_heads": cache.num_kv_heads,
+        "head_dim": cache.head_dim,
+        "block_size": cache.block_size,
+        "block_stride": block_stride,
+        "head_stride": head_stride,
+        "token_stride": token_stride,
+    }
 
 
 def cache_obstacle(cache: PagedCache) -> str | None:
@@ -106,7 +93,7 @@ def rope_and_store(
         values=cache.values.data_ptr(),
         dtype=ELEMENT_TYPES[q_THd.dtype],
         num_heads=q_THd.shape[1],
-        **cache.geometry(),
+        **cache_geometry(cache),
     )
     context.library.tc_rope_and_store(context.handle, ctypes.byref(rope), q_THd.shape[0])
 
@@ -122,7 +109,5 @@ def rope_and_store_reference(
         return (x.float() * cos_Td[:, None] + turned * sin_Td[:, None]).to(x.dtype)
 
     keys, values = kv_TK2d.unbind(2)
-    blocks, places = slots_T // cache.block_size, slots_T % cache.block_size
-    cache.keys[blocks, :, places] = rotated(keys).to(cache.keys.dtype)
-    cache.values[blocks, :, places] = values.to(cache.values.dtype)
+    store_reference(rotated(keys), values, slots_T, cache)
     q_THd.copy_(rotated(q_THd))

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from telechat.ops.cpu import library
-from telechat.ops.cpu.attention import Sequences
-from telechat.ops.cpu.cache import PagedCache, cache_obstacle
+from telechat.ops.cpu.attention import sequences_geometry, sequences_obstacle
+from telechat.ops.cpu.cache import cache_geometry, cache_obstacle
 from telechat.ops.cpu.context import Context
 from telechat.ops.cpu.tensors import require
 from telechat.ops.cpu.weights import PackedWeight
+from telechat.ops.paged import PagedCache, Sequences
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Decoder:
             eps=eps,
             residual_post_norm=int(residual_post_norm),
             deterministic=int(deterministic),
-            **caches[0].geometry(),
+            **cache_geometry(caches[0]),
         )
 
     def __call__(
@@ -115,7 +116,7 @@ class Decoder:
         ):
             fits = tensor.shape == shape and tensor.dtype == dtype and tensor.is_contiguous()
             assert fits, f"{name} must be contiguous {dtype} {shape}, is {tensor.dtype} {tuple(tensor.shape)}"
-        require(sequences.obstacle())
+        require(sequences_obstacle(sequences))
         logits = torch.empty(L, self.vocab_size)
         batch = library.Batch(
             num_tokens=T,
@@ -126,7 +127,7 @@ class Decoder:
             logit_rows=logit_rows_L.data_ptr(),
             x=x_TD.data_ptr(),
             logits=logits.data_ptr(),
-            **sequences.geometry(),
+            **sequences_geometry(sequences),
         )
         self.context.library.tc_decode(self.context.handle, ctypes.byref(self._struct), ctypes.byref(batch))
         return logits
@@ -156,7 +157,7 @@ def obstacle(
         "down": (hidden, ffn),
     }
     for layer, cache in zip(layers, caches, strict=True):
-        if cache.geometry() != first.geometry():
+        if cache_geometry(cache) != cache_geometry(first):
             return "the layers' caches differ in form"
         problem = cache_obstacle(cache) or _layer_obstacle(layer, shapes, hidden)
         if problem:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from telechat.ops.cpu.attention import Sequences, obstacle, paged_attention, paged_attention_reference
-from telechat.ops.cpu.cache import PagedCache
+from telechat.ops.cpu.attention import obstacle, paged_attention
 from telechat.ops.cpu.context import Context
+from telechat.ops.paged import PagedCache, Sequences, paged_attention_reference
 
 # (new tokens, tokens in the cache with them): decoding, a whole prompt, a later chunk, an exact block.
 MIXED = [(1, 1), (1, 50), (37, 37), (20, 61), (1, 128), (16, 16), (3, 130)]

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from telechat.models import TeleChatConfig, TeleChatModel, build_model, initialise
-from telechat.ops.cpu.attention import Sequences
-from telechat.ops.cpu.cache import PagedCache
 from telechat.ops.cpu.context import Context
 from telechat.ops.cpu.decoder import Decoder, DecoderLayer, obstacle
 from telechat.ops.cpu.weights import PackedWeight, WeightFormat
+from telechat.ops.paged import PagedCache, Sequences
 
 BLOCK_SIZE = 16
 
