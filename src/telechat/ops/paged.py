@@ -128,8 +128,8 @@ class Sequences:
         )
 
 
-# Stores new keys and values: (keys [T, K, d] rotated, values [T, K, d], slots int64 [T], cache).
-StoreFunction = Callable[[Tensor, Tensor, Tensor, PagedCache], None]
+# As `rope_and_store_reference`.
+RopeAndStore = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, PagedCache], None]
 # Attention of rotated queries: (queries [T, H, d], cache, sequences) -> [T, H, d] in the queries' dtype.
 PagedAttentionFunction = Callable[[Tensor, PagedCache, Sequences], Tensor]
 
@@ -160,6 +160,29 @@ def store_reference(k_TKd: Tensor, v_TKd: Tensor, slots_T: Tensor, cache: PagedC
             stored[blocks, :, places] = new.to(stored.dtype)
         else:
             stored[blocks, :, places], scales[blocks, :, places] = quantise_vectors(new)
+
+
+def rope_and_store_reference(
+    q_THd: Tensor, kv_TK2d: Tensor, cos_Td: Tensor, sin_Td: Tensor, slots_T: Tensor, cache: PagedCache
+) -> None:
+    """Rotate the queries in place; write rotated keys and plain values into the cache.
+
+    Args:
+        kv_TK2d: the fused projection's output, per head key then value.
+        cos_Td, sin_Td: fp32 rotary rows of the tokens.
+        slots_T: as in `store_reference`.
+    """
+    keys, values = kv_TK2d.unbind(2)
+    store_reference(rotated(keys, cos_Td, sin_Td), values, slots_T, cache)
+    q_THd.copy_(rotated(q_THd, cos_Td, sin_Td))
+
+
+def rotated(x_Thd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
+    """Pairs (j, j + d/2) of every head turned in fp32; in x's dtype."""
+    x = x_Thd.float()
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat([-second, first], dim=-1)
+    return (x * cos_Td[:, None] + turned * sin_Td[:, None]).to(x_Thd.dtype)
 
 
 def gather(cache: PagedCache, blocks: Tensor, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
