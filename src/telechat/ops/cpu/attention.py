@@ -16,9 +16,7 @@ from telechat.ops.cpu.cache import cache_obstacle, cache_struct
 from telechat.ops.cpu.context import Context
 from telechat.ops.cpu.library import Attention
 from telechat.ops.cpu.tensors import ELEMENT_TYPES, element_obstacle, require
-from telechat.ops.paged import PagedCache, Sequences, paged_attention_reference
-
-__all__ = ["Sequences", "obstacle", "paged_attention", "paged_attention_reference"]
+from telechat.ops.paged import PagedCache, Sequences
 
 
 def sequences_obstacle(sequences: Sequences) -> str | None:

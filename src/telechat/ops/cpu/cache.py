@@ -14,9 +14,7 @@ from torch import Tensor
 from telechat.ops.cpu import library
 from telechat.ops.cpu.context import Context
 from telechat.ops.cpu.tensors import CACHE_TYPES, ELEMENT_TYPES, element_obstacle, require
-from telechat.ops.paged import PagedCache, store_reference
-
-__all__ = ["PagedCache", "cache_obstacle", "cache_struct", "rope_and_store", "rope_and_store_reference"]
+from telechat.ops.paged import PagedCache
 
 BLOCK_SIZE_UNIT = 16
 HEAD_DIM_UNIT = 16
@@ -48,16 +46,28 @@ def cache_obstacle(cache: PagedCache) -> str | None:
     keys, values = cache.keys, cache.values
     if keys.shape != values.shape or keys.stride() != values.stride() or keys.dtype != values.dtype:
         return "keys and values differ in shape, strides or dtype"
-    if keys.dtype not in CACHE_TYPES or keys.device.type != "cpu":
-        return f"the cache is {keys.dtype} on {keys.device}"
-    if keys.dtype == torch.int8 and not _scales_fit(cache):
-        return "an int8 cache needs float32 scales [num_blocks, K, block_size] for keys and values"
+    if keys.device.type != "cpu":
+        return f"the cache is on {keys.device}"
     if keys.dim() != 4 or keys.stride(3) != 1:
         return "the cache is not [num_blocks, K, block_size, d] with d innermost"
-    if keys.shape[2] % BLOCK_SIZE_UNIT:
-        return f"the block size {keys.shape[2]} is not a multiple of {BLOCK_SIZE_UNIT}"
-    if keys.shape[3] % HEAD_DIM_UNIT or keys.shape[3] > MAX_HEAD_DIM:
-        return f"the head dimension {keys.shape[3]} is not a multiple of {HEAD_DIM_UNIT} up to {MAX_HEAD_DIM}"
+    if keys.dtype == torch.int8 and not _scales_fit(cache):
+        return "an int8 cache needs float32 scales [num_blocks, K, block_size] for keys and values"
+    return form_obstacle(torch.float32, keys.dtype, cache.head_dim, cache.block_size)
+
+
+def form_obstacle(dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int, block_size: int) -> str | None:
+    """Why the kernels have no attention of this form, or None; `dtype` is that of queries."""
+    for name, given, known in (
+        ("queries", dtype, ELEMENT_TYPES),
+        ("cache", cache_dtype, CACHE_TYPES),
+    ):
+        if given not in known:
+            names = ", ".join(str(each).removeprefix("torch.") for each in known)
+            return f"the {name} would be {str(given).removeprefix('torch.')}, not one of {names}"
+    if block_size % BLOCK_SIZE_UNIT:
+        return f"the block size {block_size} is not a multiple of {BLOCK_SIZE_UNIT}"
+    if head_dim % HEAD_DIM_UNIT or head_dim > MAX_HEAD_DIM:
+        return f"the head dimension {head_dim} is not a multiple of {HEAD_DIM_UNIT} up to {MAX_HEAD_DIM}"
     return None
 
 
@@ -111,18 +121,3 @@ def rope_and_store(
         num_heads=q_THd.shape[1],
     )
     context.library.tc_rope_and_store(context.handle, ctypes.byref(rope), q_THd.shape[0])
-
-
-def rope_and_store_reference(
-    q_THd: Tensor, kv_TK2d: Tensor, cos_Td: Tensor, sin_Td: Tensor, slots_T: Tensor, cache: PagedCache
-) -> None:
-    """The same in plain torch."""
-
-    def rotated(x: Tensor) -> Tensor:
-        first, second = x.float().chunk(2, dim=-1)
-        turned = torch.cat([-second, first], dim=-1)
-        return (x.float() * cos_Td[:, None] + turned * sin_Td[:, None]).to(x.dtype)
-
-    keys, values = kv_TK2d.unbind(2)
-    store_reference(rotated(keys), values, slots_T, cache)
-    q_THd.copy_(rotated(q_THd))

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from telechat.layers.norm import RMSNorm
-from telechat.ops.cpu.cache import rope_and_store, rope_and_store_reference, rope_obstacle
+from telechat.ops.cpu.cache import rope_and_store, rope_obstacle
 from telechat.ops.cpu.context import Context
 from telechat.ops.cpu.norm import obstacle as norm_obstacle
 from telechat.ops.cpu.norm import rms_norm, rms_norm_reference
 from telechat.ops.cpu.swiglu import obstacle as swiglu_obstacle
 from telechat.ops.cpu.swiglu import swiglu, swiglu_reference
-from telechat.ops.paged import PagedCache
+from telechat.ops.paged import PagedCache, rope_and_store_reference
 
 DTYPES = [torch.float32, torch.bfloat16]
 
