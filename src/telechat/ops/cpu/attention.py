@@ -49,8 +49,15 @@ def obstacle(q_THd: Tensor, cache: PagedCache, sequences: Sequences) -> str | No
     return cache_obstacle(cache) or sequences_obstacle(sequences) or element_obstacle(q_THd)
 
 
-def paged_attention(context: Context, q_THd: Tensor, cache: PagedCache, sequences: Sequences) -> Tensor:
-    """Attention of rotated queries, [T, H, d] in their dtype; the new tokens are already in the cache."""
+def paged_attention(
+    context: Context, q_THd: Tensor, cache: PagedCache, sequences: Sequences, *, deterministic: bool = True
+) -> Tensor:
+    """Attention of rotated queries, [T, H, d] in their dtype; the new tokens are already in the cache.
+
+    Args:
+        deterministic: a row's result must not depend on the other rows. Otherwise prompts over a bf16 or int8
+            cache take bf16 queries and weights where the machine has AMX.
+    """
     require(obstacle(q_THd, cache, sequences))
     out = torch.empty_like(q_THd)
     attention = Attention(
@@ -58,6 +65,7 @@ def paged_attention(context: Context, q_THd: Tensor, cache: PagedCache, sequence
         out=out.data_ptr(),
         cache=cache_struct(cache),
         dtype=ELEMENT_TYPES[q_THd.dtype],
+        deterministic=int(deterministic),
         num_heads=q_THd.shape[1],
         **sequences_fields(sequences),
     )

@@ -25,13 +25,13 @@ FLAGS = (
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
 AVX512_WIDE = (*AVX512, "-mprefer-vector-width=512")
-AMX = (*AVX512_WIDE, "-mamx-tile", "-mamx-int8", "-mamx-bf16")
+AMX = (*AVX512_WIDE, "-mavx512vbmi", "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16")
 
 Compilation = tuple[str, str, tuple[str, ...]]
 
 PLAIN_FILES = ("context", "decoder", "matmul", "mixture", "pack", "pool", "rows")
 LEVEL_FILES = ("level_attention", "level_matmul_float", "level_matmul_int", "level_rows")
-AMX_FILES = ("matmul_amx_bf16", "matmul_amx_int")
+AMX_FILES = ("attention_amx", "matmul_amx_bf16", "matmul_amx_int")
 
 
 class BuildError(Exception):

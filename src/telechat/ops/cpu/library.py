@@ -82,6 +82,7 @@ class Attention(Structure):
         *((name, c_void_p) for name in ("queries", "out")),
         ("cache", Cache),
         ("dtype", c_int32),
+        ("deterministic", c_int32),
         *((name, c_int64) for name in ("num_heads", "num_sequences", "max_blocks")),
         *((name, c_void_p) for name in ("query_starts", "kv_lengths", "block_tables")),
     ]

@@ -71,7 +71,7 @@ static void check_attention(tc_context *c) {
     float *q = random_values(D), *k = random_values(BLOCKS * BS * D), *v = random_values(BLOCKS * BS * D), out[D];
     int32_t starts[] = {0, 1}, lengths[] = {KEYS}, table[] = {2, 0, 1};
     tc_cache cache = {k, v, NULL, NULL, TC_F32, 1, D, BS, BS * D, BS * D, D, 0, 0};
-    tc_attention a = {q, out, cache, TC_F32, 1, 1, BLOCKS, starts, lengths, table};
+    tc_attention a = {q, out, cache, TC_F32, 1, 1, 1, BLOCKS, starts, lengths, table};
     tc_attend(c, &a);
     double weights[KEYS], total = 0;
     for (int t = 0; t < KEYS; t++) {

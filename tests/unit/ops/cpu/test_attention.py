@@ -105,6 +105,32 @@ def test_rows_do_not_depend_on_chunks_or_neighbours(context: Context, quantised:
     assert torch.equal(both[1], whole[44])
 
 
+@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.int8])
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "head_dim"), [(2, 2, 128), (8, 2, 64), (3, 3, 160), (4, 1, 48), (20, 1, 16)]
+)
+def test_fast_prompts(
+    context: Context, num_heads: int, num_kv_heads: int, head_dim: int, cache_dtype: torch.dtype
+) -> None:
+    """Prompts in chunks short and long beside decoding; the fast way rounds queries and weights to bf16."""
+    work = [(40, 40), (1, 77), (300, 300), (33, 700), (31, 50), (600, 1100)]
+    lengths = [length for _, length in work]
+    cache, tables = filled(
+        lengths,
+        block_size=32,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        dtype=torch.bfloat16,
+        quantised=cache_dtype == torch.int8,
+    )
+    sequences = Sequences.of([new for new, _ in work], lengths, tables)
+    q = queries(sum(new for new, _ in work), num_heads, head_dim) * 2
+    expected = paged_attention_reference(q, cache, sequences)
+    out = paged_attention(context, q, cache, sequences, deterministic=False)
+    assert float((out - expected).square().mean().sqrt() / expected.square().mean().sqrt()) < 0.005
+    torch.testing.assert_close(out, expected, rtol=0.02, atol=0.03)
+
+
 def test_block_size_does_not_change_bits(context: Context) -> None:
     generator = torch.Generator().manual_seed(3)
     keys, values = (torch.randn(128, 2, 64, generator=generator) for _ in range(2))

@@ -29,7 +29,8 @@ API int tc_best_level(void) {
     const uint32_t avx512 = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31); /* F DQ BW VL */
     if ((b & avx512) != avx512 || !(c & (1u << 11)) || (enabled_state() & 0xe6) != 0xe6) return TC_AVX2;
     const uint32_t amx = (1u << 22) | (1u << 24) | (1u << 25); /* BF16 TILE INT8 */
-    if ((d & amx) != amx || (enabled_state() & 0x60000) != 0x60000) return TC_AVX512;
+    if ((d & amx) != amx || !(c & 2) || (enabled_state() & 0x60000) != 0x60000) return TC_AVX512; /* c: VBMI */
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & (1u << 5))) return TC_AVX512; /* AVX512-BF16 */
     return tc_amx_enable() ? TC_AMX : TC_AVX512;
 }
 #else

@@ -74,7 +74,9 @@ static void attention_part(tc_context *c, const tc_decoder *d, const tc_layer *l
     tc_multiply(c, &normed, b->num_tokens, products, 2, d->deterministic);
     tc_rope rope = {t->query, t->key_value, b->cos, b->sin, b->slots, l->cache, TC_F32, d->num_heads};
     tc_rope_rows(c, &rope, b->num_tokens);
-    tc_attention attention = {t->query, t->attended, l->cache, TC_F32, d->num_heads, b->num_sequences,
+    /* fp32 weights ask for fp32 throughout. */
+    int is_exact = d->deterministic || l->query->format == TC_W_F32;
+    tc_attention attention = {t->query, t->attended, l->cache, TC_F32, is_exact, d->num_heads, b->num_sequences,
                               b->max_blocks, b->query_starts, b->kv_lengths, b->block_tables};
     tc_attend_all(c, &attention);
     project(c, d, b, t, &attended, l->dense, l->dense_bias);

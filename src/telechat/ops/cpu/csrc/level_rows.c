@@ -34,12 +34,13 @@ INLINE void load_block(const tc_source *s, int64_t at, int64_t count, v16f *low,
     *high = load_f32(buffer + 16);
 }
 
-/* Where the rows of a tile and block begin, in rows of 32. */
-INLINE int64_t row_index(const tc_acts *acts, int64_t tile_row, int64_t block, int64_t height) {
-    if (acts->format != TC_ACT_BF16) return tile_row * acts->num_blocks + block * height;
-    int64_t first = block / PART * PART;
-    int64_t count = acts->num_blocks - first < PART ? acts->num_blocks - first : PART;
-    return acts->rows * first + tile_row * count + (block - first) * height;
+/* Where a row's 32 inputs of a block are, in such rows. */
+INLINE int64_t row_index(const tc_acts *acts, int64_t row, int64_t block) {
+    int64_t unit = acts->format == TC_ACT_BF16 ? 2 * TILE : TILE, start = row / unit * unit;
+    int64_t height = acts->stored_rows - start < unit ? acts->stored_rows - start : unit;
+    int64_t first = block / acts->part * acts->part;
+    int64_t count = acts->num_blocks - first < acts->part ? acts->num_blocks - first : acts->part;
+    return acts->stored_rows * first + start * count + (block - first) * height + row - start;
 }
 
 /* Nearest integers of x * factor. The product is shown to the compiler as changed, so that it is rounded and not
@@ -54,12 +55,12 @@ INLINE v16i scaled_integers(v16f x, float factor) {
 
 /* Bring blocks first .. last-1 of one row into the form that `acts` has. */
 static void prepare(const tc_acts *acts, const tc_source *s, int64_t row, int64_t first, int64_t last) {
-    int64_t tile_row = row / TILE * TILE;
-    int64_t height = acts->rows - tile_row < TILE ? acts->rows - tile_row : TILE;
     for (int64_t b = first; b < last; b++) {
-        int64_t index = row_index(acts, tile_row, b, height) + row - tile_row;
+        int64_t index = row_index(acts, row, b);
         v16f low, high;
-        load_block(s, row * s->stride + b * BLOCK, acts->columns - b * BLOCK, &low, &high);
+        /* A row that only fills up the last tile has no columns. */
+        int64_t count = row < acts->rows ? acts->columns - b * BLOCK : 0;
+        load_block(s, row * s->stride + b * BLOCK, count, &low, &high);
         if (acts->format == TC_ACT_BF16) {
             store_bf16((uint16_t *)acts->values + index * BLOCK, low);
             store_bf16((uint16_t *)acts->values + index * BLOCK + 16, high);

@@ -7,9 +7,12 @@
 /* From so many rows on, an AMX tile product per block beats vector dot products (both give the same bits). */
 #define AMX_INT_MIN_ROWS 4
 /* From so many rows on, turning quantised weights into bf16 beats integer products. */
-#define AMX_BF16_MIN_ROWS 48
+#define AMX_BF16_MIN_ROWS 48 /* above 32: quantised weights have no form for few rows */
+/* So much of bf16 activations, with two panels of bf16 weights, fits the second-level cache. */
+#define FEW_BLOCKS (128 * 4096 / BLOCK)
 #define CHUNKS_PER_THREAD 8
 #define MAX_PANELS_PER_CHUNK 16
+#define MAX_PANELS_BF16 32 /* 512 rows x 512 outputs of fp32 sums: half of a second-level cache of 2 MB */
 #define MAX_PRODUCTS 4
 
 /* Whether the product takes bf16 activations and AMX; the bits differ from the integer form. */
@@ -22,11 +25,15 @@ int tc_uses_bf16(const tc_context *c, const tc_weight *w, int64_t rows, int dete
 size_t tc_acts_init(tc_context *c, tc_acts *acts, const tc_weight *w, int64_t rows, int as_bf16) {
     int is_int = w->format == TC_W_INT4 || w->format == TC_W_INT8;
     *acts = (tc_acts){.rows = rows, .columns = w->columns, .num_blocks = w->num_blocks};
+    acts->stored_rows = as_bf16 && rows > TILE ? (rows + TILE - 1) / TILE * TILE : rows;
+    int is_few = rows <= 2 * TILE || (w->format == TC_W_BF16 && rows * w->num_blocks <= FEW_BLOCKS);
+    acts->part = as_bf16 && !is_few ? PART : w->num_blocks;
     acts->format = as_bf16 ? TC_ACT_BF16 : is_int ? TC_ACT_INT8 : TC_ACT_F32;
     acts->offset = w->format == TC_W_INT4 ? 8 : w->format == TC_W_INT8 ? 128 : w->format == TC_W_BF16;
-    size_t blocks = (size_t)(rows * w->num_blocks);
+    size_t blocks = (size_t)(acts->stored_rows * w->num_blocks);
     size_t width = as_bf16 ? 2 : is_int ? 1 : 4;
-    acts->values = tc_alloc(c, blocks * BLOCK * width);
+    /* A pair of tiles more: AMX kernels load one step ahead of what they use. */
+    acts->values = tc_alloc(c, blocks * BLOCK * width + (as_bf16 ? 2 * TILE * BLOCK * 2 : 0));
     if (acts->format == TC_ACT_INT8) {
         acts->scales = tc_alloc(c, blocks * sizeof(float));
         acts->corrections = tc_alloc(c, blocks * sizeof(int32_t));
@@ -47,7 +54,7 @@ static void prepare_chunk(void *arg, int64_t chunk, int thread) {
     (void)thread;
     const preparation *p = arg;
     int64_t end = (chunk + 1) * p->parts_per_chunk;
-    if (end > p->parts_per_row * p->acts->rows) end = p->parts_per_row * p->acts->rows;
+    if (end > p->parts_per_row * p->acts->stored_rows) end = p->parts_per_row * p->acts->stored_rows;
     for (int64_t part = chunk * p->parts_per_chunk; part < end; part++) {
         int64_t first = part % p->parts_per_row * PREPARE_BLOCKS, last = first + PREPARE_BLOCKS;
         if (last > p->acts->num_blocks) last = p->acts->num_blocks;
@@ -57,7 +64,7 @@ static void prepare_chunk(void *arg, int64_t chunk, int thread) {
 
 void tc_prepare(tc_context *c, tc_acts *acts, const tc_source *source) {
     int64_t parts_per_row = (acts->num_blocks + PREPARE_BLOCKS - 1) / PREPARE_BLOCKS;
-    int64_t parts = parts_per_row * acts->rows;
+    int64_t parts = parts_per_row * acts->stored_rows;
     /* Waking threads costs more than a few thousand values do. */
     int64_t threads = parts < 3 ? 1 : tc_pool_threads(c->pool);
     int64_t per_chunk = threads == 1 ? parts : (parts + threads * 4 - 1) / (threads * 4);
@@ -117,14 +124,15 @@ void tc_products(tc_context *c, const tc_acts *acts, const tc_product *products,
     int64_t panels = 0, threads = tc_pool_threads(c->pool);
     for (int i = 0; i < count; i++) panels += products[i].weight->num_panels;
     int64_t per_chunk = panels / (threads * CHUNKS_PER_THREAD);
-    if (per_chunk > MAX_PANELS_PER_CHUNK) per_chunk = MAX_PANELS_PER_CHUNK;
+    int64_t most = acts->format == TC_ACT_BF16 && acts->part < acts->num_blocks ? MAX_PANELS_BF16 : MAX_PANELS_PER_CHUNK;
+    if (per_chunk > most) per_chunk = most;
     if (acts->format == TC_ACT_BF16) per_chunk = (per_chunk + 1) / 2 * 2; /* they go in pairs */
     if (per_chunk < 1) per_chunk = 1;
     work k = {c, acts, products, count, per_chunk, {0}, NULL, 0};
     for (int i = 0; i < count; i++)
         k.first_chunk[i + 1] = k.first_chunk[i] + (products[i].weight->num_panels + per_chunk - 1) / per_chunk;
     if (acts->format == TC_ACT_BF16) {
-        k.scratch_per_thread = (tc_amx_scratch(products[0].weight, acts, per_chunk) + 63) / 64 * 64;
+        k.scratch_per_thread = (tc_amx_scratch(acts, per_chunk) + 63) / 64 * 64;
         k.scratch = tc_alloc(c, (size_t)threads * k.scratch_per_thread);
     }
     tc_pool_run(c->pool, k.first_chunk[count], multiply_chunk, &k);

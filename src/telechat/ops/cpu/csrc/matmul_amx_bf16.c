@@ -1,184 +1,300 @@
 /* bf16 products with AMX, for bf16 weights at any number of rows and for quantised weights at many.
  *
  * Every output is the sum over its inputs in order, 32 at a time, whatever the number of rows: a row's result
- * does not depend on the other rows. Quantised weights are turned into bf16 a part at a time: two panels by
- * 512 inputs, 32 KB that stay in the first-level cache while all rows pass by; partial sums wait in fp32.
+ * does not depend on the other rows. With few rows and bf16 weights the sums stay in tile registers from the
+ * first input to the last. With more a part of the inputs is taken at a time: two panels of it (16 KB) stay in the first-level
+ * cache and the activations of it in the second while all rows pass by, and the sums wait in memory. Meanwhile
+ * the next two panels are brought nearer, or turned into bf16 where they are quantised: vector units have
+ * nothing else to do while the tiles multiply.
  */
 #include "amx.h"
 
-#define FEW_TILES 4
+#define TILE_BYTES 1024 /* of bf16: 16 rows of 32 */
+#define TILE_SUMS (TILE * PANEL)
+#define MAX_TILES 32 /* rows are taken so many tiles at a time: their sums are to stay in the second-level cache */
+#define FEW_TILES 8  /* whose activations fit there as a whole */
+#define AHEAD 4096   /* bytes between what is used and what is fetched where weights stream */
 
-/* A row of bf16 tiles: a block takes 1 KB of weights, or `height` * 64 bytes of activations. */
-#define TILE_BYTES 1024
+typedef struct {
+    const tc_weight *w;
+    const tc_acts *acts;
+    const tc_output *output;
+    const tc_kernels *kernels;
+    int64_t first_panel, num_panels, first_tile, num_tiles;
+    float *sums;        /* [pair of panels][pair of tiles][tile][panel][16][16] */
+    uint8_t *buffers[2]; /* two panels of one part in bf16, this one and the next */
+} job;
 
-size_t tc_amx_scratch(const tc_weight *w, const tc_acts *acts, int64_t num_panels) {
+/* One part of a pair of panels. */
+typedef struct {
+    int64_t panel, block, num_blocks;
+} span;
+
+static int fits_whole(const job *j) { return j->num_tiles <= FEW_TILES; }
+
+static int64_t pairs(int64_t count) { return (count + 1) / 2; }
+
+size_t tc_amx_scratch(const tc_acts *acts, int64_t num_panels) {
     int64_t tiles = (acts->rows + TILE - 1) / TILE;
-    size_t sums = (size_t)(tiles * (num_panels + 1)) * TILE_BYTES;
-    return sums + (w->format == TC_W_BF16 ? 0 : 2 * PART * TILE_BYTES);
+    if (tiles > MAX_TILES) tiles = MAX_TILES;
+    return (size_t)(pairs(num_panels) * pairs(tiles)) * 4 * TILE_BYTES + 4 * PART * TILE_BYTES;
 }
 
-/* value = byte * scale - offset * scale, for 16 outputs; to bf16 in the upper half of each lane. */
-INLINE v16u upper_bf16(v16u bytes, v16f scale, v16f shift) {
-    v16f value = __builtin_convertvector((v16i)bytes, v16f) * scale + shift;
-    return (v16u)value + 0x8000;
+/* ---- quantised weights ------------------------------------------------------------------------------- */
+
+/* Constants that spread the bytes of 16 outputs x 4 inputs to 16 lanes of 8 outputs x 2 inputs. A byte lands in
+ * the mantissa of 32768, where one unit is 1. */
+typedef struct {
+    __m512i bytes[2][2]; /* [inputs 0-1 or 2-3][outputs 0-7 or 8-15] */
+    __m512i mask, magic;
+    v16f scale[2], shift[2]; /* by outputs */
+} spreading;
+
+INLINE void begin_spreading(spreading *s, const int format) {
+    const __m512i first = _mm512_set_epi32(29, 28, 25, 24, 21, 20, 17, 16, 13, 12, 9, 8, 5, 4, 1, 0);
+    for (int inputs = 0; inputs < 2; inputs++)
+        for (int outputs = 0; outputs < 2; outputs++) {
+            __m512i from = _mm512_add_epi32(first, _mm512_set1_epi32(outputs * 32 + inputs * 2));
+            s->bytes[inputs][outputs] = _mm512_slli_epi32(from, 8);
+        }
+    s->mask = _mm512_set1_epi32(format == TC_W_INT4 ? 0x0f00 : 0xff00);
+    s->magic = _mm512_set1_epi32(0x47000000);
 }
 
-/* One quad of 16 outputs, unsigned bytes, into two pairs of a bf16 tile. */
-INLINE void spread_quad(v16u quad, v16f scale, v16f shift, uint8_t *out) {
-    v16u b0 = upper_bf16(quad & 0xff, scale, shift), b1 = upper_bf16((quad >> 8) & 0xff, scale, shift);
-    v16u b2 = upper_bf16((quad >> 16) & 0xff, scale, shift), b3 = upper_bf16(quad >> 24, scale, shift);
-    v16u first = (b0 >> 16) | (b1 & 0xffff0000), second = (b2 >> 16) | (b3 & 0xffff0000);
-    memcpy(out, &first, 64);
-    memcpy(out + 64, &second, 64);
+INLINE void scale_spreading(spreading *s, const uint16_t *scales, const int format) {
+    const __m512i low = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    __m512 scale = (__m512)load_f16(scales);
+    s->scale[0] = (v16f)_mm512_permutexvar_ps(low, scale);
+    s->scale[1] = (v16f)_mm512_permutexvar_ps(_mm512_or_si512(low, _mm512_set1_epi32(8)), scale);
+    for (int i = 0; i < 2; i++) s->shift[i] = s->scale[i] * (format == TC_W_INT4 ? -32776.0f : -32896.0f);
+}
+
+/* Two rows of a bf16 tile from one quad. */
+INLINE void spread_quad(const spreading *s, __m512i quad, uint8_t *out) {
+    for (int row = 0; row < 2; row++) {
+        v16f half[2];
+        for (int i = 0; i < 2; i++) {
+            __m512i placed = _mm512_permutexvar_epi8(s->bytes[row][i], quad);
+            v16f value = (v16f)_mm512_ternarylogic_epi32(placed, s->mask, s->magic, 0xea); /* (a & b) | c */
+            half[i] = value * s->scale[i] + s->shift[i];
+        }
+        _mm512_store_si512(out + row * 64, (__m512i)_mm512_cvtne2ps_pbh((__m512)half[1], (__m512)half[0]));
+    }
 }
 
 INLINE void dequantise_block(const uint8_t *p, const uint16_t *scales, const int format, uint8_t *out) {
-    v16f scale = load_f16(scales);
-    v16f shift = scale * (format == TC_W_INT4 ? -8.0f : -128.0f);
+    spreading s;
+    begin_spreading(&s, format);
+    scale_spreading(&s, scales, format);
     for (int i = 0; i < (format == TC_W_INT4 ? 4 : 8); i++) {
-        v16u quad;
-        memcpy(&quad, p + i * 64, 64);
-        if (format == TC_W_INT8) {
-            spread_quad(quad, scale, shift, out + i * 128);
-            continue;
-        }
-        spread_quad(quad & 0x0f0f0f0f, scale, shift, out + i * 128);
-        spread_quad((quad >> 4) & 0x0f0f0f0f, scale, shift, out + (i + 4) * 128);
+        __m512i quad = _mm512_loadu_si512(p + i * 64);
+        spread_quad(&s, quad, out + i * 128);
+        if (format == TC_W_INT4) spread_quad(&s, _mm512_srli_epi16(quad, 4), out + (i + 4) * 128);
     }
 }
 
-/* Blocks first .. first+count-1 of a panel as bf16 tiles: in place, or dequantised into `buffer`. */
-static const uint8_t *weight_tiles(const tc_weight *w, int64_t panel, int64_t first, int64_t count,
-                                   uint8_t *buffer) {
-    const uint16_t *scales;
-    if (w->format == TC_W_BF16) return tc_block(w, panel, first, &scales);
-    for (int64_t i = 0; i < count; i++) {
-        const uint8_t *p = tc_block(w, panel, first + i, &scales);
-        if (w->format == TC_W_INT4) dequantise_block(p, scales, TC_W_INT4, buffer + i * TILE_BYTES);
-        else dequantise_block(p, scales, TC_W_INT8, buffer + i * TILE_BYTES);
-    }
-    return buffer;
-}
+/* ---- tiles ------------------------------------------------------------------------------------------- */
 
 static void configure(int64_t height) {
     tile_config config = {0};
-    for (int i = 0; i < 4; i++) set_tile(&config, i, height, 64);
-    for (int i = 4; i < 6; i++) set_tile(&config, i, height, 64);
+    for (int i = 0; i < 6; i++) set_tile(&config, i, height, 64);
     for (int i = 6; i < 8; i++) set_tile(&config, i, BLOCK / 2, 64);
     load_config(&config);
 }
 
-/* Two tiles of rows by two panels: four sums stay in registers over `count` blocks. */
-static void two_by_two(const uint8_t *a0, const uint8_t *a1, const uint8_t *b0, const uint8_t *b1, int64_t count,
-                       float *c00, float *c01, float *c10, float *c11) {
+#define FETCH_LINES(p, bytes, level) \
+    for (int64_t line = 0; line < (bytes); line += 64) _mm_prefetch((const char *)(p) + line, level)
+
+/* Two tiles of rows by two panels: four sums stay in registers over `count` blocks. The activations of a step
+ * are loaded during the step before. */
+INLINE void two_by_two(const uint8_t *a, const uint8_t *b0, const uint8_t *b1, int64_t count, float *sums,
+                       int is_first, const int is_streaming) {
     FENCE();
-    _tile_loadd(0, c00, 64);
-    _tile_loadd(1, c01, 64);
-    _tile_loadd(2, c10, 64);
-    _tile_loadd(3, c11, 64);
+    if (is_first) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    } else {
+        _tile_loadd(0, sums, 64);
+        _tile_loadd(1, sums + TILE_SUMS, 64);
+        _tile_loadd(2, sums + 2 * TILE_SUMS, 64);
+        _tile_loadd(3, sums + 3 * TILE_SUMS, 64);
+    }
+    _tile_loadd(4, a, 64);
+    _tile_loadd(5, a + TILE_BYTES, 64);
     for (int64_t i = 0; i < count; i++) {
+        if (is_streaming) FETCH_LINES(b0 + i * TILE_BYTES + AHEAD, TILE_BYTES, _MM_HINT_T0);
+        if (is_streaming) FETCH_LINES(b1 + i * TILE_BYTES + AHEAD, TILE_BYTES, _MM_HINT_T0);
+        a += 2 * TILE_BYTES;
         _tile_loadd(6, b0 + i * TILE_BYTES, 64);
-        _tile_loadd(4, a0 + i * TILE_BYTES, 64);
-        _tile_dpbf16ps(0, 4, 6);
         _tile_loadd(7, b1 + i * TILE_BYTES, 64);
+        _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, a1 + i * TILE_BYTES, 64);
+        _tile_loadd(4, a, 64);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
+        _tile_loadd(5, a + TILE_BYTES, 64);
     }
-    _tile_stored(0, c00, 64);
-    _tile_stored(1, c01, 64);
-    _tile_stored(2, c10, 64);
-    _tile_stored(3, c11, 64);
+    _tile_stored(0, sums, 64);
+    _tile_stored(1, sums + TILE_SUMS, 64);
+    _tile_stored(2, sums + 2 * TILE_SUMS, 64);
+    _tile_stored(3, sums + 3 * TILE_SUMS, 64);
     FENCE();
 }
 
-/* One tile of rows by two panels. */
-static void one_by_two(const uint8_t *a, int64_t a_bytes, const uint8_t *b0, const uint8_t *b1, int64_t count,
-                       float *c0, float *c1, int from_memory) {
+/* One tile of rows, each block `a_bytes` after the last, by two panels. */
+INLINE void one_by_two(const uint8_t *a, int64_t a_bytes, const uint8_t *b0, const uint8_t *b1, int64_t count,
+                       float *sums, int is_first, const int is_streaming) {
     FENCE();
-    _tile_loadd(0, c0, 64);
-    _tile_loadd(1, c1, 64);
+    if (is_first) {
+        _tile_zero(0);
+        _tile_zero(1);
+    } else {
+        _tile_loadd(0, sums, 64);
+        _tile_loadd(1, sums + TILE_SUMS, 64);
+    }
     for (int64_t i = 0; i < count; i++) {
-        if (from_memory) { /* few rows: the weights stream, a few KB ahead hides the latency */
-            for (int line = 0; line < TILE_BYTES; line += 64) {
-                _mm_prefetch((const char *)b0 + i * TILE_BYTES + 4096 + line, _MM_HINT_T0);
-                _mm_prefetch((const char *)b1 + i * TILE_BYTES + 4096 + line, _MM_HINT_T0);
-            }
-        }
+        if (is_streaming) FETCH_LINES(b0 + i * TILE_BYTES + AHEAD, TILE_BYTES, _MM_HINT_T0);
+        if (is_streaming) FETCH_LINES(b1 + i * TILE_BYTES + AHEAD, TILE_BYTES, _MM_HINT_T0);
         _tile_loadd(4, a + i * a_bytes, 64);
         _tile_loadd(6, b0 + i * TILE_BYTES, 64);
         _tile_loadd(7, b1 + i * TILE_BYTES, 64);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
     }
-    _tile_stored(0, c0, 64);
-    _tile_stored(1, c1, 64);
+    _tile_stored(0, sums, 64);
+    _tile_stored(1, sums + TILE_SUMS, 64);
     FENCE();
 }
 
-typedef struct {
-    const tc_weight *w;
-    const tc_acts *acts;
-    int64_t first_panel, num_panels, num_tiles;
-    float *sums;     /* [panel, one more][tile][16][16] */
-    uint8_t *buffer; /* two parts of dequantised panels */
-} job;
+/* ---- loops ------------------------------------------------------------------------------------------- */
 
-static float *sums_of(const job *j, int64_t panel, int64_t tile) {
-    return j->sums + (panel * j->num_tiles + tile) * TILE * PANEL;
+/* The sums of a pair of tiles and a pair of panels to where results go. */
+static void put_out(const job *j, int64_t panel, int64_t tile, int64_t num_tiles, const float *sums) {
+    for (int64_t t = tile; t < tile + num_tiles; t++) {
+        int64_t rows = j->acts->rows - t * TILE < TILE ? j->acts->rows - t * TILE : TILE;
+        for (int64_t p = panel; p < panel + 2 && p < j->num_panels; p++, sums += TILE_SUMS) {
+            int64_t column = (j->first_panel + p) * PANEL;
+            int64_t count = j->w->rows - column < PANEL ? j->w->rows - column : PANEL;
+            j->kernels->store(j->output, sums, t * TILE, rows, column, count);
+        }
+        if (panel + 1 == j->num_panels) sums += TILE_SUMS; /* an odd last panel was multiplied twice */
+    }
 }
 
-/* All rows x panels p and p + 1 of the job x one part of the inputs. */
-static void pair_part(const job *j, int64_t p, int64_t first, int64_t count) {
-    int64_t rows = j->acts->rows;
-    int64_t next = p + 1 < j->num_panels ? p + 1 : p; /* an odd last panel is multiplied twice, kept once */
-    const uint8_t *b0 = weight_tiles(j->w, j->first_panel + p, first, count, j->buffer);
-    const uint8_t *b1 = weight_tiles(j->w, j->first_panel + next, first, count, j->buffer + PART * TILE_BYTES);
-    const uint8_t *a = (const uint8_t *)j->acts->values + rows * first * 64;
-    int64_t tile_stride = count * TILE_BYTES;
-    int64_t full = rows / TILE, height = rows % TILE, tile = 0;
-    if (full && height) configure(TILE);
-    for (; tile + 2 <= full; tile += 2) {
-        const uint8_t *a0 = a + tile * tile_stride;
-        two_by_two(a0, a0 + tile_stride, b0, b1, count, sums_of(j, p, tile), sums_of(j, p + 1, tile),
-                   sums_of(j, p, tile + 1), sums_of(j, p + 1, tile + 1));
+/* Activations of one tile of rows from block `first` of a part of `count` blocks on. */
+static const uint8_t *rows_at(const tc_acts *acts, int64_t tile, int64_t first, int64_t count) {
+    return (const uint8_t *)acts->values + (acts->stored_rows * first + tile * TILE * count) * BLOCK * 2;
+}
+
+/* bf16 weights streaming through, pair after pair of panels; further rows find them in the second-level cache. */
+static void few_rows(const job *j) {
+    const uint16_t *none;
+    int64_t count = j->w->num_blocks, tiles = (j->acts->stored_rows + TILE - 1) / TILE;
+    for (int64_t panel = 0; panel < j->num_panels; panel += 2) {
+        const uint8_t *b0 = tc_block(j->w, j->first_panel + panel, 0, &none);
+        const uint8_t *b1 = panel + 1 < j->num_panels ? b0 + j->w->panel_bytes : b0;
+        for (int64_t tile = 0; tile < tiles; tile += 2) {
+            const uint8_t *a = rows_at(j->acts, tile, 0, count);
+            int64_t height = j->acts->stored_rows < TILE ? j->acts->stored_rows : TILE;
+            if (tile + 1 == tiles) one_by_two(a, height * BLOCK * 2, b0, b1, count, j->sums, 1, 1);
+            else if (tile) two_by_two(a, b0, b1, count, j->sums, 1, 0);
+            else two_by_two(a, b0, b1, count, j->sums, 1, 1);
+            put_out(j, panel, tile, tile + 1 < tiles ? 2 : 1, j->sums);
+        }
     }
-    int from_memory = j->num_tiles == 1 && j->w->format == TC_W_BF16;
-    for (; tile < full; tile++)
-        one_by_two(a + tile * tile_stride, TILE_BYTES, b0, b1, count, sums_of(j, p, tile), sums_of(j, p + 1, tile),
-                   from_memory);
-    if (height) {
-        if (full) configure(height);
-        one_by_two(a + full * tile_stride, height * 64, b0, b1, count, sums_of(j, p, full), sums_of(j, p + 1, full),
-                   from_memory);
+}
+
+/* Where bf16 tiles of one panel of a span are: in place, or in `buffer` where they were dequantised to. */
+static const uint8_t *tiles_of(const job *j, const span *s, int second, const uint8_t *buffer) {
+    const uint16_t *none;
+    int64_t panel = j->first_panel + s->panel + (second && s->panel + 1 < j->num_panels);
+    if (j->w->format == TC_W_BF16) return tc_block(j->w, panel, s->block, &none);
+    return buffer + second * PART * TILE_BYTES;
+}
+
+/* A share of making a span ready: step `step` of `steps`. */
+static void make_ready(const job *j, const span *s, int64_t step, int64_t steps, uint8_t *buffer) {
+    int64_t block_bytes = j->w->panel_bytes / j->w->num_blocks;
+    int64_t units = 2 * s->num_blocks, first = step * units / steps, last = (step + 1) * units / steps;
+    for (int64_t unit = first; unit < last; unit++) {
+        int64_t second = unit >= s->num_blocks, at = unit - second * s->num_blocks;
+        int64_t panel = j->first_panel + s->panel + (second && s->panel + 1 < j->num_panels);
+        const uint16_t *scales;
+        const uint8_t *p = tc_block(j->w, panel, s->block + at, &scales);
+        uint8_t *out = buffer + (second * PART + at) * TILE_BYTES;
+        if (j->w->format == TC_W_BF16) {
+            FETCH_LINES(p, TILE_BYTES, _MM_HINT_T1);
+            continue;
+        }
+        FETCH_LINES(p + s->num_blocks * block_bytes, block_bytes, _MM_HINT_T1);
+        if (j->w->format == TC_W_INT4) dequantise_block(p, scales, TC_W_INT4, out);
+        else dequantise_block(p, scales, TC_W_INT8, out);
+    }
+}
+
+/* A share of bringing the activations of the next part into the second-level cache. */
+static void fetch_share(const job *j, const span *s, int64_t step, int64_t steps) {
+    int64_t next = s->block + PART, num_pairs = pairs(j->num_panels);
+    if (fits_whole(j) || next >= j->w->num_blocks) return;
+    int64_t count = j->w->num_blocks - next < PART ? j->w->num_blocks - next : PART;
+    const char *a = (const char *)rows_at(j->acts, j->first_tile, next, count);
+    int64_t lines = j->num_tiles * count * TILE, share = s->panel / 2 * steps + step, shares = num_pairs * steps;
+    for (int64_t line = share * lines / shares; line < (share + 1) * lines / shares; line++)
+        _mm_prefetch(a + line * 64, _MM_HINT_T1);
+}
+
+/* All rows of the job x one span, while the next one is made ready. */
+static void span_rows(const job *j, const span *s, const span *next, int which) {
+    const uint8_t *b0 = tiles_of(j, s, 0, j->buffers[which]), *b1 = tiles_of(j, s, 1, j->buffers[which]);
+    const uint8_t *a = rows_at(j->acts, j->first_tile, s->block, s->num_blocks);
+    float *sums = j->sums + s->panel / 2 * pairs(j->num_tiles) * 4 * TILE_SUMS;
+    int is_last = s->block + s->num_blocks == j->w->num_blocks;
+    int64_t steps = pairs(j->num_tiles);
+    for (int64_t step = 0; step < steps; step++, sums += 4 * TILE_SUMS) {
+        int64_t left = j->num_tiles - 2 * step;
+        if (left > 1) two_by_two(a, b0, b1, s->num_blocks, sums, s->block == 0, 0);
+        else one_by_two(a, TILE_BYTES, b0, b1, s->num_blocks, sums, s->block == 0, 0);
+        a += 2 * s->num_blocks * TILE_BYTES;
+        if (next) make_ready(j, next, step, steps, j->buffers[1 - which]);
+        fetch_share(j, s, step, steps);
+        if (is_last) put_out(j, s->panel, j->first_tile + 2 * step, left > 1 ? 2 : 1, sums);
+    }
+}
+
+static span span_at(const job *j, int64_t index) {
+    int64_t parts = (j->w->num_blocks + PART - 1) / PART, num_pairs = pairs(j->num_panels);
+    int64_t part = fits_whole(j) ? index % parts : index / num_pairs;
+    int64_t pair = fits_whole(j) ? index / parts : index % num_pairs;
+    int64_t left = j->w->num_blocks - part * PART;
+    return (span){pair * 2, part * PART, left < PART ? left : PART};
+}
+
+/* Rows by MAX_TILES tiles, then inputs by parts, then panels by pairs; weights in the order they lie in memory
+ * where the activations fit the second-level cache as a whole. */
+static void many_rows(job *j) {
+    int64_t tiles = j->acts->stored_rows / TILE, parts = (j->w->num_blocks + PART - 1) / PART;
+    int64_t spans = parts * pairs(j->num_panels);
+    for (j->first_tile = 0; j->first_tile < tiles; j->first_tile += MAX_TILES) {
+        j->num_tiles = tiles - j->first_tile < MAX_TILES ? tiles - j->first_tile : MAX_TILES;
+        span next = span_at(j, 0);
+        make_ready(j, &next, 0, 1, j->buffers[0]);
+        for (int64_t i = 0; i < spans; i++) {
+            span now = next;
+            if (i + 1 < spans) next = span_at(j, i + 1);
+            span_rows(j, &now, i + 1 < spans ? &next : NULL, (int)(i % 2));
+        }
     }
 }
 
 /* All rows of `acts` x num_panels panels of `w`, into `output`. `scratch` has tc_amx_scratch bytes. */
 void tc_amx_bf16(const tc_weight *w, int64_t first_panel, int64_t num_panels, const tc_acts *acts,
                  const tc_output *output, const tc_kernels *kernels, uint8_t *scratch) {
-    int64_t num_tiles = (acts->rows + TILE - 1) / TILE;
-    size_t sum_bytes = (size_t)(num_tiles * (num_panels + 1)) * TILE_BYTES;
-    job j = {w, acts, first_panel, num_panels, num_tiles, (float *)scratch, scratch + sum_bytes};
-    memset(scratch, 0, sum_bytes);
-    configure(acts->rows < TILE ? acts->rows : TILE); /* `pair_part` changes it where tiles differ in height */
-    if (num_tiles <= FEW_TILES) { /* weights in the order they lie in memory */
-        for (int64_t p = 0; p < num_panels; p += 2)
-            for (int64_t b = 0; b < w->num_blocks; b += PART)
-                pair_part(&j, p, b, w->num_blocks - b < PART ? w->num_blocks - b : PART);
-    } else { /* a part of all activations stays in the second-level cache */
-        for (int64_t b = 0; b < w->num_blocks; b += PART)
-            for (int64_t p = 0; p < num_panels; p += 2)
-                pair_part(&j, p, b, w->num_blocks - b < PART ? w->num_blocks - b : PART);
-    }
+    job j = {w, acts, output, kernels, first_panel, num_panels, 0, 0, NULL, {scratch, scratch + 2 * PART * TILE_BYTES}};
+    j.sums = (float *)(scratch + 4 * PART * TILE_BYTES);
+    configure(acts->stored_rows < TILE ? acts->stored_rows : TILE);
+    if (w->format == TC_W_BF16 && acts->part == w->num_blocks) few_rows(&j);
+    else many_rows(&j);
     _tile_release();
-    for (int64_t p = 0; p < num_panels; p++) {
-        int64_t column = (first_panel + p) * PANEL;
-        int64_t count = w->rows - column < PANEL ? w->rows - column : PANEL;
-        for (int64_t tile = 0; tile < num_tiles; tile++) {
-            int64_t rows = acts->rows - tile * TILE < TILE ? acts->rows - tile * TILE : TILE;
-            kernels->store(output, sums_of(&j, p, tile), tile * TILE, rows, column, count);
-        }
-    }
 }

@@ -93,13 +93,19 @@ API void tc_rope_and_store(tc_context *c, const tc_rope *rope, int64_t tokens) {
     tc_leave(c);
 }
 
+/* From so many new tokens on a sequence goes through AMX, unless bits must not depend on that. */
+#define AMX_MIN_TOKENS 32
+#define AMX_TASK_TOKENS 256
+
 /* One task of attention: some query tokens x some query heads of one key/value head of one sequence. */
 typedef struct {
     const tc_context *context;
     const tc_attention *a;
+    int is_amx;
     int64_t heads_per_task, head_parts, tokens_per_task;
     int64_t *first_task; /* [num_sequences + 1] */
-    float *scratch;
+    uint8_t *scratch;
+    size_t scratch_per_thread;
 } attention_work;
 
 static int64_t find_sequence(const attention_work *w, int64_t task) {
@@ -123,26 +129,43 @@ static void attention_chunk(void *arg, int64_t task, int thread) {
     int64_t tokens = num_new - token < w->tokens_per_task ? num_new - token : w->tokens_per_task;
     int64_t first = part * w->heads_per_task;
     int64_t heads = group - first < w->heads_per_task ? group - first : w->heads_per_task;
-    w->context->kernels->attend(a, sequence, kv_head, token, tokens, kv_head * group + first, heads,
-                                w->scratch + (int64_t)thread * 64 * a->cache.head_dim);
+    uint8_t *scratch = w->scratch + (size_t)thread * w->scratch_per_thread;
+    if (w->is_amx) tc_amx_attend(a, sequence, kv_head, token, tokens, scratch);
+    else w->context->kernels->attend(a, sequence, kv_head, token, tokens, kv_head * group + first, heads, (float *)scratch);
+}
+
+/* The tasks of all sequences that take this way. */
+static void attend_some(tc_context *c, attention_work *w, int use_amx) {
+    const tc_attention *a = w->a;
+    w->first_task = tc_alloc(c, (size_t)(a->num_sequences + 1) * sizeof(int64_t));
+    w->first_task[0] = 0;
+    for (int64_t s = 0; s < a->num_sequences; s++) {
+        int64_t num_new = a->query_starts[s + 1] - a->query_starts[s];
+        if ((use_amx && num_new >= AMX_MIN_TOKENS) != w->is_amx) num_new = 0;
+        int64_t parts = (num_new + w->tokens_per_task - 1) / w->tokens_per_task;
+        w->first_task[s + 1] = w->first_task[s] + parts * a->cache.num_kv_heads * w->head_parts;
+    }
+    if (!w->first_task[a->num_sequences]) return;
+    w->scratch_per_thread = (w->scratch_per_thread + 63) / 64 * 64;
+    w->scratch = tc_alloc(c, (size_t)tc_pool_threads(c->pool) * w->scratch_per_thread);
+    tc_pool_run(c->pool, w->first_task[a->num_sequences], attention_chunk, w);
 }
 
 /* Attention of all new tokens; their keys and values are already in the cache. */
 void tc_attend_all(tc_context *c, const tc_attention *a) {
     int64_t group = a->num_heads / a->cache.num_kv_heads;
+    int use_amx = c->level == TC_AMX && !a->deterministic && a->cache.dtype != TC_F32;
     attention_work w = {.context = c, .a = a};
     w.heads_per_task = group < MAX_ATTENTION_ROWS ? group : MAX_ATTENTION_ROWS;
     w.head_parts = (group + w.heads_per_task - 1) / w.heads_per_task;
     w.tokens_per_task = MAX_ATTENTION_ROWS / w.heads_per_task;
-    w.first_task = tc_alloc(c, (size_t)(a->num_sequences + 1) * sizeof(int64_t));
-    w.scratch = tc_alloc(c, (size_t)tc_pool_threads(c->pool) * 64 * (size_t)a->cache.head_dim * sizeof(float));
-    w.first_task[0] = 0;
-    for (int64_t s = 0; s < a->num_sequences; s++) {
-        int64_t num_new = a->query_starts[s + 1] - a->query_starts[s];
-        int64_t parts = (num_new + w.tokens_per_task - 1) / w.tokens_per_task;
-        w.first_task[s + 1] = w.first_task[s] + parts * a->cache.num_kv_heads * w.head_parts;
-    }
-    tc_pool_run(c->pool, w.first_task[a->num_sequences], attention_chunk, &w);
+    w.scratch_per_thread = 64 * (size_t)a->cache.head_dim * sizeof(float);
+    attend_some(c, &w, use_amx);
+    if (!use_amx) return;
+    w = (attention_work){.context = c, .a = a, .is_amx = 1, .heads_per_task = group, .head_parts = 1};
+    w.tokens_per_task = AMX_TASK_TOKENS;
+    w.scratch_per_thread = tc_amx_attention_scratch(a->cache.head_dim, AMX_TASK_TOKENS, group);
+    attend_some(c, &w, use_amx);
 }
 
 API void tc_attend(tc_context *c, const tc_attention *attention) {

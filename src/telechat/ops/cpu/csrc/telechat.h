@@ -15,7 +15,7 @@
 #define PANEL 16 /* outputs of one panel: the lanes of one 512-bit register */
 #define TILE 16  /* rows of one activation tile: the rows of one AMX tile */
 #define BLOCK 32 /* inputs of one block: one scale of quantised activations */
-#define PART 16  /* blocks that an AMX bf16 product takes at a time */
+#define PART 8   /* blocks of many rows that an AMX bf16 product takes at a time */
 
 enum { TC_F32 = 0, TC_BF16 = 1, TC_INT8 = 2 };                            /* element types */
 enum { TC_W_INT4 = 0, TC_W_INT8 = 1, TC_W_BF16 = 2, TC_W_F32 = 3 };       /* weight formats */
@@ -38,12 +38,14 @@ typedef struct {
 
 /* Activations made ready for one kind of weight: [tile][block][row of the tile][32], only the last tile has
  * fewer than 16 rows. int8 has one scale and one correction (-offset * sum of the 32 integers) per row and
- * block, [tile][block][row]. bf16 is cut into parts of 16 blocks, [part][tile][block][row][32]: a part of many
- * rows is to stay in the second-level cache, where tiles a power of two apart would drive each other out.
+ * block, [tile][block][row]. bf16 has pairs of tiles, and is cut into parts of `part` blocks,
+ * [part][pair of tiles][block][row of the pair][32]: a part of many rows is to stay in the second-level cache.
+ * From 16 rows on bf16 is filled up with rows of zeros to whole tiles.
  */
 typedef struct {
     int32_t format, offset;
     int64_t rows, columns, num_blocks;
+    int64_t stored_rows, part; /* differ from rows and num_blocks in bf16 only */
     void *values;
     float *scales;
     int32_t *corrections;
@@ -89,7 +91,7 @@ typedef struct {
     const void *queries; /* [tokens][heads][head_dim], rotated */
     void *out;           /* the same shape */
     tc_cache cache;
-    int32_t dtype;
+    int32_t dtype, deterministic; /* deterministic: a row must not depend on the other rows */
     int64_t num_heads, num_sequences, max_blocks;
     const int32_t *query_starts, *kv_lengths, *block_tables; /* block_tables [num_sequences][max_blocks] */
 } tc_attention;
@@ -188,21 +190,26 @@ int64_t tc_block_bytes(int format);
 int64_t tc_superblock(const tc_weight *w); /* inputs between two rows of scales */
 const uint8_t *tc_block(const tc_weight *w, int64_t panel, int64_t block, const uint16_t **scales);
 
-/* matmul_amx_int.c, matmul_amx_bf16.c */
+/* matmul_amx_int.c, matmul_amx_bf16.c, attention_amx.c */
 #if defined(__x86_64__)
 int tc_amx_enable(void);
 void tc_amx_int_begin(int64_t height);
 void tc_amx_int_end(void);
 void tc_amx_int_panel(const tc_weight *w, int64_t panel, const tc_acts *acts, int64_t tile, float *y);
-size_t tc_amx_scratch(const tc_weight *w, const tc_acts *acts, int64_t num_panels);
+size_t tc_amx_scratch(const tc_acts *acts, int64_t num_panels);
 void tc_amx_bf16(const tc_weight *w, int64_t first_panel, int64_t num_panels, const tc_acts *acts,
                  const tc_output *output, const tc_kernels *kernels, uint8_t *scratch);
+size_t tc_amx_attention_scratch(int64_t head_dim, int64_t tokens, int64_t heads);
+void tc_amx_attend(const tc_attention *a, int64_t sequence, int64_t kv_head, int64_t first_token, int64_t num_tokens,
+                   uint8_t *scratch);
 #else /* never called: no context has that level */
 #define tc_amx_int_begin(height) ((void)(height))
 #define tc_amx_int_end() ((void)0)
 #define tc_amx_int_panel(w, panel, acts, tile, y) ((void)0)
-#define tc_amx_scratch(w, acts, panels) ((size_t)0)
+#define tc_amx_scratch(acts, panels) ((size_t)0)
 #define tc_amx_bf16(w, first, panels, acts, output, kernels, scratch) ((void)(scratch))
+#define tc_amx_attention_scratch(head_dim, tokens, heads) ((size_t)0)
+#define tc_amx_attend(a, sequence, kv_head, token, tokens, scratch) ((void)(scratch))
 #endif
 
 #endif
