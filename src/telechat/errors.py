@@ -26,6 +26,11 @@ class TelechatError(Exception):
     def __str__(self) -> str:
         return f"{self.message} {self.hint}" if self.hint else self.message
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors cross from the engine's process to the service's. The default would call the constructor with
+        # the message alone, which the subclasses' constructors do not take.
+        return _restore, (type(self), self.args), self.__dict__
+
 
 class UsageError(TelechatError):
     """A flag or a value on the command line that cannot be taken."""
@@ -85,3 +90,7 @@ class MissingExtraError(TelechatError):
             f"This needs the package {package}, which is not installed.",
             hint=f"Install it with: pip install 'telechat[{extra}]'",
         )
+
+
+def _restore(kind: type[TelechatError], args: tuple[object, ...]) -> TelechatError:
+    return kind.__new__(kind, *args)
