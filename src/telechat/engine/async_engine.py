@@ -97,14 +97,14 @@ class AsyncEngine:
     """Continuous batching behind asyncio.
 
     Args:
-        llm: model and tokenizer. The engine has a cache of its own, so `llm.generate` stays usable beside it.
+        llm: model and tokenizer. Its engine is this one's as well: until `close`, nothing else may use it.
         max_pending: requests running or waiting at once; one more is refused.
     """
 
     def __init__(self, llm: LLM, *, max_pending: int = DEFAULT_MAX_PENDING) -> None:
         self.llm = llm
         self.max_pending = max_pending
-        self._engine = llm.new_engine()
+        self._engine = llm.engine
         self._changed = threading.Condition()
         # Streams are held weakly: one that nobody holds any more ends its requests (`Stream.__del__`).
         self._to_add: deque[tuple[weakref.ref[Stream], Request]] = deque()
@@ -122,7 +122,7 @@ class AsyncEngine:
 
     @property
     def num_running(self) -> int:
-        """Requests in a slot."""
+        """Requests that are being computed."""
         return len(self._engine.scheduler.running)
 
     def stream(self, prompt_ids: Sequence[int], params: SamplingParams) -> Stream:
