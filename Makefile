@@ -10,9 +10,12 @@ PYTEST_ARGS ?= -n auto --dist loadfile
 # One thread per worker: the tests' models are tiny, and workers would only fight over the cores.
 test oracles: export OMP_NUM_THREADS ?= 1
 
-SOURCES := src tests tools deploy.py hatch_build.py
+SOURCES := src tests tools benchmarks deploy.py hatch_build.py
+# `make bench-decode BENCH_ARGS="--quick"`, or BENCH_ARGS='--rows "M int4*"'.
+BENCH_ARGS ?=
 
 .PHONY: help setup test check lint types pages wheel oracles size format demo-model clean
+.PHONY: bench-peers bench-decode bench-soak
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -57,6 +60,17 @@ demo-model: setup ## train the bundled demo model again from nothing, in two sta
 	$(BIN)/telechat train --config recipes/demo-2.yaml
 	$(BIN)/telechat eval demo runs/demo-2/model --rows 500 --json runs/demo-2/eval.json || test -s runs/demo-2/eval.json
 	$(RUN) tools/demo_card.py runs/demo runs/demo-2
+
+bench-peers: setup ## build llama.cpp for the benchmarks, in an environment of its own (some minutes)
+	$(RUN) -m benchmarks.peers.build
+
+bench-decode: export PYTHONPATH := src:.
+bench-decode: setup ## decoding, prefill and serving beside llama.cpp and transformers (25 minutes; BENCH_ARGS=--quick: 6)
+	$(RUN) -m benchmarks.decode $(BENCH_ARGS)
+
+bench-soak: export PYTHONPATH := src:.
+bench-soak: setup ## memory over 20,000 short requests
+	$(RUN) -m benchmarks.soak $(BENCH_ARGS)
 
 clean: ## remove what tests and builds leave behind; the environment stays
 	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .oracles

@@ -21,11 +21,10 @@ from pathlib import Path
 
 import torch
 
-from telechat.ops.cpu.attention import Sequences
-from telechat.ops.cpu.cache import PagedCache
 from telechat.ops.cpu.context import Context
 from telechat.ops.cpu.decoder import Decoder, DecoderLayer
 from telechat.ops.cpu.weights import FORMATS, PackedWeight, WeightFormat
+from telechat.ops.paged import PagedCache, Sequences
 
 # layers, hidden, ffn, heads, vocabulary
 SHAPES = {"M": (6, 4096, 12288, 32, 32000), "S": (12, 1536, 4096, 12, 32000), "tiny": (2, 256, 512, 4, 1000)}

@@ -82,6 +82,10 @@ class DeviceError(TelechatError):
     """A device, kernel or attention implementation that was asked for by name and cannot run here."""
 
 
+class RankError(TelechatError):
+    """A rank of a model spread over several processes that could not start, or that ended."""
+
+
 class MissingExtraError(TelechatError):
     """An optional package that is not installed; names the extra that brings it."""
 

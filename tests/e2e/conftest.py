@@ -1,13 +1,21 @@
-"""Servers for the end-to-end tests, each started once per session and only when a test asks for it."""
+"""Servers and browser pages for the end-to-end tests, started only when a test asks for them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from tests.e2e.browser import fresh_page, launched_browser
+from tests.e2e.fake_api import FakeApi, serve_in_thread
 from tests.e2e.servers import API_KEY, ORIGIN, RunningServer, running_server
+
+from telechat.serve.page.app import create_page_app
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +51,30 @@ def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSer
     log = tmp_path_factory.mktemp("logs") / "demo.log"
     with running_server("demo", log) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Headless Chromium."""
+    with launched_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def api() -> FakeApi:
+    """An API whose answers the test knows and steers."""
+    return FakeApi(pieces_per_second=600)
+
+
+@pytest.fixture
+def url(api: FakeApi) -> Iterator[str]:
+    """Address of the chat page before the fake API."""
+    with serve_in_thread(api.app()) as api_url, serve_in_thread(create_page_app(api_url)) as url:
+        yield url
+
+
+@pytest.fixture
+def page(browser: Browser, url: str) -> Iterator[Page]:
+    """The chat page, opened afresh."""
+    with fresh_page(browser, url) as page:
+        yield page

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.e2e.browser import ask, fresh_page, launched_browser
+from tests.e2e.browser import ask, fresh_page
 from tests.e2e.fake_api import serve_in_thread
 from tests.e2e.servers import API_KEY, RunningServer
 
@@ -16,12 +15,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with launched_browser() as browser:
-        yield browser
 
 
 def test_the_page_talks_to_the_real_api(browser: Browser, server: RunningServer) -> None:

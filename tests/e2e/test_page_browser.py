@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.e2e.browser import act, ask, fresh_page, last_answer, launched_browser, wait_idle
+from tests.e2e.browser import act, ask, fresh_page, last_answer, wait_idle
 from tests.e2e.fake_api import ANSWER, MODEL, FakeApi, serve_in_thread
 
 from telechat.serve.page.app import create_page_app
@@ -18,29 +17,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.e2e
 
 QUESTION = "生抽与老抽的区别？"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with launched_browser() as browser:
-        yield browser
-
-
-@pytest.fixture
-def api() -> FakeApi:
-    return FakeApi(pieces_per_second=600)
-
-
-@pytest.fixture
-def url(api: FakeApi) -> Iterator[str]:
-    with serve_in_thread(api.app()) as api_url, serve_in_thread(create_page_app(api_url)) as url:
-        yield url
-
-
-@pytest.fixture
-def page(browser: Browser, url: str) -> Iterator[Page]:
-    with fresh_page(browser, url) as page:
-        yield page
 
 
 def _titles(page: Page) -> list[str]:

@@ -4,43 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.e2e.browser import act, ask, fresh_page, last_answer, launched_browser, wait_idle
-from tests.e2e.fake_api import ANSWER, ATTACKS, FakeApi, serve_in_thread
-
-from telechat.serve.page.app import create_page_app
+from tests.e2e.browser import act, ask, fresh_page, last_answer, wait_idle
+from tests.e2e.fake_api import ANSWER, ATTACKS, FakeApi
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with launched_browser() as browser:
-        yield browser
-
-
-@pytest.fixture
-def api() -> FakeApi:
-    return FakeApi(pieces_per_second=600)
-
-
-@pytest.fixture
-def url(api: FakeApi) -> Iterator[str]:
-    with serve_in_thread(api.app()) as api_url, serve_in_thread(create_page_app(api_url)) as url:
-        yield url
-
-
-@pytest.fixture
-def page(browser: Browser, url: str) -> Iterator[Page]:
-    with fresh_page(browser, url) as page:
-        yield page
 
 
 def _assert_inert(page: Page) -> None:

@@ -6,8 +6,9 @@ Knows the model's limits and how its tokens become text. Changes nothing, so any
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import get_args
 
-from telechat.engine.outputs import Keep
+from telechat.engine.outputs import Keep, Pooling
 from telechat.engine.request import Request
 from telechat.engine.sampling_params import SamplingParams
 from telechat.engine.text import TextStream, TokenDecoder
@@ -47,8 +48,16 @@ class Intake:
         *,
         keep_logits: Keep = None,
         keep_scores: Keep = None,
+        priority: int = 0,
+        tenant: str = "",
+        cache_salt: str = "",
     ) -> list[Request]:
         """One request for each of the `params.n` answers.
+
+        Args:
+            priority: lower is sooner.
+            tenant: on whose behalf; tenants share the engine evenly.
+            cache_salt: only requests with the same one share cached keys.
 
         Raises:
             PromptError: empty, or an id outside the vocabulary.
@@ -63,6 +72,8 @@ class Intake:
         for name, keep in (("return_logits", keep_logits), ("return_scores", keep_scores)):
             if keep is not None and keep != "all" and (not isinstance(keep, int) or keep < 1):
                 raise RequestError(f"{name} is {keep!r}; it must be 'all' or at least 1.", parameter=name)
+        if isinstance(priority, bool) or not isinstance(priority, int):
+            raise RequestError(f"priority is {priority!r}; it must be an integer.", parameter="priority")
         eos: frozenset[int] = frozenset() if params.ignore_eos else self._eos_token_ids
         return [
             Request(
@@ -74,9 +85,37 @@ class Intake:
                 index=index,
                 keep_logits=keep_logits,
                 keep_scores=keep_scores,
+                priority=priority,
+                tenant=tenant,
+                cache_salt=cache_salt,
             )
             for index, one in enumerate(params.split())
         ]
+
+    def make_embedding(self, prompt_token_ids: Sequence[int], pooling: Pooling) -> Request:
+        """A request for the vector of a prompt.
+
+        Raises:
+            PromptError, RequestError: as `make_requests`; a pooling that there is none of.
+        """
+        if pooling not in get_args(Pooling):
+            raise RequestError(
+                f"pooling is {pooling!r}; it must be {' or '.join(get_args(Pooling))}.", parameter="pooling"
+            )
+        prompt = list(prompt_token_ids)
+        if not prompt:
+            raise PromptError("The prompt is empty.", hint="Give at least one token.")
+        if len(prompt) > self._max_model_len:
+            raise ContextLengthError(len(prompt), self._max_model_len, hint="Shorten it.")
+        self._check_ids("prompt", prompt)
+        return Request(
+            prompt_token_ids=prompt,
+            params=SamplingParams(),
+            max_new_tokens=0,
+            stop_token_ids=frozenset(),
+            text_stream=TextStream(self._make_decoder(True)),
+            pooling=pooling,
+        )
 
     def _max_new_tokens(self, prompt: list[int], params: SamplingParams) -> int:
         if not prompt:

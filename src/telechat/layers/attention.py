@@ -15,6 +15,9 @@ from telechat.layers.rotary import rotate
 from telechat.ops.attention import AttentionFunction
 
 Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# Attention over keys that are kept elsewhere: queries [B, S, H, d] and the fused keys and values
+# [B, S, K, 2, d], neither rotated yet and both free to be changed in place -> [B, S, H, d].
+Attend = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,16 +61,33 @@ class SelfAttention(nn.Module):
         self.key_value = nn.Linear(hidden_size, 2 * num_kv_heads * self.head_dim, bias=False)
         self.dense = nn.Linear(hidden_size, hidden_size, bias=True)
 
-    def forward(self, x_BSD: Tensor, inputs: AttentionInputs, remember: Remember | None = None) -> Tensor:
-        """[B, S, hidden] -> [B, S, hidden]; `remember` maps new keys, values [B,S,K,d] to all [B,T,K,d]."""
+    def forward(
+        self,
+        x_BSD: Tensor,
+        inputs: AttentionInputs,
+        remember: Remember | None = None,
+        attend: Attend | None = None,
+    ) -> Tensor:
+        """[B, S, hidden] -> [B, S, hidden].
+
+        Args:
+            remember: maps new keys and values [B, S, K, d] to all visible ones [B, T, K, d].
+            attend: does everything between the projections instead; the other two are not used then.
+        """
         B, S, _ = x_BSD.shape
         q = self.query(x_BSD).view(B, S, self.num_heads, self.head_dim)
-        k, v = self.key_value(x_BSD).view(B, S, self.num_kv_heads, 2, self.head_dim).unbind(3)
+        kv = self.key_value(x_BSD).view(B, S, self.num_kv_heads, 2, self.head_dim)
+        out = self._attend(q, kv, inputs, remember) if attend is None else attend(q, kv)
+        projected: Tensor = self.dense(out.reshape(B, S, -1))
+        return projected
+
+    def _attend(
+        self, q: Tensor, kv_BSK2d: Tensor, inputs: AttentionInputs, remember: Remember | None
+    ) -> Tensor:
+        k, v = kv_BSK2d.unbind(3)
         q = rotate(q, inputs.cos_BSd, inputs.sin_BSd)
         k = rotate(k, inputs.cos_BSd, inputs.sin_BSd)
         if remember is not None:
             k, v = remember(k, v)
         dropout_p = self.dropout if self.training else 0.0
-        out = self.attention(q, k, v, mask=inputs.mask, is_causal=inputs.is_causal, dropout_p=dropout_p)
-        projected: Tensor = self.dense(out.reshape(B, S, -1))
-        return projected
+        return self.attention(q, k, v, mask=inputs.mask, is_causal=inputs.is_causal, dropout_p=dropout_p)

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from telechat.errors import ConfigError, PromptError
-from telechat.layers.attention import AttentionInputs, Remember, SelfAttention
+from telechat.layers.attention import Attend, AttentionInputs, Remember, SelfAttention
 from telechat.layers.mlp import SwiGLU
 from telechat.layers.moe import MixtureOfExperts, Router, Routing
 from telechat.layers.norm import RMSNorm
@@ -30,6 +30,8 @@ from telechat.ops.attention import AttentionChoice, AttentionFunction, choose_at
 log = logging.getLogger(__name__)
 
 Store = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+# As `Attend`, with the layer's number first.
+LayerAttend = Callable[[int, Tensor, Tensor], Tensor]
 RopeMode = Literal["official", "consistent", "static"]
 
 
@@ -70,11 +72,12 @@ class DecoderBlock(nn.Module):
         inputs: AttentionInputs,
         remember: Remember | None = None,
         routings: list[Routing] | None = None,
+        attend: Attend | None = None,
     ) -> Tensor:
-        """[B, S, hidden] -> [B, S, hidden]."""
+        """[B, S, hidden] -> [B, S, hidden]; `remember` and `attend` as in `SelfAttention`."""
         normed = self.input_layernorm(x_BSD)
         residual = normed if self.residual_post_layernorm else x_BSD
-        x_BSD = residual + self.dropout(self.self_attention(normed, inputs, remember))
+        x_BSD = residual + self.dropout(self.self_attention(normed, inputs, remember, attend))
         normed = self.post_attention_layernorm(x_BSD)
         residual = normed if self.residual_post_layernorm else x_BSD
         if isinstance(self.mlp, MixtureOfExperts):
@@ -98,10 +101,28 @@ class Transformer(nn.Module):
         self.ln_f = RMSNorm(config.hidden_size, config.norm_eps)
         self.gradient_checkpointing = False
 
+    @property
+    def blocks(self) -> list[DecoderBlock]:
+        """`h`, typed."""
+        return cast("list[DecoderBlock]", list(self.h))
+
     def forward(
-        self, input_ids: Tensor, inputs: AttentionInputs, store: Store | None, trace: Trace | None
+        self,
+        input_ids: Tensor,
+        inputs: AttentionInputs,
+        store: Store | None = None,
+        trace: Trace | None = None,
+        *,
+        attend: LayerAttend | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
-        """Final hidden states [B, S, hidden]. `store` takes a layer's new keys and values and returns all."""
+        """Final hidden states [B, S, hidden].
+
+        Args:
+            store: takes a layer's new keys and values and returns all.
+            attend: replaces attention and `store`, see `SelfAttention`.
+            wanted: int64 [L] columns; only these are normed and returned, [B, L, hidden].
+        """
         x: Tensor = self.word_embeddings(input_ids)
         if self.word_embeddings_layernorm is not None:
             x = self.word_embeddings_layernorm(x)
@@ -109,15 +130,18 @@ class Transformer(nn.Module):
             if trace is not None:
                 trace.hidden_states.append(x)
             remember = partial(store, index) if store is not None else None
+            attend_here = partial(attend, index) if attend is not None else None
             # A list of its own for each block: checkpointing runs the block a second time in the backward
             # pass.
             routings: list[Routing] | None = [] if trace is not None else None
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, inputs, remember, routings, use_reentrant=False)
+                x = checkpoint(block, x, inputs, remember, routings, attend_here, use_reentrant=False)
             else:
-                x = block(x, inputs, remember, routings)
+                x = block(x, inputs, remember, routings, attend_here)
             if trace is not None and routings:
                 trace.routings.append(routings[0])
+        if wanted is not None:
+            x = x[:, wanted]
         x = self.ln_f(x)
         if trace is not None:
             trace.hidden_states.append(x)
@@ -213,7 +237,14 @@ class TeleChatModel(nn.Module):
         x = self.hidden_states(input_ids, attention_mask, positions, cache, trace=trace)
         if last_only:
             x = x[:, -1:]
-        return F.linear(x, self.output_weight)
+        return self.project(x)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of final hidden states [..., hidden]."""
+        if self.config.tie_word_embeddings:
+            return F.linear(hidden, self.transformer.word_embeddings.weight)
+        logits: Tensor = self.lm_head(hidden)
+        return logits
 
     def hidden_states(
         self,

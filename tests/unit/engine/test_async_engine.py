@@ -45,13 +45,13 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def slow_down(engine: AsyncEngine, seconds: float = 0.01) -> None:
     """Let every step take at least this long, so that a test can act while requests run."""
-    run = engine._engine.runner.run
+    run = engine._engine.runner.logits
 
     def slow(step: Any) -> Any:
         time.sleep(seconds)
         return run(step)
 
-    engine._engine.runner.run = slow  # type: ignore[method-assign]
+    engine._engine.runner.logits = slow  # type: ignore[method-assign]
 
 
 def test_concurrent_streams_give_what_each_gives_alone() -> None:
@@ -148,15 +148,15 @@ def test_bad_requests_fail_at_once_and_alone() -> None:
 def test_a_failing_step_ends_the_running_requests_and_the_engine_goes_on() -> None:
     async def scenario() -> None:
         with running(max_batch_size=2) as engine:
-            run = engine._engine.runner.run
+            run = engine._engine.runner.logits
             failures = iter([True])
 
             def failing(step: Any) -> Any:
-                if len(step.decode) == 2 and next(failures, False):
+                if len(step) == 2 and next(failures, False):
                     raise RuntimeError("out of memory")
                 return run(step)
 
-            engine._engine.runner.run = failing  # type: ignore[method-assign]
+            engine._engine.runner.logits = failing  # type: ignore[method-assign]
             results = await asyncio.gather(
                 *(collect(engine, [30 + n], GREEDY) for n in range(3)), return_exceptions=True
             )

@@ -1,51 +1,44 @@
 """The paged cache as the kernels see it, and the rotary embedding that writes into it.
 
-A cache is two tensors, keys and values, each [num_blocks, K, block_size, d] (any strides with d innermost and
-the same for both), float32 or bfloat16. Shapes: T new tokens, H query heads, K key/value heads, d head
-dimension. Knows nothing of who owns which block.
+Shapes: T new tokens, H query heads, K key/value heads, d head dimension. Knows nothing of who owns which
+block.
 """
 
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from telechat.ops.cpu import library
 from telechat.ops.cpu.context import Context
-from telechat.ops.cpu.library import Rope
-from telechat.ops.cpu.tensors import ELEMENT_TYPES, element_obstacle, require
+from telechat.ops.cpu.tensors import CACHE_TYPES, ELEMENT_TYPES, element_obstacle, require
+from telechat.ops.paged import PagedCache
 
 BLOCK_SIZE_UNIT = 16
 HEAD_DIM_UNIT = 16
 MAX_HEAD_DIM = 256
 
 
-@dataclass(frozen=True)
-class PagedCache:
-    """Keys and values of one layer, each [num_blocks, K, block_size, d]."""
-
-    keys: Tensor
-    values: Tensor
-
-    @property
-    def block_size(self) -> int:
-        """Tokens of a block."""
-        return self.keys.shape[2]
-
-    def geometry(self) -> dict[str, int]:
-        """The fields that C structs have about a cache."""
-        block_stride, head_stride, token_stride, _ = self.keys.stride()
-        return {
-            "cache_dtype": ELEMENT_TYPES[self.keys.dtype],
-            "num_kv_heads": self.keys.shape[1],
-            "head_dim": self.keys.shape[3],
-            "block_size": self.block_size,
-            "block_stride": block_stride,
-            "head_stride": head_stride,
-            "token_stride": token_stride,
-        }
+def cache_struct(cache: PagedCache) -> library.Cache:
+    """What C is given; it holds addresses only, so the cache must outlive it."""
+    block_stride, head_stride, token_stride, _ = cache.keys.stride()
+    struct = library.Cache(
+        keys=cache.keys.data_ptr(),
+        values=cache.values.data_ptr(),
+        dtype=CACHE_TYPES[cache.keys.dtype],
+        num_kv_heads=cache.num_kv_heads,
+        head_dim=cache.head_dim,
+        block_size=cache.block_size,
+        block_stride=block_stride,
+        head_stride=head_stride,
+        token_stride=token_stride,
+    )
+    if cache.key_scales is not None and cache.value_scales is not None:
+        struct.key_scales, struct.value_scales = cache.key_scales.data_ptr(), cache.value_scales.data_ptr()
+        struct.scale_block_stride, struct.scale_head_stride, _ = cache.key_scales.stride()
+    return struct
 
 
 def cache_obstacle(cache: PagedCache) -> str | None:
@@ -53,15 +46,36 @@ def cache_obstacle(cache: PagedCache) -> str | None:
     keys, values = cache.keys, cache.values
     if keys.shape != values.shape or keys.stride() != values.stride() or keys.dtype != values.dtype:
         return "keys and values differ in shape, strides or dtype"
-    if keys.dtype not in ELEMENT_TYPES or keys.device.type != "cpu":
-        return f"the cache is {keys.dtype} on {keys.device}"
+    if keys.device.type != "cpu":
+        return f"the cache is on {keys.device}"
     if keys.dim() != 4 or keys.stride(3) != 1:
         return "the cache is not [num_blocks, K, block_size, d] with d innermost"
-    if keys.shape[2] % BLOCK_SIZE_UNIT:
-        return f"the block size {keys.shape[2]} is not a multiple of {BLOCK_SIZE_UNIT}"
-    if keys.shape[3] % HEAD_DIM_UNIT or keys.shape[3] > MAX_HEAD_DIM:
-        return f"the head dimension {keys.shape[3]} is not a multiple of {HEAD_DIM_UNIT} up to {MAX_HEAD_DIM}"
+    if keys.dtype == torch.int8 and not _scales_fit(cache):
+        return "an int8 cache needs float32 scales [num_blocks, K, block_size] for keys and values"
+    return form_obstacle(torch.float32, keys.dtype, cache.head_dim, cache.block_size)
+
+
+def form_obstacle(dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int, block_size: int) -> str | None:
+    """Why the kernels have no attention of this form, or None; `dtype` is that of queries."""
+    for name, given, known in (
+        ("queries", dtype, ELEMENT_TYPES),
+        ("cache", cache_dtype, CACHE_TYPES),
+    ):
+        if given not in known:
+            names = ", ".join(str(each).removeprefix("torch.") for each in known)
+            return f"the {name} would be {str(given).removeprefix('torch.')}, not one of {names}"
+    if block_size % BLOCK_SIZE_UNIT:
+        return f"the block size {block_size} is not a multiple of {BLOCK_SIZE_UNIT}"
+    if head_dim % HEAD_DIM_UNIT or head_dim > MAX_HEAD_DIM:
+        return f"the head dimension {head_dim} is not a multiple of {HEAD_DIM_UNIT} up to {MAX_HEAD_DIM}"
     return None
+
+
+def _scales_fit(cache: PagedCache) -> bool:
+    keys, values, shape = cache.key_scales, cache.value_scales, cache.keys.shape[:3]
+    if keys is None or values is None or keys.stride() != values.stride() or keys.stride(-1) != 1:
+        return False
+    return all(x.shape == shape and x.dtype == torch.float32 for x in (keys, values))
 
 
 def rope_obstacle(
@@ -96,33 +110,14 @@ def rope_and_store(
         slots_T: int64 place of each token in the cache, block * block_size + offset.
     """
     require(rope_obstacle(q_THd, kv_TK2d, cos_Td, sin_Td, slots_T, cache))
-    rope = Rope(
+    rope = library.Rope(
         queries=q_THd.data_ptr(),
         kv=kv_TK2d.data_ptr(),
         cos=cos_Td.data_ptr(),
         sin=sin_Td.data_ptr(),
         slots=slots_T.data_ptr(),
-        keys=cache.keys.data_ptr(),
-        values=cache.values.data_ptr(),
+        cache=cache_struct(cache),
         dtype=ELEMENT_TYPES[q_THd.dtype],
         num_heads=q_THd.shape[1],
-        **cache.geometry(),
     )
     context.library.tc_rope_and_store(context.handle, ctypes.byref(rope), q_THd.shape[0])
-
-
-def rope_and_store_reference(
-    q_THd: Tensor, kv_TK2d: Tensor, cos_Td: Tensor, sin_Td: Tensor, slots_T: Tensor, cache: PagedCache
-) -> None:
-    """The same in plain torch."""
-
-    def rotated(x: Tensor) -> Tensor:
-        first, second = x.float().chunk(2, dim=-1)
-        turned = torch.cat([-second, first], dim=-1)
-        return (x.float() * cos_Td[:, None] + turned * sin_Td[:, None]).to(x.dtype)
-
-    keys, values = kv_TK2d.unbind(2)
-    blocks, places = slots_T // cache.block_size, slots_T % cache.block_size
-    cache.keys[blocks, :, places] = rotated(keys).to(cache.keys.dtype)
-    cache.values[blocks, :, places] = values.to(cache.values.dtype)
-    q_THd.copy_(rotated(q_THd))

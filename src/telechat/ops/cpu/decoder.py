@@ -1,52 +1,64 @@
-"""All layers of a dense decoder, final norm and head in one call.
+"""All layers of a decoder, final norm and head in one call.
 
 For models whose layers take less time than the Python calls around them. The residual stream is fp32. Shapes:
 T new tokens, L rows whose logits are wanted, V vocabulary. Knows nothing of embeddings, rotary tables or
-sampling, nor of the models whose weights it is given.
+sampling, nor of the models whose weights it is given. Of other ranks it knows only a function that adds up
+what all of them have.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import POINTER
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from telechat.ops.cpu import library
-from telechat.ops.cpu.attention import Sequences
-from telechat.ops.cpu.cache import PagedCache, cache_obstacle
+from telechat.ops.cpu.attention import sequences_fields, sequences_obstacle
+from telechat.ops.cpu.cache import cache_obstacle, cache_struct
 from telechat.ops.cpu.context import Context
-from telechat.ops.cpu.tensors import require
-from telechat.ops.cpu.weights import PackedWeight
+from telechat.ops.cpu.mixture import Mixture
+from telechat.ops.cpu.tensors import require, vector_obstacle
+from telechat.ops.cpu.weights import PackedWeight, weight_obstacle
+from telechat.ops.paged import PagedCache, Sequences
+
+# Replaces a float32 tensor [n] by its sum over all ranks, in place.
+ReduceFunction = Callable[[Tensor], None]
 
 
 @dataclass(frozen=True)
 class DecoderLayer:
-    """Weights of one layer; norms and biases are float32."""
+    """Weights of one layer; norms and biases are float32. Either gate, up and down, or a mixture."""
 
     query: PackedWeight
     key_value: PackedWeight
     dense: PackedWeight
-    gate: PackedWeight
-    up: PackedWeight
-    down: PackedWeight
     input_norm: Tensor
     post_norm: Tensor
-    dense_bias: Tensor | None
-    down_bias: Tensor | None
+    dense_bias: Tensor | None = None
+    gate: PackedWeight | None = None
+    up: PackedWeight | None = None
+    down: PackedWeight | None = None
+    down_bias: Tensor | None = None
+    mixture: Mixture | None = None
 
 
 class Decoder:
     """Layers, final norm and head bound to a cache.
 
+    With several ranks each holds some heads and some of the feed-forward's inner width (or some experts), all
+    of the residual stream, and the biases of `dense` and `down` in full.
+
     Args:
         caches: one per layer, all of one shape and dtype.
         final_norm: float32 [hidden].
         head: [V, hidden].
+        num_heads: query heads, of this rank.
         deterministic: a row's result must not depend on the other rows.
+        reduce: called after `dense` and after the feed-forward of every layer; None where there is one rank.
     """
 
     def __init__(
@@ -61,11 +73,14 @@ class Decoder:
         eps: float,
         residual_post_norm: bool = False,
         deterministic: bool = False,
+        reduce: ReduceFunction | None = None,
     ) -> None:
         require(obstacle(layers, caches, final_norm, head, num_heads))
         self.context = context
         self.hidden, self.vocab_size = head.columns, head.rows
-        self.num_heads, self.head_dim = num_heads, caches[0].keys.shape[3]
+        self.num_heads, self.head_dim = num_heads, caches[0].head_dim
+        self._reduce = reduce
+        self._failure: BaseException | None = None
         # C keeps addresses only; these keep what is there alive.
         self._kept = (list(layers), list(caches), final_norm, head)
         self._layers = (library.Layer * len(layers))(
@@ -74,7 +89,7 @@ class Decoder:
         self._struct = library.Decoder(
             num_layers=len(layers),
             hidden=self.hidden,
-            ffn=layers[0].gate.rows,
+            ffn=max((layer.gate.rows for layer in layers if layer.gate), default=0),
             num_heads=num_heads,
             layers=ctypes.cast(self._layers, POINTER(library.Layer)),
             final_norm=final_norm.data_ptr(),
@@ -82,8 +97,9 @@ class Decoder:
             eps=eps,
             residual_post_norm=int(residual_post_norm),
             deterministic=int(deterministic),
-            **caches[0].geometry(),
         )
+        if reduce is not None:
+            self._struct.reduce = library.Reduce(self._call_reduce)
 
     def __call__(
         self,
@@ -104,6 +120,9 @@ class Decoder:
 
         Returns:
             Logits float32 [L, V].
+
+        Raises:
+            Whatever `reduce` raised; the cache rows of these tokens are then undefined.
         """
         T, L = x_TD.shape[0], logit_rows_L.shape[0]
         for name, tensor, shape, dtype in (
@@ -115,7 +134,7 @@ class Decoder:
         ):
             fits = tensor.shape == shape and tensor.dtype == dtype and tensor.is_contiguous()
             assert fits, f"{name} must be contiguous {dtype} {shape}, is {tensor.dtype} {tuple(tensor.shape)}"
-        require(sequences.obstacle())
+        require(sequences_obstacle(sequences))
         logits = torch.empty(L, self.vocab_size)
         batch = library.Batch(
             num_tokens=T,
@@ -126,10 +145,24 @@ class Decoder:
             logit_rows=logit_rows_L.data_ptr(),
             x=x_TD.data_ptr(),
             logits=logits.data_ptr(),
-            **sequences.geometry(),
+            **sequences_fields(sequences),
         )
         self.context.library.tc_decode(self.context.handle, ctypes.byref(self._struct), ctypes.byref(batch))
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
         return logits
+
+    def _call_reduce(self, address: int, count: int, state: int | None) -> None:
+        """What C calls. Exceptions cannot pass through C: the first one waits, and later calls do nothing."""
+        assert self._reduce is not None
+        if self._failure is not None:
+            return
+        try:
+            values = (ctypes.c_float * count).from_address(address)
+            self._reduce(torch.frombuffer(values, dtype=torch.float32))
+        except BaseException as error:  # noqa: BLE001 # raised again when C returns
+            self._failure = error
 
 
 def obstacle(
@@ -143,52 +176,57 @@ def obstacle(
     if not layers or len(layers) != len(caches):
         return f"{len(layers)} layers and {len(caches)} caches"
     first = caches[0]
-    num_kv_heads, head_dim = first.keys.shape[1], first.keys.shape[3]
-    if num_heads % num_kv_heads:
-        return f"{num_heads} query heads do not divide among {num_kv_heads} key/value heads"
-    hidden, ffn = head.columns, layers[0].gate.rows
-    shapes = {
-        "query": (num_heads * head_dim, hidden),
-        "key_value": (2 * num_kv_heads * head_dim, hidden),
-        "dense": (hidden, num_heads * head_dim),
-        "gate": (ffn, hidden),
-        "up": (ffn, hidden),
-        "down": (hidden, ffn),
-    }
+    if num_heads % first.num_kv_heads:
+        return f"{num_heads} query heads do not divide among {first.num_kv_heads} key/value heads"
     for layer, cache in zip(layers, caches, strict=True):
-        if cache.geometry() != first.geometry():
+        if _cache_form(cache) != _cache_form(first):
             return "the layers' caches differ in form"
-        problem = cache_obstacle(cache) or _layer_obstacle(layer, shapes, hidden)
+        problem = cache_obstacle(cache) or _layer_obstacle(layer, first, num_heads, head.columns)
         if problem:
             return problem
-    return _vector_obstacle("final_norm", final_norm, hidden)
+    return vector_obstacle("final_norm", final_norm, head.columns)
 
 
-def _layer_obstacle(layer: DecoderLayer, shapes: dict[str, tuple[int, int]], hidden: int) -> str | None:
-    for field in fields(DecoderLayer):
-        value = getattr(layer, field.name)
-        if isinstance(value, PackedWeight):
-            if (value.rows, value.columns) != shapes[field.name]:
-                return f"{field.name} is {value.rows} x {value.columns}, not {shapes[field.name]}"
-        elif value is not None:
-            problem = _vector_obstacle(field.name, value, hidden)
-            if problem:
-                return problem
-    return None
+def _cache_form(cache: PagedCache) -> tuple[object, ...]:
+    return cache.keys.shape, cache.keys.stride(), cache.keys.dtype
 
 
-def _vector_obstacle(name: str, vector: Tensor, width: int) -> str | None:
-    if vector.dtype != torch.float32 or vector.shape != (width,) or not vector.is_contiguous():
-        return f"{name} must be contiguous float32 [{width}]"
-    return None
+def _layer_obstacle(layer: DecoderLayer, cache: PagedCache, num_heads: int, hidden: int) -> str | None:
+    width, kv_width = num_heads * cache.head_dim, 2 * cache.num_kv_heads * cache.head_dim
+    problem = (
+        weight_obstacle("query", layer.query, width, hidden)
+        or weight_obstacle("key_value", layer.key_value, kv_width, hidden)
+        or weight_obstacle("dense", layer.dense, hidden, width)
+        or vector_obstacle("input_norm", layer.input_norm, hidden)
+        or vector_obstacle("post_norm", layer.post_norm, hidden)
+        or (layer.dense_bias is not None and vector_obstacle("dense_bias", layer.dense_bias, hidden))
+        or (layer.down_bias is not None and vector_obstacle("down_bias", layer.down_bias, hidden))
+    )
+    if problem:
+        return problem
+    if layer.mixture is not None:
+        if layer.gate or layer.up or layer.down or layer.down_bias is not None:
+            return "a layer has both a mixture and a dense feed-forward"
+        return layer.mixture.obstacle(hidden)
+    if layer.gate is None or layer.up is None or layer.down is None:
+        return "a layer has neither a mixture nor gate, up and down"
+    return (
+        weight_obstacle("gate", layer.gate, layer.gate.rows, hidden)
+        or weight_obstacle("up", layer.up, layer.gate.rows, hidden)
+        or weight_obstacle("down", layer.down, hidden, layer.gate.rows)
+    )
 
 
 def _layer_struct(layer: DecoderLayer, cache: PagedCache) -> library.Layer:
-    struct = library.Layer(keys=cache.keys.data_ptr(), values=cache.values.data_ptr())
-    for field in fields(DecoderLayer):
-        value = getattr(layer, field.name)
-        if isinstance(value, PackedWeight):
-            setattr(struct, field.name, ctypes.pointer(value.struct))
-        elif value is not None:
-            setattr(struct, field.name, value.data_ptr())
+    struct = library.Layer(cache=cache_struct(cache))
+    for name in ("query", "key_value", "dense", "gate", "up", "down"):
+        weight = getattr(layer, name)
+        if weight is not None:
+            setattr(struct, name, ctypes.pointer(weight.struct))
+    for name in ("input_norm", "post_norm", "dense_bias", "down_bias"):
+        vector = getattr(layer, name)
+        if vector is not None:
+            setattr(struct, name, vector.data_ptr())
+    if layer.mixture is not None:
+        struct.mixture = ctypes.pointer(layer.mixture.struct())
     return struct

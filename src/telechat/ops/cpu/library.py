@@ -63,17 +63,26 @@ class Output(Structure):
     ]
 
 
+class Cache(Structure):
+    """tc_cache."""
+
+    _fields_: ClassVar[Fields] = [
+        *((name, c_void_p) for name in ("keys", "values", "key_scales", "value_scales")),
+        ("dtype", c_int32),
+        *((name, c_int64) for name in ("num_kv_heads", "head_dim", "block_size")),
+        *((name, c_int64) for name in ("block_stride", "head_stride", "token_stride")),
+        *((name, c_int64) for name in ("scale_block_stride", "scale_head_stride")),
+    ]
+
+
 class Attention(Structure):
     """tc_attention."""
 
     _fields_: ClassVar[Fields] = [
-        *((name, c_void_p) for name in ("queries", "out", "keys", "values")),
+        *((name, c_void_p) for name in ("queries", "out")),
+        ("cache", Cache),
         ("dtype", c_int32),
-        ("cache_dtype", c_int32),
-        *((name, c_int64) for name in ("num_heads", "num_kv_heads", "head_dim")),
-        *((name, c_int64) for name in ("block_size", "block_stride", "head_stride", "token_stride")),
-        ("num_sequences", c_int64),
-        ("max_blocks", c_int64),
+        *((name, c_int64) for name in ("num_heads", "num_sequences", "max_blocks")),
         *((name, c_void_p) for name in ("query_starts", "kv_lengths", "block_tables")),
     ]
 
@@ -82,11 +91,31 @@ class Rope(Structure):
     """tc_rope."""
 
     _fields_: ClassVar[Fields] = [
-        *((name, c_void_p) for name in ("queries", "kv", "cos", "sin", "slots", "keys", "values")),
+        *((name, c_void_p) for name in ("queries", "kv", "cos", "sin", "slots")),
+        ("cache", Cache),
         ("dtype", c_int32),
-        ("cache_dtype", c_int32),
-        *((name, c_int64) for name in ("num_heads", "num_kv_heads", "head_dim")),
-        *((name, c_int64) for name in ("block_size", "block_stride", "head_stride", "token_stride")),
+        ("num_heads", c_int64),
+    ]
+
+
+class Expert(Structure):
+    """tc_expert."""
+
+    _fields_: ClassVar[Fields] = [
+        *((name, POINTER(Weight)) for name in ("gate", "up", "down")),
+        ("down_bias", c_void_p),
+    ]
+
+
+class Mixture(Structure):
+    """tc_mixture."""
+
+    _fields_: ClassVar[Fields] = [
+        ("router", POINTER(Weight)),
+        ("experts", POINTER(Expert)),
+        *((name, c_int64) for name in ("num_experts", "first_expert", "num_local", "experts_per_token")),
+        ("renormalise", c_int32),
+        ("scaling_factor", c_float),
     ]
 
 
@@ -96,22 +125,27 @@ class Layer(Structure):
     _fields_: ClassVar[Fields] = [
         *((name, POINTER(Weight)) for name in ("query", "key_value", "dense", "gate", "up", "down")),
         *((name, c_void_p) for name in ("input_norm", "post_norm", "dense_bias", "down_bias")),
-        *((name, c_void_p) for name in ("keys", "values")),
+        ("mixture", POINTER(Mixture)),
+        ("cache", Cache),
     ]
+
+
+# tc_reduce: (values, how many, state).
+Reduce = ctypes.CFUNCTYPE(None, c_void_p, c_int64, c_void_p)
 
 
 class Decoder(Structure):
     """tc_decoder."""
 
     _fields_: ClassVar[Fields] = [
-        *((name, c_int64) for name in ("num_layers", "hidden", "ffn")),
-        *((name, c_int64) for name in ("num_heads", "num_kv_heads", "head_dim")),
-        *((name, c_int64) for name in ("block_size", "block_stride", "head_stride", "token_stride")),
+        *((name, c_int64) for name in ("num_layers", "hidden", "ffn", "num_heads")),
         ("layers", POINTER(Layer)),
         ("final_norm", c_void_p),
         ("head", POINTER(Weight)),
         ("eps", c_float),
-        *((name, c_int32) for name in ("cache_dtype", "residual_post_norm", "deterministic")),
+        *((name, c_int32) for name in ("residual_post_norm", "deterministic")),
+        ("reduce", Reduce),
+        ("reduce_state", c_void_p),
     ]
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Element types of activations and caches, with their numbers in C.
+# Element types of activations and of caches, with their numbers in C.
 ELEMENT_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+CACHE_TYPES = {**ELEMENT_TYPES, torch.int8: 2}
 
 
 def element_obstacle(*tensors: Tensor) -> str | None:
@@ -18,6 +19,13 @@ def element_obstacle(*tensors: Tensor) -> str | None:
             return f"the dtype is {str(tensor.dtype).removeprefix('torch.')}, not float32 or bfloat16"
         if not tensor.is_contiguous():
             return f"the tensor of shape {tuple(tensor.shape)} is not contiguous"
+    return None
+
+
+def vector_obstacle(name: str, vector: Tensor, width: int) -> str | None:
+    """Why a norm or bias does not fit, or None."""
+    if vector.dtype != torch.float32 or vector.shape != (width,) or not vector.is_contiguous():
+        return f"{name} must be contiguous float32 [{width}]"
     return None
 
 

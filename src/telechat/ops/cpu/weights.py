@@ -126,3 +126,10 @@ class PackedWeight:
         out = torch.empty(self.rows, self.columns)
         self._library.tc_unpack(ctypes.byref(self.struct), out.data_ptr())
         return out
+
+
+def weight_obstacle(name: str, weight: PackedWeight, rows: int, columns: int) -> str | None:
+    """Why a weight does not fit where [rows, columns] is wanted, or None."""
+    if (weight.rows, weight.columns) != (rows, columns):
+        return f"{name} is {weight.rows} x {weight.columns}, not {rows} x {columns}"
+    return None

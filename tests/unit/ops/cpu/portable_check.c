@@ -70,7 +70,8 @@ static void check_attention(tc_context *c) {
     enum { D = 32, KEYS = 37, BLOCKS = 3, BS = 16 };
     float *q = random_values(D), *k = random_values(BLOCKS * BS * D), *v = random_values(BLOCKS * BS * D), out[D];
     int32_t starts[] = {0, 1}, lengths[] = {KEYS}, table[] = {2, 0, 1};
-    tc_attention a = {q, out, k, v, TC_F32, TC_F32, 1, 1, D, BS, BS * D, BS * D, D, 1, BLOCKS, starts, lengths, table};
+    tc_cache cache = {k, v, NULL, NULL, TC_F32, 1, D, BS, BS * D, BS * D, D, 0, 0};
+    tc_attention a = {q, out, cache, TC_F32, 1, 1, BLOCKS, starts, lengths, table};
     tc_attend(c, &a);
     double weights[KEYS], total = 0;
     for (int t = 0; t < KEYS; t++) {

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from telechat.ops.cpu.attention import Sequences, obstacle, paged_attention, paged_attention_reference
-from telechat.ops.cpu.cache import PagedCache
+from telechat.ops.cpu.attention import obstacle, paged_attention
 from telechat.ops.cpu.context import Context
+from telechat.ops.paged import PagedCache, Sequences, paged_attention_reference, quantise_vectors
 
 # (new tokens, tokens in the cache with them): decoding, a whole prompt, a later chunk, an exact block.
 MIXED = [(1, 1), (1, 50), (37, 37), (20, 61), (1, 128), (16, 16), (3, 130)]
@@ -21,6 +21,7 @@ def filled(
     num_kv_heads: int,
     head_dim: int,
     dtype: torch.dtype = torch.float32,
+    quantised: bool = False,
 ) -> tuple[PagedCache, list[list[int]]]:
     """A cache whose blocks are handed out in random order; NaN wherever no token is."""
     generator = torch.Generator().manual_seed(1)
@@ -37,7 +38,11 @@ def filled(
                 used = min(block_size, length - number * block_size)
                 values = torch.randn(num_kv_heads, used, head_dim, generator=generator)
                 tensor[block, :, :used] = values.to(dtype)
-    return PagedCache(*stored), tables
+    if not quantised:
+        return PagedCache(*stored), tables
+    # NaN becomes whatever; its scale stays NaN.
+    (keys, key_scales), (values, value_scales) = map(quantise_vectors, stored)
+    return PagedCache(keys, values, key_scales, value_scales), tables
 
 
 def queries(count: int, num_heads: int, head_dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -74,8 +79,21 @@ def test_types(context: Context, dtype: torch.dtype, cache_dtype: torch.dtype) -
     torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_rows_do_not_depend_on_chunks_or_neighbours(context: Context) -> None:
-    cache, tables = filled([45, 70], block_size=32, num_kv_heads=2, head_dim=64)
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(8, 2, 128), (3, 3, 160), (2, 1, 32)])
+def test_int8_cache(context: Context, num_heads: int, num_kv_heads: int, head_dim: int) -> None:
+    lengths = [length for _, length in MIXED]
+    cache, tables = filled(
+        lengths, block_size=32, num_kv_heads=num_kv_heads, head_dim=head_dim, quantised=True
+    )
+    sequences = Sequences.of([new for new, _ in MIXED], lengths, tables)
+    q = queries(sum(new for new, _ in MIXED), num_heads, head_dim)
+    expected = paged_attention_reference(q, cache, sequences)
+    torch.testing.assert_close(paged_attention(context, q, cache, sequences), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_rows_do_not_depend_on_chunks_or_neighbours(context: Context, quantised: bool) -> None:
+    cache, tables = filled([45, 70], block_size=32, num_kv_heads=2, head_dim=64, quantised=quantised)
     q = queries(45, 4, 64)
     whole = paged_attention(context, q, cache, Sequences.of([45], [45], tables[:1]))
     for cut in (1, 16, 30, 44):
@@ -118,3 +136,5 @@ def test_obstacles() -> None:
     assert "72 is not a multiple" in str(obstacle(queries(1, 4, 72), wide, sequences))
     long = Sequences(sequences.query_starts.long(), sequences.kv_lengths, sequences.block_tables)
     assert "int32" in str(obstacle(queries(1, 4, 64), cache, long))
+    bare = PagedCache(cache.keys.to(torch.int8), cache.values.to(torch.int8))
+    assert "scales" in str(obstacle(queries(1, 4, 64), bare, sequences))

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from telechat.layers.mlp import SwiGLU
+from telechat.layers.moe import MixtureOfExperts, MoeConfig
 from telechat.models import TeleChatConfig, TeleChatModel, build_model, initialise
-from telechat.ops.cpu.attention import Sequences
-from telechat.ops.cpu.cache import PagedCache
 from telechat.ops.cpu.context import Context
-from telechat.ops.cpu.decoder import Decoder, DecoderLayer, obstacle
+from telechat.ops.cpu.decoder import Decoder, DecoderLayer, ReduceFunction, obstacle
+from telechat.ops.cpu.mixture import Expert, Mixture
 from telechat.ops.cpu.weights import PackedWeight, WeightFormat
+from telechat.ops.paged import PagedCache, Sequences
 
 BLOCK_SIZE = 16
+MIXTURE = MoeConfig(num_experts=5, num_experts_per_token=2)
 
 
 @dataclass
@@ -46,6 +50,31 @@ def make_model(**changes: object) -> TeleChatModel:
     return model.requires_grad_(False)
 
 
+def feed_forward(
+    context: Context, mlp: SwiGLU | MixtureOfExperts, weight_format: WeightFormat, local: slice
+) -> dict[str, object]:
+    """The fields of a DecoderLayer; of a mixture only the experts in `local`."""
+    if isinstance(mlp, MixtureOfExperts):
+        experts = [
+            Expert(**feed_forward(context, expert, weight_format, local))  # type: ignore[arg-type]
+            for expert in list(mlp.local_experts)[local]
+            if isinstance(expert, SwiGLU)
+        ]
+        config = mlp.router.config
+        mixture = Mixture(
+            router=PackedWeight.pack(context, mlp.router.weight, "float32"),
+            experts=experts,
+            first_expert=local.start or 0,
+            num_experts_per_token=config.num_experts_per_token,
+            norm_topk_prob=config.norm_topk_prob,
+            routed_scaling_factor=config.routed_scaling_factor,
+        )
+        return {"mixture": mixture}
+    linears = {"gate": mlp.gate_proj, "up": mlp.up_proj, "down": mlp.down_proj}
+    packed = {name: PackedWeight.pack(context, x.weight, weight_format) for name, x in linears.items()}
+    return {**packed, "down_bias": mlp.down_proj.bias}
+
+
 def make_decoder(
     context: Context,
     model: TeleChatModel,
@@ -53,6 +82,8 @@ def make_decoder(
     *,
     cache_dtype: torch.dtype = torch.float32,
     deterministic: bool = True,
+    reduce: ReduceFunction | None = None,
+    local_experts: slice = slice(None),
 ) -> Decoder:
     config = model.config
 
@@ -64,18 +95,17 @@ def make_decoder(
             query=packed(block.self_attention.query),
             key_value=packed(block.self_attention.key_value),
             dense=packed(block.self_attention.dense),
-            gate=packed(block.mlp.gate_proj),
-            up=packed(block.mlp.up_proj),
-            down=packed(block.mlp.down_proj),
             input_norm=block.input_layernorm.weight,
             post_norm=block.post_attention_layernorm.weight,
             dense_bias=block.self_attention.dense.bias,
-            down_bias=block.mlp.down_proj.bias,
+            **feed_forward(context, block.mlp, weight_format, local_experts),  # type: ignore[arg-type]
         )
         for block in model.transformer.h
     ]
-    shape = (24, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
-    caches = [PagedCache(*(torch.zeros(shape, dtype=cache_dtype) for _ in range(2))) for _ in layers]
+    caches = [
+        PagedCache.allocate(24, config.num_kv_heads, BLOCK_SIZE, config.head_dim, dtype=cache_dtype)
+        for _ in layers
+    ]
     return Decoder(
         context,
         layers,
@@ -86,6 +116,7 @@ def make_decoder(
         eps=config.norm_eps,
         residual_post_norm=config.residual_post_layernorm,
         deterministic=deterministic,
+        reduce=reduce,
     )
 
 
@@ -114,8 +145,14 @@ def tokens(count: int, seed: int) -> list[int]:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"residual_post_layernorm": True}, {"num_kv_heads": 4, "tie_word_embeddings": False}],
-    ids=["gqa", "post-norm", "mha-untied"],
+    [
+        {},
+        {"residual_post_layernorm": True},
+        {"num_kv_heads": 4, "tie_word_embeddings": False},
+        {"moe": MIXTURE},
+        {"moe": replace(MIXTURE, norm_topk_prob=False, routed_scaling_factor=0.7, num_experts_per_token=1)},
+    ],
+    ids=["gqa", "post-norm", "mha-untied", "mixture", "top-1"],
 )
 def test_equals_the_model(context: Context, changes: dict[str, object]) -> None:
     model = make_model(**changes)
@@ -154,10 +191,14 @@ def test_rounded_weights_stay_near_the_model_with_those_weights(
     assert float((logits - expected).square().mean().sqrt() / expected.square().mean().sqrt()) < limit
 
 
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.int8], ids=["fp32-cache", "int8-cache"])
+@pytest.mark.parametrize("moe", [None, MIXTURE], ids=["dense", "mixture"])
 @pytest.mark.parametrize("weight_format", ["int4", "int8", "bfloat16", "float32"])
-def test_deterministic_rows(context: Context, weight_format: WeightFormat) -> None:
-    model = make_model()
-    decoder = make_decoder(context, model, weight_format)
+def test_deterministic_rows(
+    context: Context, weight_format: WeightFormat, moe: MoeConfig | None, cache_dtype: torch.dtype
+) -> None:
+    model = make_model(moe=moe)
+    decoder = make_decoder(context, model, weight_format, cache_dtype=cache_dtype)
     first, second = tokens(60, 4), tokens(33, 5)
     (alone,) = run(decoder, model, [Chunk(first, 0, [0, 1, 2, 3])])
     steps = [
@@ -166,6 +207,94 @@ def test_deterministic_rows(context: Context, weight_format: WeightFormat) -> No
     assert torch.equal(torch.cat(steps), alone)
     beside = run(decoder, model, [Chunk(second, 0, [8, 9, 10]), Chunk(first, 0, [11, 12, 13, 14])])
     assert torch.equal(beside[1], alone)
+
+
+def test_int8_cache_stays_near_the_model(context: Context) -> None:
+    model = make_model()
+    decoder = make_decoder(context, model, "float32", cache_dtype=torch.int8)
+    ids = tokens(50, 6)
+    expected = model(torch.tensor([ids]))[0]
+    (logits,) = run(decoder, model, [Chunk(ids, 0, [3, 1, 4, 0])])
+    error = float((logits - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+    assert 0 < error < 0.02
+
+
+@pytest.mark.parametrize("moe", [None, MIXTURE], ids=["dense", "mixture"])
+def test_ranks_add_up(any_context: Context, moe: MoeConfig | None) -> None:
+    """One rank that holds all, with a reduction that says it was called: biases are added once."""
+    model = make_model(moe=moe)
+    seen: list[tuple[int, ...]] = []
+    decoder = make_decoder(any_context, model, "float32", reduce=lambda x: seen.append(tuple(x.shape)))
+    ids = tokens(7, 7)
+    (logits,) = run(decoder, model, [Chunk(ids, 0, [2])])
+    (expected,) = run(make_decoder(any_context, model, "float32"), model, [Chunk(ids, 0, [2])])
+    assert torch.equal(logits, expected)
+    assert seen == [(7 * 64,)] * 6
+
+
+def test_a_partial_sum_is_replaced(any_context: Context) -> None:
+    model = make_model()
+    doubled = make_decoder(any_context, model, "float32", reduce=lambda x: x.mul_(2))
+    for block in model.transformer.h:
+        for linear in (block.self_attention.dense, block.mlp.down_proj):
+            linear.weight.mul_(2)
+    ids = tokens(5, 8)
+    (expected,) = run(make_decoder(any_context, model, "float32"), model, [Chunk(ids, 0, [0])])
+    (logits,) = run(doubled, model, [Chunk(ids, 0, [0])])
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_experts_of_several_ranks(any_context: Context) -> None:
+    """Each of two ranks runs in a thread of its own; what one lacks the other adds."""
+    model = make_model(moe=MIXTURE)
+    ids = tokens(30, 9)
+    (expected,) = run(make_decoder(any_context, model, "float32"), model, [Chunk(ids, 0, [0, 1])])
+    barrier = threading.Barrier(2, timeout=60)
+    parts: dict[int, Tensor] = {}
+    calls = [0, 0]
+
+    def reducer(rank: int) -> ReduceFunction:
+        def reduce(x: Tensor) -> None:
+            calls[rank] += 1
+            is_mixture = calls[rank] % 2 == 0  # attention is whole on both
+            parts[rank] = x.clone()
+            barrier.wait()
+            if is_mixture:
+                x.add_(parts[1 - rank])
+            barrier.wait()
+
+        return reduce
+
+    results: dict[int, Tensor] = {}
+
+    def work(rank: int, local: slice) -> None:
+        decoder = make_decoder(Context(1), model, "float32", reduce=reducer(rank), local_experts=local)
+        (results[rank],) = run(decoder, model, [Chunk(ids, 0, [0, 1])])
+
+    threads = [
+        threading.Thread(target=work, args=(rank, local))
+        for rank, local in enumerate([slice(0, 2), slice(2, 5)])
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for rank in (0, 1):
+        torch.testing.assert_close(results[rank], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_failing_reduction_is_raised(any_context: Context) -> None:
+    model = make_model()
+    calls = []
+
+    def fail(x: Tensor) -> None:
+        calls.append(x)
+        raise ConnectionError("a rank is gone")
+
+    decoder = make_decoder(any_context, model, "float32", reduce=fail)
+    with pytest.raises(ConnectionError, match="a rank is gone"):
+        run(decoder, model, [Chunk(tokens(3, 1), 0, [0])])
+    assert len(calls) == 1
 
 
 def test_only_the_logits_asked_for(any_context: Context) -> None:
@@ -187,3 +316,5 @@ def test_what_does_not_fit_is_named(any_context: Context) -> None:
     assert "2 caches" in str(obstacle(layers, caches[:2], final_norm, head, 4))
     assert "query is 64 x 64" in str(obstacle(layers, caches, final_norm, head, 2))
     assert "final_norm" in str(obstacle(layers, caches, final_norm[:3], head, 4))
+    bare = replace(layers[0], gate=None)
+    assert "neither a mixture" in str(obstacle([bare, *layers[1:]], caches, final_norm, head, 4))

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from telechat.layers.norm import RMSNorm
-from telechat.ops.cpu.cache import PagedCache, rope_and_store, rope_and_store_reference, rope_obstacle
+from telechat.ops.cpu.cache import rope_and_store, rope_obstacle
 from telechat.ops.cpu.context import Context
 from telechat.ops.cpu.norm import obstacle as norm_obstacle
 from telechat.ops.cpu.norm import rms_norm, rms_norm_reference
 from telechat.ops.cpu.swiglu import obstacle as swiglu_obstacle
 from telechat.ops.cpu.swiglu import swiglu, swiglu_reference
+from telechat.ops.paged import PagedCache, rope_and_store_reference
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -68,7 +69,8 @@ def empty_cache(num_kv_heads: int, head_dim: int, dtype: torch.dtype, *, by_toke
         shape = (3, 32, num_kv_heads, head_dim) if by_token else (3, num_kv_heads, 32, head_dim)
         stored = torch.zeros(shape, dtype=dtype)
         tensors.append(stored.transpose(1, 2) if by_token else stored)
-    return PagedCache(*tensors)
+    scales = [torch.zeros(3, num_kv_heads, 32) for _ in range(2)] if dtype == torch.int8 else []
+    return PagedCache(*tensors, *scales)
 
 
 @pytest.mark.parametrize("by_token", [False, True], ids=["by-head", "by-token"])
@@ -89,6 +91,23 @@ def test_rope_and_store(
     close(q, expected_q)
     close(cache.keys, expected.keys, torch.bfloat16 if torch.bfloat16 in (dtype, cache_dtype) else None)
     assert torch.equal(cache.values, expected.values)
+
+
+@pytest.mark.parametrize("by_token", [False, True], ids=["by-head", "by-token"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rope_and_store_int8(context: Context, dtype: torch.dtype, by_token: bool) -> None:
+    T, H, K, d = 9, 4, 2, 96
+    q, kv = torch.randn(T, H, d).to(dtype), torch.randn(T, K, 2, d).to(dtype)
+    kv[3, 1] = 0  # a vector without a largest value
+    angles, slots = torch.rand(T, d) * 6, torch.randperm(96)[:T]
+    expected, cache = (empty_cache(K, d, torch.int8, by_token=by_token) for _ in range(2))
+    rope_and_store_reference(q.clone(), kv, angles.cos(), angles.sin(), slots, expected)
+    rope_and_store(context, q, kv, angles.cos(), angles.sin(), slots, cache)
+    assert torch.equal(cache.values, expected.values)
+    assert cache.key_scales is not None and expected.key_scales is not None
+    close(cache.key_scales, expected.key_scales, dtype)
+    off = (cache.keys.int() - expected.keys.int()).abs()  # rotated keys differ in their last bits
+    assert int(off.max()) <= 1 and float(off.float().mean()) < (0.001 if dtype == torch.float32 else 0.05)
 
 
 def test_obstacles() -> None:

@@ -1,26 +1,32 @@
 /* All decoder layers, final norm and head in one call, for new tokens of many sequences at once.
  *
  * The residual stream stays in fp32 from the first layer to the last; activations are rounded only where a
- * product wants them so. Knows dense layers; knows nothing of mixtures of experts or of sampling.
+ * product wants them so. Knows nothing of sampling. Of other ranks it knows only a function that adds up what
+ * all of them have.
  */
 #include <string.h>
 
 #include "telechat.h"
 
 typedef struct {
-    const tc_weight *query, *key_value, *dense, *gate, *up, *down;
-    const float *input_norm, *post_norm, *dense_bias, *down_bias; /* biases may be NULL */
-    void *keys, *values; /* cache of this layer */
+    const tc_weight *query, *key_value, *dense, *gate, *up, *down; /* the last three NULL with a mixture */
+    const float *input_norm, *post_norm, *dense_bias, *down_bias;  /* biases may be NULL */
+    const tc_mixture *mixture;                                     /* or NULL */
+    tc_cache cache;
 } tc_layer;
 
+/* Replaces `count` values by their sums over all ranks. */
+typedef void (*tc_reduce)(float *values, int64_t count, void *state);
+
 typedef struct {
-    int64_t num_layers, hidden, ffn, num_heads, num_kv_heads, head_dim;
-    int64_t block_size, block_stride, head_stride, token_stride; /* of the cache, in elements */
+    int64_t num_layers, hidden, ffn, num_heads; /* ffn and heads of this rank; ffn 0 without dense layers */
     const tc_layer *layers;
     const float *final_norm;
     const tc_weight *head; /* [vocabulary, hidden] */
     float eps;
-    int32_t cache_dtype, residual_post_norm, deterministic;
+    int32_t residual_post_norm, deterministic;
+    tc_reduce reduce; /* NULL where there is one rank */
+    void *reduce_state;
 } tc_decoder;
 
 typedef struct {
@@ -33,59 +39,59 @@ typedef struct {
     float *logits;              /* [num_logits][vocabulary] */
 } tc_batch;
 
-/* Buffers of one call, shared by all layers. */
+/* Buffers of one call, shared by all layers. `partial` exists where results do not go straight into x. */
 typedef struct {
-    float *normed, *query, *key_value, *attended, *gate, *up;
+    float *normed, *query, *key_value, *attended, *gate, *up, *partial;
 } buffers;
 
-static tc_output into(float *out, int64_t stride, const float *bias, int accumulate) {
-    return (tc_output){out, bias, TC_F32, accumulate, stride};
+/* x += sum of the ranks' partial results, + bias. */
+static void add_partial(const tc_decoder *d, const tc_batch *b, const buffers *t, const float *bias) {
+    int64_t count = b->num_tokens * d->hidden;
+    if (d->reduce) d->reduce(t->partial, count, d->reduce_state);
+    for (int64_t row = 0; row < b->num_tokens; row++) {
+        float *x = b->x + row * d->hidden, *partial = t->partial + row * d->hidden;
+        if (bias)
+            for (int64_t i = 0; i < d->hidden; i++) x[i] += partial[i] + bias[i];
+        else
+            for (int64_t i = 0; i < d->hidden; i++) x[i] += partial[i];
+    }
 }
 
-/* Products of the rows of `source` with one or two weights. */
-static void multiply(tc_context *c, const tc_decoder *d, const tc_source *source, int64_t rows,
-                     const tc_product *products, int count) {
-    tc_acts acts;
-    const tc_weight *w = products[0].weight, *last = products[count - 1].weight;
-    if (last->format != w->format || last->num_blocks != w->num_blocks) { /* they share no activations */
-        multiply(c, d, source, rows, products, 1);
-        multiply(c, d, source, rows, products + 1, 1);
-        return;
-    }
-    tc_acts_init(c, &acts, w, rows, tc_uses_bf16(c, w, rows, d->deterministic));
-    tc_prepare(c, &acts, source);
-    tc_products(c, &acts, products, count);
+/* x += source x weight + bias, over all ranks. */
+static void project(tc_context *c, const tc_decoder *d, const tc_batch *b, buffers *t, const tc_source *source,
+                    const tc_weight *weight, const float *bias) {
+    tc_product product = {weight, tc_into(b->x, d->hidden, bias, 1)};
+    if (d->reduce) product.output = tc_into(t->partial, d->hidden, NULL, 0);
+    tc_multiply(c, source, b->num_tokens, &product, 1, d->deterministic);
+    if (d->reduce) add_partial(d, b, t, bias);
 }
 
 static void attention_part(tc_context *c, const tc_decoder *d, const tc_layer *l, const tc_batch *b, buffers *t) {
-    int64_t n = b->num_tokens, width = d->num_heads * d->head_dim, kv_width = 2 * d->num_kv_heads * d->head_dim;
-    tc_source normed = {t->normed, NULL, TC_F32, d->hidden};
-    tc_product products[2] = {{l->query, into(t->query, width, NULL, 0)},
-                              {l->key_value, into(t->key_value, kv_width, NULL, 0)}};
-    multiply(c, d, &normed, n, products, 2);
-    tc_rope rope = {t->query, t->key_value, b->cos, b->sin, b->slots, l->keys, l->values, TC_F32,
-                    d->cache_dtype, d->num_heads, d->num_kv_heads, d->head_dim, d->block_size,
-                    d->block_stride, d->head_stride, d->token_stride};
-    tc_rope_rows(c, &rope, n);
-    tc_attention attention = {t->query, t->attended, l->keys, l->values, TC_F32, d->cache_dtype, d->num_heads,
-                              d->num_kv_heads, d->head_dim, d->block_size, d->block_stride, d->head_stride,
-                              d->token_stride, b->num_sequences, b->max_blocks, b->query_starts, b->kv_lengths,
-                              b->block_tables};
+    int64_t width = d->num_heads * l->cache.head_dim, kv_width = 2 * l->cache.num_kv_heads * l->cache.head_dim;
+    tc_source normed = {t->normed, NULL, TC_F32, d->hidden}, attended = {t->attended, NULL, TC_F32, width};
+    tc_product products[2] = {{l->query, tc_into(t->query, width, NULL, 0)},
+                              {l->key_value, tc_into(t->key_value, kv_width, NULL, 0)}};
+    tc_multiply(c, &normed, b->num_tokens, products, 2, d->deterministic);
+    tc_rope rope = {t->query, t->key_value, b->cos, b->sin, b->slots, l->cache, TC_F32, d->num_heads};
+    tc_rope_rows(c, &rope, b->num_tokens);
+    tc_attention attention = {t->query, t->attended, l->cache, TC_F32, d->num_heads, b->num_sequences,
+                              b->max_blocks, b->query_starts, b->kv_lengths, b->block_tables};
     tc_attend_all(c, &attention);
-    tc_source attended = {t->attended, NULL, TC_F32, width};
-    tc_product dense = {l->dense, into(b->x, d->hidden, l->dense_bias, 1)};
-    multiply(c, d, &attended, n, &dense, 1);
+    project(c, d, b, t, &attended, l->dense, l->dense_bias);
 }
 
 static void feed_forward_part(tc_context *c, const tc_decoder *d, const tc_layer *l, const tc_batch *b,
                               buffers *t) {
-    int64_t n = b->num_tokens;
-    tc_source normed = {t->normed, NULL, TC_F32, d->hidden};
-    tc_product products[2] = {{l->gate, into(t->gate, d->ffn, NULL, 0)}, {l->up, into(t->up, d->ffn, NULL, 0)}};
-    multiply(c, d, &normed, n, products, 2);
-    tc_source gated = {t->gate, t->up, TC_F32, d->ffn};
-    tc_product down = {l->down, into(b->x, d->hidden, l->down_bias, 1)};
-    multiply(c, d, &gated, n, &down, 1);
+    if (l->mixture) {
+        tc_mix(c, l->mixture, t->normed, t->partial, b->num_tokens, d->hidden, d->deterministic);
+        add_partial(d, b, t, NULL);
+        return;
+    }
+    tc_source normed = {t->normed, NULL, TC_F32, d->hidden}, gated = {t->gate, t->up, TC_F32, d->ffn};
+    tc_product products[2] = {{l->gate, tc_into(t->gate, d->ffn, NULL, 0)},
+                              {l->up, tc_into(t->up, d->ffn, NULL, 0)}};
+    tc_multiply(c, &normed, b->num_tokens, products, 2, d->deterministic);
+    project(c, d, b, t, &gated, l->down, l->down_bias);
 }
 
 /* x -> normed; where the residual comes after the norm, x takes the normed values. */
@@ -102,8 +108,8 @@ static void head_part(tc_context *c, const tc_decoder *d, const tc_batch *b) {
         memcpy(rows + i * d->hidden, b->x + b->logit_rows[i] * d->hidden, row_bytes);
     tc_norm_rows(c, rows, NULL, rows, d->final_norm, b->num_logits, d->hidden, d->eps, TC_F32);
     tc_source source = {rows, NULL, TC_F32, d->hidden};
-    tc_product head = {d->head, into(b->logits, d->head->rows, NULL, 0)};
-    multiply(c, d, &source, b->num_logits, &head, 1);
+    tc_product head = {d->head, tc_into(b->logits, d->head->rows, NULL, 0)};
+    tc_multiply(c, &source, b->num_logits, &head, 1, d->deterministic);
 }
 
 /* Buffers are needed throughout, the scratch memory of a product only until the next: a mark is returned to
@@ -111,12 +117,13 @@ static void head_part(tc_context *c, const tc_decoder *d, const tc_batch *b) {
 API void tc_decode(tc_context *c, const tc_decoder *d, const tc_batch *b) {
     if (b->num_tokens < 1) return;
     tc_enter(c);
-    size_t n = (size_t)b->num_tokens * sizeof(float), width = (size_t)(d->num_heads * d->head_dim);
-    size_t kv_width = (size_t)(2 * d->num_kv_heads * d->head_dim);
+    const tc_cache *cache = &d->layers[0].cache;
+    size_t n = (size_t)b->num_tokens * sizeof(float), width = (size_t)(d->num_heads * cache->head_dim);
     buffers t;
     t.normed = tc_alloc(c, n * (size_t)d->hidden);
+    t.partial = tc_alloc(c, n * (size_t)d->hidden);
     t.query = tc_alloc(c, n * width);
-    t.key_value = tc_alloc(c, n * kv_width);
+    t.key_value = tc_alloc(c, n * (size_t)(2 * cache->num_kv_heads * cache->head_dim));
     t.attended = tc_alloc(c, n * width);
     t.gate = tc_alloc(c, n * (size_t)d->ffn);
     t.up = tc_alloc(c, n * (size_t)d->ffn);

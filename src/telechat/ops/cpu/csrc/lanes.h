@@ -34,6 +34,7 @@ typedef float v4f __attribute__((vector_size(16)));
 typedef int32_t v16i __attribute__((vector_size(64)));
 typedef uint32_t v16u __attribute__((vector_size(64)));
 typedef uint16_t v16h __attribute__((vector_size(32)));
+typedef int8_t v16b __attribute__((vector_size(16)));
 
 INLINE v16f splat(float x) { return (v16f){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 INLINE v16i splat_int(int32_t x) { return (v16i){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
@@ -89,6 +90,15 @@ INLINE v16f load_bf16(const uint16_t *p) {
 INLINE void store_bf16(uint16_t *p, v16f v) {
     v16h h = __builtin_convertvector(bf16_bits(v), v16h);
     memcpy(p, &h, sizeof h);
+}
+INLINE v16f load_int8(const int8_t *p) {
+    v16b b;
+    memcpy(&b, p, sizeof b);
+    return __builtin_convertvector(__builtin_convertvector(b, v16i), v16f);
+}
+INLINE void store_int8(int8_t *p, v16i v) {
+    v16b b = __builtin_convertvector(v, v16b);
+    memcpy(p, &b, sizeof b);
 }
 INLINE v16f round_bf16(v16f v) { return (v16f)(bf16_bits(v) << 16); }
 

@@ -57,10 +57,19 @@ INLINE void add_values(float *out, float rescale, const float *weights, const fl
     for (int j = 0; j < dim / 16; j++) store_f32(out + j * 16, sums[j]);
 }
 
-/* A tile of a cache as fp32 rows: itself where it is fp32, else converted into `buffer`. */
-INLINE const float *as_float(const void *cache, int64_t at, int64_t *stride, int dtype, float *buffer,
-                             int64_t dim) {
+/* A tile of a cache as fp32 rows: itself where it is fp32, else converted into `buffer`. `scales` belong to the
+ * rows of int8. */
+INLINE const float *as_float(const void *cache, int64_t at, const float *scales, int64_t *stride, int dtype,
+                             float *buffer, int64_t dim) {
     if (dtype == TC_F32) return (const float *)cache + at;
+    if (dtype == TC_INT8) {
+        const int8_t *bytes = (const int8_t *)cache + at;
+        for (int64_t t = 0; t < KEYS; t++)
+            for (int64_t j = 0; j < dim; j += 16)
+                store_f32(buffer + t * dim + j, load_int8(bytes + t * *stride + j) * scales[t]);
+        *stride = dim;
+        return buffer;
+    }
     const uint16_t *rows = (const uint16_t *)cache + at;
     for (int64_t t = 0; t < KEYS; t++)
         for (int64_t j = 0; j < dim; j += 16) store_f32(buffer + t * dim + j, load_bf16(rows + t * *stride + j));
@@ -99,14 +108,19 @@ INLINE void row_step(state *s, int64_t r, int64_t first, const float *keys, int6
 INLINE void attend_dim(const tc_attention *a, int64_t sequence, int64_t kv_head, state *s, float *buffers,
                        const int dim) {
     const int32_t *table = a->block_tables + sequence * a->max_blocks;
+    const tc_cache *c = &a->cache;
     int64_t end = 0;
     for (int64_t r = 0; r < s->num_rows; r++) end = s->visible[r] > end ? s->visible[r] : end;
     for (int64_t first = 0; first < end; first += KEYS) {
-        int64_t at = table[first / a->block_size] * a->block_stride + kv_head * a->head_stride +
-                     first % a->block_size * a->token_stride;
-        int64_t key_stride = a->token_stride, value_stride = a->token_stride;
-        const float *keys = as_float(a->keys, at, &key_stride, a->cache_dtype, buffers, dim);
-        const float *values = as_float(a->values, at, &value_stride, a->cache_dtype, buffers + KEYS * dim, dim);
+        int64_t block = table[first / c->block_size], place = first % c->block_size;
+        int64_t at = block * c->block_stride + kv_head * c->head_stride + place * c->token_stride;
+        int64_t scale_at = block * c->scale_block_stride + kv_head * c->scale_head_stride + place;
+        const float *key_scales = c->key_scales ? c->key_scales + scale_at : NULL;
+        const float *value_scales = c->value_scales ? c->value_scales + scale_at : NULL;
+        int64_t key_stride = c->token_stride, value_stride = c->token_stride;
+        const float *keys = as_float(c->keys, at, key_scales, &key_stride, c->dtype, buffers, dim);
+        const float *values = as_float(c->values, at, value_scales, &value_stride, c->dtype,
+                                       buffers + KEYS * dim, dim);
         for (int64_t r = 0; r < s->num_rows; r++)
             if (s->visible[r] > first) row_step(s, r, first, keys, key_stride, values, value_stride, dim);
     }
@@ -116,7 +130,7 @@ INLINE void attend_dim(const tc_attention *a, int64_t sequence, int64_t kv_head,
  * 16 rows in all. `scratch` holds 64 * head_dim floats. */
 void NAME(attend)(const tc_attention *a, int64_t sequence, int64_t kv_head, int64_t first_token,
                   int64_t num_tokens, int64_t first_head, int64_t num_heads, float *scratch) {
-    int dim = (int)a->head_dim;
+    int dim = (int)a->cache.head_dim;
     int64_t num_new = a->query_starts[sequence + 1] - a->query_starts[sequence];
     float scale = 1.0f / sqrtf((float)dim);
     state s = {.num_rows = num_tokens * num_heads, .queries = scratch, .out = scratch + MAX_ROWS * dim};

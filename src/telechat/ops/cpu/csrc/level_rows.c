@@ -42,6 +42,16 @@ INLINE int64_t row_index(const tc_acts *acts, int64_t tile_row, int64_t block, i
     return acts->rows * first + tile_row * count + (block - first) * height;
 }
 
+/* Nearest integers of x * factor. The product is shown to the compiler as changed, so that it is rounded and not
+ * fused with the addition in round16: inputs of few bits hit ties, and all levels are to decide them alike. */
+INLINE v16i scaled_integers(v16f x, float factor) {
+    v16i integers;
+    x *= factor;
+    __asm__("" : "+m"(x));
+    round16(x, &integers);
+    return integers;
+}
+
 /* Bring blocks first .. last-1 of one row into the form that `acts` has. */
 static void prepare(const tc_acts *acts, const tc_source *s, int64_t row, int64_t first, int64_t last) {
     int64_t tile_row = row / TILE * TILE;
@@ -60,20 +70,10 @@ static void prepare(const tc_acts *acts, const tc_source *s, int64_t row, int64_
         } else {
             float largest = highest16(max16(abs16(low), abs16(high)));
             float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-            v16i q_low, q_high;
-            low *= inverse;
-            high *= inverse;
-            /* Seen by the compiler as changed, so that the product is rounded and not fused with the addition
-             * in round16: inputs of few bits hit ties, and all levels are to decide them alike. */
-            __asm__("" : "+m"(low), "+m"(high));
-            round16(low, &q_low);
-            round16(high, &q_high);
+            v16i q_low = scaled_integers(low, inverse), q_high = scaled_integers(high, inverse);
             int8_t *q = (int8_t *)acts->values + index * BLOCK;
-            typedef int8_t v16b __attribute__((vector_size(16)));
-            v16b bytes = __builtin_convertvector(q_low, v16b);
-            memcpy(q, &bytes, 16);
-            bytes = __builtin_convertvector(q_high, v16b);
-            memcpy(q + 16, &bytes, 16);
+            store_int8(q, q_low);
+            store_int8(q + 16, q_high);
             int32_t sum = 0;
             v16i both = q_low + q_high;
             for (int i = 0; i < 16; i++) sum += both[i];
@@ -194,21 +194,45 @@ static void rotate(const void *from, int64_t at, void *to, int64_t to_at, const 
     else rotate_typed(from, at, to, to_at, cos, sin, d, TC_BF16, TC_BF16);
 }
 
+/* An fp32 vector as int8, the largest magnitude as 127; returns its scale. */
+static float quantise_vector(const float *x, int8_t *q, int64_t d) {
+    v16f most = splat(0);
+    for (int64_t j = 0; j < d; j += 16) most = max16(most, abs16(load_f32(x + j)));
+    float largest = highest16(most), inverse = largest > 0 ? 127.0f / largest : 0.0f;
+    for (int64_t j = 0; j < d; j += 16) store_int8(q + j, scaled_integers(load_f32(x + j), inverse));
+    return largest / 127.0f;
+}
+
+/* One key/value head of a token into the cache. */
+static void store_head(const tc_rope *r, int64_t from, int64_t to, int64_t scale_to, const float *cos,
+                       const float *sin) {
+    const tc_cache *c = &r->cache;
+    int64_t d = c->head_dim;
+    if (c->dtype == TC_INT8) {
+        float key[d], value[d];
+        rotate(r->kv, from, key, 0, cos, sin, d, r->dtype, TC_F32);
+        for (int64_t j = 0; j < d; j++) value[j] = load1(r->kv, from + d + j, r->dtype);
+        c->key_scales[scale_to] = quantise_vector(key, (int8_t *)c->keys + to, d);
+        c->value_scales[scale_to] = quantise_vector(value, (int8_t *)c->values + to, d);
+        return;
+    }
+    rotate(r->kv, from, c->keys, to, cos, sin, d, r->dtype, c->dtype);
+    for (int64_t j = 0; j < d; j++) store1(c->values, to + j, load1(r->kv, from + d + j, r->dtype), c->dtype);
+}
+
 static void rope_token(const tc_rope *r, int64_t t) {
-    int64_t d = r->head_dim;
+    const tc_cache *c = &r->cache;
+    int64_t d = c->head_dim;
     const float *cos = r->cos + t * d, *sin = r->sin + t * d;
     for (int64_t h = 0; h < r->num_heads; h++) {
         int64_t at = (t * r->num_heads + h) * d;
         rotate(r->queries, at, r->queries, at, cos, sin, d, r->dtype, r->dtype);
     }
-    int64_t block = r->slots[t] / r->block_size, place = r->slots[t] % r->block_size;
-    for (int64_t h = 0; h < r->num_kv_heads; h++) {
-        int64_t at = (t * r->num_kv_heads + h) * 2 * d;
-        int64_t to = block * r->block_stride + h * r->head_stride + place * r->token_stride;
-        rotate(r->kv, at, r->keys, to, cos, sin, d, r->dtype, r->cache_dtype);
-        for (int64_t j = 0; j < d; j++)
-            store1(r->values, to + j, load1(r->kv, at + d + j, r->dtype), r->cache_dtype);
-    }
+    int64_t block = r->slots[t] / c->block_size, place = r->slots[t] % c->block_size;
+    for (int64_t h = 0; h < c->num_kv_heads; h++)
+        store_head(r, (t * c->num_kv_heads + h) * 2 * d,
+                   block * c->block_stride + h * c->head_stride + place * c->token_stride,
+                   block * c->scale_block_stride + h * c->scale_head_stride + place, cos, sin);
 }
 
 /* ---- table ------------------------------------------------------------------------------------------- */

@@ -130,15 +130,32 @@ void tc_products(tc_context *c, const tc_acts *acts, const tc_product *products,
     tc_pool_run(c->pool, k.first_chunk[count], multiply_chunk, &k);
 }
 
+tc_output tc_into(float *out, int64_t stride, const float *bias, int accumulate) {
+    return (tc_output){out, bias, TC_F32, accumulate, stride};
+}
+
+/* Products of the rows of `source` with one or two weights; these share the prepared activations where their
+ * formats allow it. */
+void tc_multiply(tc_context *c, const tc_source *source, int64_t rows, const tc_product *products, int count,
+                 int deterministic) {
+    tc_acts acts;
+    const tc_weight *w = products[0].weight, *last = products[count - 1].weight;
+    if (last->format != w->format || last->num_blocks != w->num_blocks) {
+        tc_multiply(c, source, rows, products, 1, deterministic);
+        tc_multiply(c, source, rows, products + 1, 1, deterministic);
+        return;
+    }
+    tc_acts_init(c, &acts, w, rows, tc_uses_bf16(c, w, rows, deterministic));
+    tc_prepare(c, &acts, source);
+    tc_products(c, &acts, products, count);
+}
+
 /* out [M, N] = x [M, K] x weight, plus bias. x and out are fp32 or bf16. */
 API void tc_matmul(tc_context *c, const tc_weight *w, const tc_source *source, int64_t rows, const tc_output *output,
                int deterministic) {
     if (rows < 1) return;
     tc_enter(c);
-    tc_acts acts;
     tc_product product = {w, *output};
-    tc_acts_init(c, &acts, w, rows, tc_uses_bf16(c, w, rows, deterministic));
-    tc_prepare(c, &acts, source);
-    tc_products(c, &acts, &product, 1);
+    tc_multiply(c, source, rows, &product, 1, deterministic);
     tc_leave(c);
 }

@@ -116,31 +116,31 @@ static void attention_chunk(void *arg, int64_t task, int thread) {
     const attention_work *w = arg;
     const tc_attention *a = w->a;
     int64_t sequence = find_sequence(w, task), rest = task - w->first_task[sequence];
-    int64_t group = a->num_heads / a->num_kv_heads;
-    int64_t part = rest % w->head_parts, kv_head = rest / w->head_parts % a->num_kv_heads;
-    int64_t token = rest / (w->head_parts * a->num_kv_heads) * w->tokens_per_task;
+    int64_t group = a->num_heads / a->cache.num_kv_heads;
+    int64_t part = rest % w->head_parts, kv_head = rest / w->head_parts % a->cache.num_kv_heads;
+    int64_t token = rest / (w->head_parts * a->cache.num_kv_heads) * w->tokens_per_task;
     int64_t num_new = a->query_starts[sequence + 1] - a->query_starts[sequence];
     int64_t tokens = num_new - token < w->tokens_per_task ? num_new - token : w->tokens_per_task;
     int64_t first = part * w->heads_per_task;
     int64_t heads = group - first < w->heads_per_task ? group - first : w->heads_per_task;
     w->context->kernels->attend(a, sequence, kv_head, token, tokens, kv_head * group + first, heads,
-                                w->scratch + (int64_t)thread * 64 * a->head_dim);
+                                w->scratch + (int64_t)thread * 64 * a->cache.head_dim);
 }
 
 /* Attention of all new tokens; their keys and values are already in the cache. */
 void tc_attend_all(tc_context *c, const tc_attention *a) {
-    int64_t group = a->num_heads / a->num_kv_heads;
+    int64_t group = a->num_heads / a->cache.num_kv_heads;
     attention_work w = {.context = c, .a = a};
     w.heads_per_task = group < MAX_ATTENTION_ROWS ? group : MAX_ATTENTION_ROWS;
     w.head_parts = (group + w.heads_per_task - 1) / w.heads_per_task;
     w.tokens_per_task = MAX_ATTENTION_ROWS / w.heads_per_task;
     w.first_task = tc_alloc(c, (size_t)(a->num_sequences + 1) * sizeof(int64_t));
-    w.scratch = tc_alloc(c, (size_t)tc_pool_threads(c->pool) * 64 * (size_t)a->head_dim * sizeof(float));
+    w.scratch = tc_alloc(c, (size_t)tc_pool_threads(c->pool) * 64 * (size_t)a->cache.head_dim * sizeof(float));
     w.first_task[0] = 0;
     for (int64_t s = 0; s < a->num_sequences; s++) {
         int64_t num_new = a->query_starts[s + 1] - a->query_starts[s];
         int64_t parts = (num_new + w.tokens_per_task - 1) / w.tokens_per_task;
-        w.first_task[s + 1] = w.first_task[s] + parts * a->num_kv_heads * w.head_parts;
+        w.first_task[s + 1] = w.first_task[s] + parts * a->cache.num_kv_heads * w.head_parts;
     }
     tc_pool_run(c->pool, w.first_task[a->num_sequences], attention_chunk, &w);
 }

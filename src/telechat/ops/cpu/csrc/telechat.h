@@ -17,7 +17,7 @@
 #define BLOCK 32 /* inputs of one block: one scale of quantised activations */
 #define PART 16  /* blocks that an AMX bf16 product takes at a time */
 
-enum { TC_F32 = 0, TC_BF16 = 1 };                                         /* element types */
+enum { TC_F32 = 0, TC_BF16 = 1, TC_INT8 = 2 };                            /* element types */
 enum { TC_W_INT4 = 0, TC_W_INT8 = 1, TC_W_BF16 = 2, TC_W_F32 = 3 };       /* weight formats */
 enum { TC_ACT_INT8 = 0, TC_ACT_BF16 = 1, TC_ACT_F32 = 2 };                /* activation formats */
 enum { TC_PORTABLE = 0, TC_AVX2 = 1, TC_AVX512 = 2, TC_AMX = 3 };         /* instruction set levels */
@@ -70,18 +70,27 @@ typedef struct {
     tc_output output;
 } tc_product;
 
-/* New tokens of several sequences and the paged cache they read. Tokens of sequence s are rows
- * query_starts[s] .. query_starts[s + 1]; the last one sees kv_lengths[s] keys. A token's vector has its
- * head_dim elements side by side; strides are in elements. block_size is a multiple of 16.
+/* Paged keys and values of one layer. Strides are in elements; a token's vector has its head_dim elements side
+ * by side. int8 has one scale per token and head: value = integer * scale. block_size is a multiple of 16.
+ */
+typedef struct {
+    void *keys, *values;
+    float *key_scales, *value_scales; /* a token after another; NULL unless int8 */
+    int32_t dtype;
+    int64_t num_kv_heads, head_dim, block_size;
+    int64_t block_stride, head_stride, token_stride;
+    int64_t scale_block_stride, scale_head_stride;
+} tc_cache;
+
+/* New tokens of several sequences and the cache they read. Tokens of sequence s are rows query_starts[s] ..
+ * query_starts[s + 1]; the last one sees kv_lengths[s] keys.
  */
 typedef struct {
     const void *queries; /* [tokens][heads][head_dim], rotated */
     void *out;           /* the same shape */
-    const void *keys, *values;
-    int32_t dtype, cache_dtype;
-    int64_t num_heads, num_kv_heads, head_dim;
-    int64_t block_size, block_stride, head_stride, token_stride;
-    int64_t num_sequences, max_blocks;
+    tc_cache cache;
+    int32_t dtype;
+    int64_t num_heads, num_sequences, max_blocks;
     const int32_t *query_starts, *kv_lengths, *block_tables; /* block_tables [num_sequences][max_blocks] */
 } tc_attention;
 
@@ -91,10 +100,9 @@ typedef struct {
     const void *kv;    /* [tokens][kv_heads][2][head_dim]: key, value */
     const float *cos, *sin; /* [tokens][head_dim] */
     const int64_t *slots;   /* [tokens]: block * block_size + place in the block */
-    void *keys, *values;
-    int32_t dtype, cache_dtype;
-    int64_t num_heads, num_kv_heads, head_dim;
-    int64_t block_size, block_stride, head_stride, token_stride;
+    tc_cache cache;
+    int32_t dtype;
+    int64_t num_heads;
 } tc_rope;
 
 /* The operations of one instruction set level, each on a part of the work of one thread. */
@@ -150,12 +158,30 @@ size_t tc_acts_init(tc_context *context, tc_acts *acts, const tc_weight *weight,
 int tc_uses_bf16(const tc_context *context, const tc_weight *weight, int64_t rows, int deterministic);
 void tc_prepare(tc_context *context, tc_acts *acts, const tc_source *source);
 void tc_products(tc_context *context, const tc_acts *acts, const tc_product *products, int count);
+void tc_multiply(tc_context *context, const tc_source *source, int64_t rows, const tc_product *products, int count,
+                 int deterministic);
+tc_output tc_into(float *out, int64_t stride, const float *bias, int accumulate);
 
 /* rows.c: operations on rows, spread over threads */
 void tc_norm_rows(tc_context *c, void *x, const void *add, void *y, const void *weight, int64_t rows,
                   int64_t width, float eps, int dtype);
 void tc_rope_rows(tc_context *c, const tc_rope *rope, int64_t tokens);
 void tc_attend_all(tc_context *c, const tc_attention *attention);
+
+/* mixture.c: a mixture of SwiGLU experts; experts first_expert .. first_expert + num_local - 1 are at hand. */
+typedef struct {
+    const tc_weight *gate, *up, *down;
+    const float *down_bias; /* or NULL */
+} tc_expert;
+typedef struct {
+    const tc_weight *router; /* fp32 [num_experts, hidden] */
+    const tc_expert *experts; /* [num_local] */
+    int64_t num_experts, first_expert, num_local, experts_per_token;
+    int32_t renormalise;
+    float scaling_factor; /* of the probabilities where they are not renormalised */
+} tc_mixture;
+void tc_mix(tc_context *c, const tc_mixture *mixture, const float *x, float *out, int64_t rows, int64_t hidden,
+            int deterministic);
 
 /* pack.c */
 int64_t tc_block_bytes(int format);

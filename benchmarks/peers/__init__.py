@@ -1,0 +1,1 @@
+"""The engines ours is compared with, and how they are built."""

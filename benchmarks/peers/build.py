@@ -1,0 +1,70 @@
+"""Builds the peers' environment: llama-cpp-python from its source package, with AMX that works, and gguf.
+
+    python -m benchmarks.peers.build
+
+The environment is `bench-peers` in `.oracles` (elsewhere: TELECHAT_BENCH_PEERS). Its packages never enter the
+project's own. Knows nothing of measuring.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+REQUIREMENTS = FOLDER / "requirements.txt"
+# Five lines without which a build by GCC 12 crashes on machines with AMX; empty for other machines.
+HEADER = FOLDER / "tile_loadconfig.h"
+
+
+def environment_folder() -> Path:
+    """Where the peers' environment is, or will be."""
+    named = os.environ.get("TELECHAT_BENCH_PEERS")
+    return Path(named).expanduser().resolve() if named else FOLDER.parents[1] / ".oracles" / "bench-peers"
+
+
+def peer_python() -> Path:
+    """The peers' interpreter; exists once they are built."""
+    return environment_folder() / "bin" / "python"
+
+
+def wanted() -> str:
+    """What the environment was made from, as a fingerprint: another one means it is to be built again."""
+    return hashlib.sha256(REQUIREMENTS.read_bytes() + HEADER.read_bytes() + sys.version.encode()).hexdigest()
+
+
+def is_built() -> bool:
+    """Whether the environment is there and made from these files."""
+    stamp = environment_folder() / "peers.sha256"
+    return stamp.exists() and stamp.read_text(encoding="utf-8") == wanted()
+
+
+def cmake_arguments() -> str:
+    """What scikit-build hands to CMake: this machine's instructions, and our header before each file."""
+    flags = f"-include {shlex.quote(str(HEADER))}"
+    return " ".join(["-DGGML_NATIVE=ON", shlex.quote(f"-DCMAKE_CXX_FLAGS={flags}")])
+
+
+def main() -> int:
+    """Build what is missing; says what llama.cpp found on this machine."""
+    if not is_built():
+        folder = environment_folder()
+        print(f"building the peers into {folder} (about six minutes on two cores)", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        pip = [str(peer_python()), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        subprocess.run(
+            [*pip, "--no-binary", "llama-cpp-python", "--no-cache-dir", "-r", str(REQUIREMENTS)],
+            check=True,
+            env={**os.environ, "CMAKE_ARGS": cmake_arguments()},
+        )
+        (folder / "peers.sha256").write_text(wanted(), encoding="utf-8")
+    says = "import llama_cpp; print(llama_cpp.llama_print_system_info().decode())"
+    return subprocess.run([str(peer_python()), "-c", says]).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,265 @@
+"""Worker: our engine on random weights of a shape, or on the demo model.
+
+    python -m benchmarks.workers.telechat --shape M --format int4 --threads 2
+
+Everything is measured through the engine as users have it: scheduling, sampling and text included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from benchmarks.arrivals import Arrival
+from benchmarks.shapes import SHAPES, Shape
+from benchmarks.workers.loop import Case, Result, serve
+from benchmarks.workers.stopwatch import watching
+from telechat import LLM, SamplingParams
+from telechat.checkpoint.hub import demo_folder
+from telechat.engine import AsyncEngine
+from telechat.engine.engine import Engine
+from telechat.engine.request import Request
+from telechat.engine.sampler import Sampler
+from telechat.layers.rotary import RopeSettings
+from telechat.models import TeleChatConfig, TeleChatModel, build_model
+from telechat.ops.cpu import library
+from telechat.tokenizer import load_tokenizer
+
+MAX_MODEL_LEN = 2304
+BLOCK_SIZE = 32
+CACHE_TOKENS = 20480
+MAX_BATCH = 64
+
+
+def random_model(shape: Shape, num_words: int) -> TeleChatModel:
+    """bf16, in eval mode. Rows repeat: time does not depend on values.
+
+    Args:
+        num_words: vocabulary of the tokenizer. The head's rows beyond it are zero, so that the likeliest
+            token is always one that has a text.
+    """
+    config = TeleChatConfig(
+        vocab_size=shape.vocab,
+        hidden_size=shape.hidden,
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_heads,
+        ffn_hidden_size=shape.ffn,
+        seq_length=4096,
+        rope=RopeSettings(base_length=4096, training_length=4096),
+    )
+    model = build_model(config, dtype=torch.bfloat16, rope_mode="static", static_length=4096)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2:
+                few = torch.randn(16, parameter.shape[1], generator=generator) * 0.02
+                rows = few.bfloat16().repeat(-(-parameter.shape[0] // 16), 1)
+                parameter.copy_(rows[: parameter.shape[0]])
+            else:
+                parameter.fill_(0 if name.endswith("bias") else 1)
+        model.output_weight[num_words:] = 0
+    return model.eval().requires_grad_(False)
+
+
+def greedy(new_tokens: int) -> SamplingParams:
+    """To the full length."""
+    return SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
+
+
+class Ours:
+    """An LLM, and an engine of its own that is stepped by hand."""
+
+    def __init__(self, llm: LLM, num_words: int) -> None:
+        self.llm = llm
+        self.num_words = num_words
+        self._engine: Engine | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """Made when it is first needed."""
+        if self._engine is None:
+            self._engine = self.llm.new_engine()
+        return self._engine
+
+    def prompt(self, num_tokens: int) -> list[int]:
+        """Random ids of words: no prompt shares a prefix with another."""
+        return random.choices(range(16, self.num_words), k=num_tokens)
+
+    def request(self, prompt: Sequence[int], new_tokens: int, **settings: object) -> Request:
+        """A greedy request."""
+        [request] = self.llm.intake.make_requests(list(prompt), greedy(new_tokens))
+        for name, value in settings.items():
+            setattr(request, name, value)
+        return request
+
+    def run_until(self, is_done: Callable[[], bool]) -> float:
+        """Step until then; returns seconds."""
+        start = time.perf_counter()
+        while not is_done():
+            for request in self.engine.step():
+                if request.error:
+                    raise request.error
+        return time.perf_counter() - start
+
+    def start(self, batch: int, prompt: int, new_tokens: int) -> list[Request]:
+        """Requests that all have their first token."""
+        requests = [self.request(self.prompt(prompt), new_tokens) for _ in range(batch)]
+        for request in requests:
+            self.engine.add(request)
+        self.run_until(lambda: all(request.token_ids for request in requests))
+        return requests
+
+    def decode(self, *, batch: int, prompt: int, steps: int) -> Result:
+        """Seconds of `steps` steps in which every sequence gains a token."""
+        # Prompts may be taken in one after another: the first must not end before the last has begun.
+        requests = self.start(batch, prompt, 2 * steps + 16 * batch)
+        before = sum(len(request.token_ids) for request in requests)
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.engine.step()
+        seconds = time.perf_counter() - start
+        made = sum(len(request.token_ids) for request in requests) - before
+        for request in requests:
+            self.engine.cancel(request)
+        assert made == batch * steps, f"{made} tokens in {steps} steps of {batch}"
+        return {"tokens": float(made), "seconds": seconds}
+
+    def prefill(self, *, prompt: int) -> Result:
+        """Seconds until the first token of one prompt."""
+        return {"tokens": float(prompt), "seconds": self.first_token(self.prompt(prompt))}
+
+    def first_token(self, prompt: Sequence[int], **settings: object) -> float:
+        """Seconds from adding a request to its first token; other requests go on in between."""
+        request = self.request(prompt, 1, **settings)
+        self.engine.add(request)
+        return self.run_until(lambda: bool(request.token_ids))
+
+    def prefix(self, *, shared: int, own: int) -> Result:
+        """First tokens of two prompts that begin alike."""
+        system = self.prompt(shared)
+        first = self.first_token([*system, *self.prompt(own)])
+        second = self.first_token([*system, *self.prompt(own)])
+        return {"first": first, "second": second, "second_to_first": second / first, "seconds": first}
+
+    def fairness(self, *, flood: int, prompt: int, new_tokens: int) -> Result:
+        """A request's first token while another tenant's flood is worked on, beside its first token alone."""
+        alone = self.first_token(self.prompt(prompt), tenant="guest")
+        others = [self.request(self.prompt(prompt), new_tokens, tenant="flood") for _ in range(flood)]
+        for request in others:
+            self.engine.add(request)
+        for _ in range(8):
+            start = time.perf_counter()
+            self.engine.step()
+            step = time.perf_counter() - start
+        # It arrives in the middle of a step as a rule, and waits for the other half.
+        crowded = step / 2 + self.first_token(self.prompt(prompt), tenant="guest")
+        for request in others:
+            self.engine.cancel(request)
+        return {"alone": alone, "crowded": crowded, "delay": crowded / alone, "seconds": crowded}
+
+    def generate(self, *, batch: int, prompt: int, new_tokens: int) -> Result:
+        """Seconds of one whole call of `LLM.generate`."""
+        prompts = [self.prompt(prompt) for _ in range(batch)]
+        start = time.perf_counter()
+        outputs = self.llm.generate(prompts, greedy(new_tokens))
+        seconds = time.perf_counter() - start
+        made = sum(len(output.completions[0].token_ids) for output in outputs)
+        assert made == batch * new_tokens, f"{made} tokens instead of {batch * new_tokens}"
+        return {"tokens": float(made), "seconds": seconds}
+
+    def concurrent(self, *, batch: int, prompt: int, new_tokens: int) -> Result:
+        """As `arrivals`, all at once."""
+        return self.arrivals(arrivals=[(0.0, prompt, new_tokens)] * batch)
+
+    def arrivals(self, *, arrivals: Sequence[Sequence[float]]) -> Result:
+        """Seconds until the last request is done, through the service's engine."""
+        listed = [Arrival.of(entry) for entry in arrivals]
+
+        async def one(engine: AsyncEngine, arrival: Arrival) -> int:
+            await asyncio.sleep(arrival.second)
+            made = 0
+            async for delta in engine.stream(self.prompt(arrival.prompt), greedy(arrival.new_tokens)):
+                made += len(delta.token_ids)
+            return made
+
+        async def together() -> tuple[int, float]:
+            engine = AsyncEngine(self.llm)
+            try:
+                start = time.perf_counter()
+                made = await asyncio.gather(*(one(engine, arrival) for arrival in listed))
+                return sum(made), time.perf_counter() - start
+            finally:
+                engine.close()
+
+        made, seconds = asyncio.run(together())
+        assert made == sum(arrival.new_tokens for arrival in listed), made
+        return {"tokens": float(made), "seconds": seconds}
+
+    def overhead(self, *, batch: int, steps: int) -> Result:
+        """Shares of decoding steps spent scheduling and sampling, and spent outside the model's forward."""
+        requests = self.start(batch, 32, 2 * steps + 16 * batch)
+        decisions = ((self.engine.scheduler, "schedule"), (Sampler, "__init__"), (Sampler, "sample"))
+        with (
+            watching(*decisions) as deciding,
+            watching((self.engine.runner.executor, "forward")) as computing,
+        ):
+            start = time.perf_counter()
+            for _ in range(steps):
+                self.engine.step()
+            seconds = time.perf_counter() - start
+        for request in requests:
+            self.engine.cancel(request)
+        return {
+            "share": deciding.seconds / seconds,
+            "share_outside_model": 1 - computing.seconds / seconds,
+            "step_ms": 1000 * seconds / steps,
+            "tokens": float(batch * steps),
+            "seconds": seconds,
+        }
+
+
+def open_worker(words: Sequence[str]) -> tuple[dict[str, Case], dict[str, object]]:
+    """Make the model and the engine."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", choices=SHAPES, default="M")
+    parser.add_argument("--format", choices=("int4", "int8", "bf16"), default="bf16")
+    parser.add_argument("--demo", action="store_true", help="the demo model, as it is")
+    parser.add_argument("--kv-cache-dtype", default="auto")
+    parser.add_argument("--without-kernels", action="store_true", help="compiled kernels must not be found")
+    parser.add_argument("--threads", type=int, required=True)
+    args = parser.parse_args(words)
+    torch.set_num_threads(args.threads)
+    obstacle = library.obstacle()
+    about: dict[str, object] = {"kernels": obstacle or "compiled", "torch": torch.__version__}
+    if args.without_kernels != bool(obstacle):
+        return {}, {**about, "unfit": f"kernels: {obstacle or 'there, but are to be absent'}"}
+    tokenizer = load_tokenizer(demo_folder())
+    num_words = tokenizer.vocab_size
+    if args.demo:
+        llm = LLM("demo", kv_cache_dtype=args.kv_cache_dtype)
+    else:
+        llm = LLM(
+            random_model(SHAPES[args.shape], num_words),
+            tokenizer,
+            max_model_len=MAX_MODEL_LEN,
+            max_batch_size=MAX_BATCH,
+            block_size=BLOCK_SIZE,
+            num_blocks=CACHE_TOKENS // BLOCK_SIZE,
+            quantize=None if args.format == "bf16" else args.format,
+            kv_cache_dtype=args.kv_cache_dtype,
+        )
+    ours = Ours(llm, num_words)
+    names = ("decode", "prefill", "prefix", "fairness", "generate", "concurrent", "arrivals", "overhead")
+    about["executor"] = ours.engine.runner.executor.describe()
+    return {name: getattr(ours, name) for name in names}, about
+
+
+if __name__ == "__main__":
+    sys.exit(serve(lambda: open_worker(sys.argv[1:])))

@@ -1,0 +1,86 @@
+"""Rotary embedding and the write into the paged cache, in one launch."""
+
+import triton
+import triton.language as tl
+
+# Adding and taking away 1.5 * 2**23 rounds an fp32 below 2**22 to the nearest integer, ties to even.
+_ROUNDER = tl.constexpr(12582912.0)
+
+
+@triton.jit
+def _rotated(first_at, second_at, cos_at, sin_at, live, half):
+    """Both halves of rotated vectors [heads, half], fp32 rounded to the vectors' dtype."""
+    first = tl.load(first_at, mask=live, other=0.0).to(tl.float32)
+    second = tl.load(second_at, mask=live, other=0.0).to(tl.float32)
+    cos_first = tl.load(cos_at, mask=live, other=0.0)
+    cos_second = tl.load(cos_at + half, mask=live, other=0.0)
+    sin_first = tl.load(sin_at, mask=live, other=0.0)
+    sin_second = tl.load(sin_at + half, mask=live, other=0.0)
+    turned_first = first * cos_first - second * sin_first
+    turned_second = second * cos_second + first * sin_second
+    dtype = first_at.dtype.element_ty
+    return turned_first.to(dtype).to(tl.float32), turned_second.to(dtype).to(tl.float32)
+
+
+@triton.jit
+def _as_integers(x, inverse):
+    scaled = tl.minimum(tl.maximum(x * inverse[:, None], -127.0), 127.0)
+    return ((scaled + _ROUNDER) - _ROUNDER).to(tl.int8)
+
+
+@triton.jit
+def _store(first, second, stored_at, scale_at, live, live_head, half, INT8: tl.constexpr):
+    """Write vectors [heads, 2 * half] to the cache; int8 with the scale that makes the largest 127."""
+    if INT8:
+        largest = tl.maximum(tl.max(tl.abs(first), 1), tl.max(tl.abs(second), 1))
+        inverse = tl.where(largest > 0.0, tl.div_rn(127.0, tl.where(largest > 0.0, largest, 1.0)), 0.0)
+        tl.store(stored_at, _as_integers(first, inverse), mask=live)
+        tl.store(stored_at + half, _as_integers(second, inverse), mask=live)
+        tl.store(scale_at, tl.div_rn(largest, 127.0), mask=live_head)
+    else:
+        dtype = stored_at.dtype.element_ty
+        tl.store(stored_at, first.to(dtype), mask=live)
+        tl.store(stored_at + half, second.to(dtype), mask=live)
+
+
+@triton.jit
+def rope_and_store(
+    queries, kv, cos, sin, slots, keys, values, key_scales, value_scales,
+    query_token_stride, query_head_stride, kv_token_stride, kv_head_stride, kv_part_stride, table_stride,
+    block_stride, head_stride, token_stride, scale_block_stride, scale_head_stride, scale_token_stride,
+    num_heads, num_kv_heads, half, query_programs,
+    BLOCK_SIZE: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, INT8: tl.constexpr,
+):  # fmt: skip
+    """Program (token, p): rotates HEADS query heads in place, or stores HEADS key/value heads.
+
+    Programs p < query_programs have the queries, the others the keys and values.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    place = tl.arange(0, HALF)
+    heads = tl.arange(0, HEADS)
+    cos_at = cos + token * table_stride + place[None, :] + heads[:, None] * 0
+    sin_at = sin + token * table_stride + place[None, :] + heads[:, None] * 0
+    if part < query_programs:
+        heads += part * HEADS
+        live = (heads < num_heads)[:, None] & (place < half)[None, :]
+        at = queries + token * query_token_stride + heads[:, None] * query_head_stride + place[None, :]
+        first, second = _rotated(at, at + half, cos_at, sin_at, live, half)
+        dtype = queries.dtype.element_ty
+        tl.store(at, first.to(dtype), mask=live)
+        tl.store(at + half, second.to(dtype), mask=live)
+    else:
+        heads += (part - query_programs) * HEADS
+        live_head = heads < num_kv_heads
+        live = live_head[:, None] & (place < half)[None, :]
+        at = kv + token * kv_token_stride + heads[:, None] * kv_head_stride + place[None, :]
+        slot = tl.load(slots + token)
+        block = slot // BLOCK_SIZE
+        offset = slot % BLOCK_SIZE
+        cached = block * block_stride + offset * token_stride + heads[:, None] * head_stride + place[None, :]
+        scale = block * scale_block_stride + offset * scale_token_stride + heads * scale_head_stride
+        first, second = _rotated(at, at + half, cos_at, sin_at, live, half)
+        _store(first, second, keys + cached, key_scales + scale, live, live_head, half, INT8)
+        first = tl.load(at + kv_part_stride, mask=live, other=0.0).to(tl.float32)
+        second = tl.load(at + kv_part_stride + half, mask=live, other=0.0).to(tl.float32)
+        _store(first, second, values + cached, value_scales + scale, live, live_head, half, INT8)

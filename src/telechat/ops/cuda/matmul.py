@@ -1,0 +1,182 @@
+"""Linear layers on CUDA by Triton: one row at a time, and weights of 8 or 4 bits.
+
+Which form a call takes depends on its number of rows. One row: elementwise sums, bound by memory. Few rows:
+matrix units, weights unpacked on the way. Many: the weights are unpacked first and torch multiplies. Weights
+are laid out as `telechat.layers.quantized` says. Knows nothing of layers.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from telechat.ops.cuda.launch import dtype_obstacle, interpreted, on_device, operand, triton_obstacle
+
+GROUP_SIZES = (32, 64, 128)
+# From here on unpacking all weights costs less than unpacking them again for every block of rows.
+MANY_ROWS = 256
+
+
+def linear_obstacle(x: Tensor, weight: Tensor) -> str | None:
+    """Why `linear` cannot take these, or None."""
+    if x.dim() != 2 or x.stride(1) != 1 or weight.stride(1) != 1 or x.shape[1] != weight.shape[1]:
+        return f"x {tuple(x.shape)} and weight {tuple(weight.shape)} must be [rows, K] and [N, K] by rows"
+    return dtype_obstacle(x.dtype, weight.dtype) or triton_obstacle(x.device)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+    """x [M, K] weight [N, K]^T (+ bias [N]) (+ residual [M, N]) in x's dtype; torch does more than one row."""
+    if x.shape[0] != 1:
+        out = F.linear(x, weight, bias)
+        return out if residual is None else residual + out
+    from telechat.ops.cuda.kernels import matmul
+
+    n, k = weight.shape
+    out = torch.empty((1, n), dtype=x.dtype, device=x.device)
+    block_rows, block_k = (16, 256) if interpreted() else (8, 1024)
+    with on_device(x):
+        matmul.row_float[(-(-n // block_rows),)](
+            x,
+            weight,
+            x if bias is None else bias,
+            x if residual is None else residual,
+            out,
+            n,
+            k,
+            weight.stride(0),
+            BLOCK_ROWS=block_rows,
+            BLOCK_K=block_k,
+            BIAS=bias is not None,
+            RESIDUAL=residual is not None,
+            num_warps=4,
+        )
+    return out
+
+
+def quantized_obstacle(x: Tensor, qweight: Tensor, scales: Tensor, *, bits: int, group_size: int) -> str | None:
+    """Why `quantized_linear` cannot take these, or None."""
+    if bits not in (4, 8) or group_size not in GROUP_SIZES:
+        return f"{bits} bits in groups of {group_size}; the kernels know 4 and 8 bits, groups {GROUP_SIZES}"
+    if qweight.dtype != (torch.uint8 if bits == 4 else torch.int8):
+        return f"weights of {bits} bits are stored as {qweight.dtype}"
+    k = x.shape[-1]
+    if k % group_size or qweight.shape[1] * 8 != k * bits or scales.shape[1] * group_size != k:
+        return f"weights {tuple(qweight.shape)} and scales {tuple(scales.shape)} do not fit {k} inputs"
+    if not qweight.is_contiguous() or not scales.is_contiguous() or qweight.data_ptr() % 4:
+        return "weights and scales must be contiguous and aligned"
+    return dtype_obstacle(x.dtype, scales.dtype) or triton_obstacle(x.device)
+
+
+def quantized_linear(
+    x: Tensor,
+    qweight: Tensor,
+    scales: Tensor,
+    *,
+    bits: int,
+    group_size: int,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """x [M, K] times integer weights [N, K] (+ bias) (+ residual [M, N]), in x's dtype.
+
+    Args:
+        qweight: int8 [N, K], or uint8 [N, K/2] of weights + 8, the earlier one in the lower half.
+        scales: [N, K / group_size], a weight is integer * scale.
+    """
+    num_rows = x.shape[0]
+    if num_rows == 1:
+        return _one_row(x, qweight, scales, bits, group_size, bias, residual)
+    if num_rows >= MANY_ROWS:
+        weight = unpack(qweight, scales, bits=bits, group_size=group_size, dtype=x.dtype)
+        out = F.linear(x, weight, bias)
+    else:
+        out = _few_rows(x, qweight, scales, bits, group_size, bias)
+    return out if residual is None else residual + out
+
+
+def _one_row(
+    x: Tensor,
+    qweight: Tensor,
+    scales: Tensor,
+    bits: int,
+    group_size: int,
+    bias: Tensor | None,
+    residual: Tensor | None,
+) -> Tensor:
+    from telechat.ops.cuda.kernels import matmul
+
+    n, k = qweight.shape[0], x.shape[1]
+    words = qweight.view(torch.int32)
+    out = torch.empty((1, n), dtype=x.dtype, device=x.device)
+    kernel = matmul.row_int4 if bits == 4 else matmul.row_int8
+    block_rows, block_k = (16, 64) if interpreted() else (8, 512)
+    with on_device(x):
+        kernel[(-(-n // block_rows),)](
+            x,
+            words,
+            scales,
+            x if bias is None else bias,
+            x if residual is None else residual,
+            out,
+            n,
+            words.shape[1],
+            k // group_size,
+            WORDS_PER_GROUP=group_size * bits // 32,
+            BLOCK_ROWS=block_rows,
+            BLOCK_K=block_k,
+            BIAS=bias is not None,
+            RESIDUAL=residual is not None,
+            num_warps=4,
+        )
+    return out
+
+
+def _few_rows(
+    x: Tensor, qweight: Tensor, scales: Tensor, bits: int, group_size: int, bias: Tensor | None
+) -> Tensor:
+    from telechat.ops.cuda.kernels import matmul
+
+    (m, k), n = x.shape, qweight.shape[0]
+    out = torch.empty((m, n), dtype=x.dtype, device=x.device)
+    block_m = 16 if m <= 16 else 32 if m <= 32 else 64
+    # Narrow blocks of columns while the weights' way from memory is what takes the time.
+    block_n = 32 if m <= 16 else 64 if m <= 64 else 128
+    operand_dtype, precision = operand(x.dtype)
+    with on_device(x):
+        matmul.many_rows[(-(-m // block_m), -(-n // block_n))](
+            x,
+            qweight,
+            scales,
+            x if bias is None else bias,
+            out,
+            m,
+            n,
+            k,
+            x.stride(0),
+            BITS=bits,
+            GROUP=group_size,
+            BLOCK_M=block_m,
+            BLOCK_N=block_n,
+            BIAS=bias is not None,
+            OPERAND=operand_dtype,
+            PRECISION=precision,
+            num_warps=4,
+            num_stages=4,
+        )
+    return out
+
+
+def unpack(qweight: Tensor, scales: Tensor, *, bits: int, group_size: int, dtype: torch.dtype) -> Tensor:
+    """The weights [N, K] in `dtype`."""
+    from telechat.ops.cuda.kernels import matmul
+
+    n = qweight.shape[0]
+    k = scales.shape[1] * group_size
+    out = torch.empty((n, k), dtype=dtype, device=qweight.device)
+    block = 1024
+    with on_device(qweight):
+        matmul.unpack[(n, -(-qweight.shape[1] // block))](
+            qweight, scales, out, k, BITS=bits, GROUP=group_size, BLOCK=block, num_warps=4
+        )
+    return out

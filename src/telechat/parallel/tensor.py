@@ -1,0 +1,160 @@
+"""A built model made into one rank's part of it, from outside.
+
+Attention keeps its share of the heads, the feed-forward block its share of the inner width, a mixture its
+share of the experts; what these return is summed over the ranks, so every rank has the whole residual stream.
+Embedding and head hold a range of the vocabulary: the embedding is summed too, the logits of a rank are those
+of its range. A bias after a cut product is kept by one rank only, so that it is added once. Layers may be
+plain or quantised: sums are made after whole blocks and know nothing of what is inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from telechat.layers.moe import MixtureOfExperts
+from telechat.models import TeleChatModel
+from telechat.models.config import TeleChatConfig
+from telechat.parallel.groups import Groups, RankGroup
+from telechat.parallel.sharding import (
+    Layout,
+    Shard,
+    check_layout,
+    held_experts,
+    local_heads,
+    shard_table,
+    vocab_range,
+)
+
+
+class RankWeights:
+    """Cuts a rank's part out of each tensor of a checkpoint, as it is read.
+
+    Raises:
+        ConfigError: the layout does not fit the model.
+    """
+
+    def __init__(self, config: TeleChatConfig, layout: Layout, rank: int) -> None:
+        self._layout = layout
+        self._rank = rank
+        self._shards = shard_table(config, layout, rank)
+
+    def __call__(self, name: str, tensor: Tensor) -> Tensor | None:
+        """The part of a tensor of the parameter table, a view; None when this rank keeps nothing of it."""
+        shard = self.shard(name)
+        return None if shard is None else shard.of(tensor)
+
+    def shard(self, name: str) -> Shard | None:
+        """What this rank keeps of a tensor, biases that are added elsewhere left out."""
+        shard = self._shards.get(name)
+        if shard is not None and shard.parameter.kind == "bias" and not self._adds_bias(name):
+            return None
+        return shard
+
+    def _adds_bias(self, name: str) -> bool:
+        if ".local_experts." in name:
+            return self._layout.expert_tensor_index(self._rank) == 0
+        return self._layout.tensor_index(self._rank) == 0
+
+
+class VocabEmbedding(nn.Embedding):
+    """The rows of a range of token ids; other tokens come from the other ranks."""
+
+    def __init__(self, start: int, stop: int, hidden_size: int, group: RankGroup, **factory: Any) -> None:
+        super().__init__(stop - start, hidden_size, **factory)
+        self.start = start
+        self.group = group
+
+    def forward(self, input: Tensor) -> Tensor:
+        """int64 ids of the whole vocabulary [...] -> [..., hidden]."""
+        local = input - self.start
+        is_here = (local >= 0) & (local < self.weight.shape[0])
+        if self.weight.shape[0]:
+            rows = F.embedding(torch.where(is_here, local, 0), self.weight) * is_here[..., None]
+        else:  # more ranks than a tiny vocabulary has parts
+            rows = self.weight.new_zeros(*input.shape, self.weight.shape[1])
+        return self.group.add_up(rows)
+
+
+class ExpertElsewhere(nn.Module):
+    """Stands where another rank's expert would be, and adds nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zeros like x."""
+        return torch.zeros_like(x)
+
+
+def prepare(model: TeleChatModel, groups: Groups) -> None:
+    """Give a model the structure of one rank: heads, sums, vocabulary, experts.
+
+    Weights are not touched: load those that `RankWeights` cuts (the model may be on `meta`), or call
+    `keep_own_weights`.
+
+    Raises:
+        ConfigError: the layout does not fit the model.
+    """
+    config, layout, rank = model.config, groups.layout, groups.rank
+    check_layout(config, layout)
+    start, stop = vocab_range(config, layout, rank)
+    old = model.transformer.word_embeddings.weight
+    model.transformer.word_embeddings = VocabEmbedding(
+        start, stop, config.hidden_size, groups.tensor, device=old.device, dtype=old.dtype
+    )
+    held = held_experts(config, layout, rank)
+    _set_features(model, layout, rank)
+    for block in model.transformer.h:
+        attention, feed_forward = block.self_attention, block.mlp
+        attention.num_heads, attention.num_kv_heads = local_heads(config, layout)
+        attention.register_forward_hook(_adding(groups.tensor))
+        is_mixture = isinstance(feed_forward, MixtureOfExperts)
+        feed_forward.register_forward_hook(_adding(groups.world if is_mixture else groups.tensor))
+        if layout.tensor_index(rank) != 0:
+            attention.dense.bias = None
+        if not is_mixture:
+            if layout.tensor_index(rank) != 0:
+                feed_forward.down_proj.bias = None
+            continue
+        for number, expert in enumerate(feed_forward.local_experts):
+            if number not in held:
+                feed_forward.local_experts[number] = ExpertElsewhere()
+            elif layout.expert_tensor_index(rank) != 0:
+                expert.down_proj.bias = None
+
+
+def _set_features(model: TeleChatModel, layout: Layout, rank: int) -> None:
+    """Let linear layers know their sizes: who replaces them by quantised ones asks."""
+    modules = dict(model.named_modules())
+    for name, shard in shard_table(model.config, layout, rank).items():
+        module = modules[name.rpartition(".")[0]]
+        if isinstance(module, nn.Linear) and shard.parameter.kind != "bias":
+            module.out_features, module.in_features = shard.shape
+
+
+def _adding(group: RankGroup) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    """A forward hook that sums a module's outputs over the ranks."""
+    return lambda module, inputs, output: group.add_up(output)
+
+
+def collect_logits(part_LV: Tensor, vocab_size: int, groups: Groups) -> Tensor | None:
+    """Logits [L, vocab_size] on rank 0 from every rank's [L, its part of the vocabulary]; None elsewhere."""
+    group = groups.tensor
+    if 0 not in group.members:
+        return None  # ranks beyond tp are copies of the first ones
+    size = -(-vocab_size // group.size)
+    parts = group.collect(F.pad(part_LV, (0, size - part_LV.shape[1])))
+    return torch.cat(parts, dim=1)[:, :vocab_size] if parts else None
+
+
+@torch.no_grad()
+def keep_own_weights(model: TeleChatModel, weights: RankWeights, whole: dict[str, Tensor]) -> None:
+    """Fill a prepared model from the tensors of a whole one, by official name."""
+    for name, tensor in whole.items():
+        part = weights(name, tensor)
+        if part is not None:
+            owner, _, leaf = name.rpartition(".")
+            values = part.to(model.device, copy=True)
+            setattr(model.get_submodule(owner), leaf, nn.Parameter(values, requires_grad=False))
