@@ -23,10 +23,10 @@ from telechat.engine.engine_thread import EngineThread
 from telechat.engine.intake import Intake
 from telechat.engine.llm import LLM
 from telechat.engine.loop import EngineClosedError, EngineLoop
-from telechat.engine.outputs import Delta
+from telechat.engine.outputs import Delta, EngineStats
 from telechat.engine.sampling_params import SamplingParams
 from telechat.errors import TelechatError
-from telechat.tokenizer import Tokenizer, load_tokenizer
+from telechat.tokenizer import Tokenizer
 
 DEFAULT_MAX_PENDING = 1024
 
@@ -61,10 +61,11 @@ class RemoteModel:
     intake: Intake
 
     @classmethod
-    def of(cls, ready: Ready) -> RemoteModel:
+    def of(cls, ready: Ready, tokenizer: Tokenizer) -> RemoteModel:
         """From what the process told."""
-        tokenizer = load_tokenizer(ready.folder)
-        intake = Intake(tokenizer, **ready.intake_settings)
+        intake = Intake(
+            lambda skip: tokenizer.stream_decoder(skip_special_tokens=skip), **ready.intake_settings
+        )
         return cls(ready.name, tokenizer, ready.max_model_len, ready.default_params, intake)
 
 
@@ -138,7 +139,7 @@ class Stream(AsyncIterator[Delta]):
 
 @dataclass
 class _Open:
-    """A request not yet finished. Streams are held weakly: one that nobody holds any more ends its request."""
+    """A request not yet finished. The stream is held weakly: one that nobody holds any more ends it."""
 
     stream: weakref.ref[Stream]
     num_answers: int
@@ -148,22 +149,28 @@ class AsyncEngine:
     """Continuous batching behind asyncio, on a thread of this process.
 
     Args:
-        llm: model and tokenizer. The engine has a cache of its own, so `llm.generate` stays usable beside it.
+        llm: model and tokenizer. Its engine belongs to this one from now on; leave `llm.generate` alone.
         max_pending: answers being computed or waiting at once; one more is refused.
+
+    Attributes:
+        stats: of the engine, as of its last step; None before the first.
     """
 
     def __init__(self, llm: LLM, *, max_pending: int = DEFAULT_MAX_PENDING) -> None:
         self._prepare(max_pending)
         self.llm: Model = llm
-        self.worker: Worker = EngineThread(EngineLoop(llm.new_engine(), llm.intake), self._deliver)
+        self.worker: Worker = EngineThread(EngineLoop(llm.engine, llm.intake), self._deliver)
 
     @classmethod
-    def spawn(cls, load: Callable[[], LLM], *, max_pending: int = DEFAULT_MAX_PENDING) -> AsyncEngine:
+    def spawn(
+        cls, load: Callable[[], LLM], tokenizer: Tokenizer, *, max_pending: int = DEFAULT_MAX_PENDING
+    ) -> AsyncEngine:
         """An engine in a process of its own, watched and started again when it dies.
 
         Args:
             load: makes the `LLM` in that process; must survive pickling, such as
                 `functools.partial(LLM, "demo")`.
+            tokenizer: of the same model, for this process.
 
         Raises:
             Exception: what `load` raised there.
@@ -173,7 +180,7 @@ class AsyncEngine:
         level = logging.getLogger("telechat").getEffectiveLevel()
         worker = EngineProcess(load, engine._deliver, engine._lose_all, log_level=level)
         engine.worker = worker
-        engine.llm = RemoteModel.of(worker.ready)
+        engine.llm = RemoteModel.of(worker.ready, tokenizer)
         return engine
 
     def _prepare(self, max_pending: int) -> None:
@@ -183,7 +190,7 @@ class AsyncEngine:
         self._lock = threading.RLock()
         self._open: dict[int, _Open] = {}
         self._is_closed = False
-        self._last = Report()
+        self.stats: EngineStats | None = None
 
     @property
     def num_pending(self) -> int:
@@ -194,12 +201,12 @@ class AsyncEngine:
     @property
     def num_running(self) -> int:
         """Answers being computed, as of the last step."""
-        return self._last.num_running
+        return self.stats.num_running if self.stats else 0
 
     @property
     def num_waiting(self) -> int:
         """Answers waiting for a place, as of the last step."""
-        return self._last.num_waiting
+        return self.stats.num_waiting if self.stats else 0
 
     @property
     def is_alive(self) -> bool:
@@ -258,7 +265,7 @@ class AsyncEngine:
 
     def _deliver(self, report: Report) -> None:
         """Sort a step's letters into their streams, waking each event loop once. Called by the worker."""
-        self._last = report
+        self.stats = report.stats or self.stats
         mail: dict[asyncio.AbstractEventLoop, list[tuple[Stream, Delta | Exception]]] = {}
         with self._lock:
             for letter in report.letters:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from telechat.engine.outputs import Delta
+from telechat.engine.outputs import Delta, EngineStats
 from telechat.engine.sampling_params import SamplingParams
 
 
@@ -53,8 +53,7 @@ class Letter:
 
 @dataclass(frozen=True)
 class Report:
-    """What a step produced, and how many answers are computed and wait after it."""
+    """What a step produced, and where the engine stands after it (None: it has not said yet)."""
 
     letters: list[Letter] = field(default_factory=list)
-    num_running: int = 0
-    num_waiting: int = 0
+    stats: EngineStats | None = None

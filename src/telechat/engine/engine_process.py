@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 from typing import Any
 
 from telechat.engine.channel import Close, Order, Report
@@ -45,11 +44,9 @@ class Ready:
     """What the engine's process tells when its model is loaded.
 
     Attributes:
-        folder: of the model, for its tokenizer.
         intake_settings: what `Intake` takes besides the tokenizer.
     """
 
-    folder: Path
     name: str
     max_model_len: int
     default_params: SamplingParams
@@ -191,7 +188,7 @@ class EngineProcess:
             try:
                 self._connection, self._process = self._start()
                 self._await_ready()
-            except Exception as error:  # what kept the model from loading this time
+            except Exception as error:  # noqa: BLE001 - whatever kept the model from loading this time
                 log.error("the engine could not be started again: %s", error)
                 return
             self._is_alive = True
@@ -220,10 +217,9 @@ def run_engine(connection: Connection, load: Callable[[], LLM], log_level: int) 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         llm = load()
-        loop = EngineLoop(llm.new_engine(), llm.intake)
-        assert llm.folder is not None
-        ready = Ready(llm.folder, llm.name, llm.max_model_len, llm.default_params, llm.intake_settings)
-    except Exception as error:  # raised again where the user is
+        loop = EngineLoop(llm.engine, llm.intake)
+        ready = Ready(llm.name, llm.max_model_len, llm.default_params, llm.intake.settings)
+    except Exception as error:  # noqa: BLE001 - raised again where the user is
         connection.send(Failed(error))
         return
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -231,7 +227,7 @@ def run_engine(connection: Connection, load: Callable[[], LLM], log_level: int) 
     def receive(must_wait: bool) -> Sequence[Order]:
         orders: list[Order] = []
         try:
-            while must_wait and not orders or connection.poll():
+            while (must_wait and not orders) or connection.poll():
                 orders.append(connection.recv())
         except (EOFError, OSError):
             return [Close()]

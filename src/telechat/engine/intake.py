@@ -6,7 +6,7 @@ Knows the model's limits and how its tokens become text. Changes nothing, so any
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 from telechat.engine.outputs import Keep, Pooling
 from telechat.engine.request import Request
@@ -41,6 +41,15 @@ class Intake:
         self._eos_token_ids = frozenset(eos_token_ids)
         self._max_model_len = max_model_len
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What another intake for the same model takes, in another process perhaps."""
+        return {
+            "vocab_size": self._vocab_size,
+            "eos_token_ids": self._eos_token_ids,
+            "max_model_len": self._max_model_len,
+        }
+
     def make_requests(
         self,
         prompt_token_ids: Sequence[int],
@@ -65,10 +74,7 @@ class Intake:
             RequestError: a parameter that does not fit this model.
         """
         prompt = list(prompt_token_ids)
-        max_new_tokens = self._max_new_tokens(prompt, params)
-        self._check_ids("prompt", prompt)
-        self._check_ids("stop_token_ids", params.stop_token_ids)
-        self._check_ids("logit_bias", params.logit_bias)
+        max_new_tokens = self.check(prompt, params)
         for name, keep in (("return_logits", keep_logits), ("return_scores", keep_scores)):
             if keep is not None and keep != "all" and (not isinstance(keep, int) or keep < 1):
                 raise RequestError(f"{name} is {keep!r}; it must be 'all' or at least 1.", parameter=name)
@@ -91,6 +97,18 @@ class Intake:
             )
             for index, one in enumerate(params.split())
         ]
+
+    def check(self, prompt: list[int], params: SamplingParams) -> int:
+        """Most tokens that the model can be asked for after this prompt.
+
+        Raises:
+            PromptError, ContextLengthError, RequestError: as `make_requests`.
+        """
+        max_new_tokens = self._max_new_tokens(prompt, params)
+        self._check_ids("prompt", prompt)
+        self._check_ids("stop_token_ids", params.stop_token_ids)
+        self._check_ids("logit_bias", params.logit_bias)
+        return max_new_tokens
 
     def make_embedding(self, prompt_token_ids: Sequence[int], pooling: Pooling) -> Request:
         """A request for the vector of a prompt.

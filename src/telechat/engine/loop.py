@@ -59,7 +59,7 @@ class EngineLoop:
             send(self._report(refused + self._step()))
 
     def _report(self, letters: list[Letter]) -> Report:
-        return Report(letters, self.engine.num_running, self.engine.num_waiting)
+        return Report(letters, self.engine.stats())
 
     def _add(self, order: Add) -> list[Letter]:
         try:

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from telechat.checkpoint import resolve_model
 from telechat.engine import LLM, AsyncEngine, SamplingParams
 from telechat.engine.engine_process import EngineDiedError, EngineProcess
-from telechat.errors import ContextLengthError
+from telechat.errors import ContextLengthError, TelechatError
+from telechat.tokenizer import Tokenizer, load_tokenizer
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -24,9 +26,13 @@ GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 LONG = GREEDY.replace(max_tokens=1900)
 
 
+def demo_tokenizer() -> Tokenizer:
+    return load_tokenizer(resolve_model("demo"))
+
+
 @pytest.fixture(scope="module")
 def engine() -> Iterator[AsyncEngine]:
-    engine = AsyncEngine.spawn(functools.partial(LLM, "demo"), max_pending=20)
+    engine = AsyncEngine.spawn(functools.partial(LLM, "demo"), demo_tokenizer(), max_pending=20)
     yield engine
     engine.close()
     assert not engine.is_alive
@@ -113,15 +119,11 @@ def test_requests_while_it_is_dead_are_refused_at_once(engine: AsyncEngine) -> N
 
 def test_an_error_while_loading_is_raised_where_the_user_is(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{", encoding="utf-8")
-    expected: BaseException | None = None
-    try:
+    with pytest.raises(TelechatError) as here:
         LLM(tmp_path)
-    except Exception as error:
-        expected = error
-    assert expected is not None
-    with pytest.raises(type(expected)) as caught:
-        AsyncEngine.spawn(functools.partial(LLM, tmp_path))
-    assert str(caught.value) == str(expected)
+    with pytest.raises(type(here.value)) as there:
+        AsyncEngine.spawn(functools.partial(LLM, tmp_path), demo_tokenizer())
+    assert str(there.value) == str(here.value)
 
 
 def _die() -> LLM:
@@ -130,14 +132,17 @@ def _die() -> LLM:
 
 def test_a_process_that_dies_while_loading_is_an_error() -> None:
     with pytest.raises(EngineDiedError, match="exit code 7 while loading"):
-        AsyncEngine.spawn(_die)
+        AsyncEngine.spawn(_die, demo_tokenizer())
 
 
 OWNER = """
 import functools, os, sys
+from telechat.checkpoint import resolve_model
 from telechat.engine import LLM, AsyncEngine
+from telechat.tokenizer import load_tokenizer
 if __name__ == "__main__":
-    engine = AsyncEngine.spawn(functools.partial(LLM, "demo"))
+    tokenizer = load_tokenizer(resolve_model("demo"))
+    engine = AsyncEngine.spawn(functools.partial(LLM, "demo"), tokenizer)
     print(engine.worker.pid, flush=True)
     {ending}
 """
