@@ -132,8 +132,10 @@ def test_the_slope_is_of_the_last_half_in_mb_per_thousand_requests() -> None:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc here")
 def test_resident_memory_counts_children() -> None:
     alone = soak.resident_mb(os.getpid())
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+    words = [sys.executable, "-c", "print(flush=True); input()"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         try:
+            assert child.stdout is not None and child.stdout.readline()  # it has started
             assert soak.resident_mb(os.getpid()) > alone + 1
         finally:
             child.kill()
