@@ -43,6 +43,12 @@ def test_a_selection_runs_only_what_it_needs() -> None:
     assert turn.arguments["batch"] == 1
 
 
+def test_kernels_by_themselves_take_part_in_decoding_and_prefill_only() -> None:
+    rows = [row for group in all_groups() for row in group.without_engine().rows]
+    assert "M int4 decode b1" in {row.name for row in rows}
+    assert not [row.name for row in rows if "no compiler" in row.name or "generate" in row.name]
+
+
 @pytest.mark.parametrize(
     ("value", "lower_is_better", "verdict"),
     [(1.2, False, "goal"), (1.05, False, "floor"), (0.9, False, "BELOW"), (1.2, True, "BELOW")],
