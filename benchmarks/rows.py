@@ -52,6 +52,15 @@ class Group:
         workers = {name: plan for name, plan in self.workers.items() if name in names}
         return Group(self.name, workers, self.cases, rows)
 
+    def without_engine(self) -> Group:
+        """The same with only the rows that the kernels by themselves can take part in."""
+        able = [
+            row
+            for row in self.rows
+            if row.ours.worker == OURS and self.cases[row.ours.case][0] in ("decode", "prefill")
+        ]
+        return Group(self.name, self.workers, self.cases, able)
+
     def turns(self) -> list[Case]:
         """What to measure for the rows, in order."""
         turns = []
@@ -202,14 +211,21 @@ def by_ourselves(steps: int) -> list[Group]:
         {"overhead": ("overhead", {"batch": 32, "steps": 4 * steps})},
         [
             Row(
-                "demo b32 step outside the model",
+                "demo b32 scheduling and sampling, share of a step",
                 Place("overhead", OURS),
                 key="share",
                 unit="%",
                 goal=0.05,
                 floor=0.05,
                 lower_is_better=True,
-            )
+            ),
+            Row(
+                "demo b32 all outside the model, share of a step",
+                Place("overhead", OURS),
+                key="share_outside_model",
+                unit="%",
+                lower_is_better=True,
+            ),
         ],
     )
     plain, small = "telechat", "telechat-int8-kv"

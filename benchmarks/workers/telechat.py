@@ -13,6 +13,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -23,7 +24,6 @@ from benchmarks.workers.stopwatch import watching
 from telechat import LLM, SamplingParams
 from telechat.checkpoint.hub import demo_folder
 from telechat.engine import AsyncEngine
-from telechat.engine.engine import Engine
 from telechat.engine.request import Request
 from telechat.engine.sampler import Sampler
 from telechat.layers.rotary import RopeSettings
@@ -74,19 +74,12 @@ def greedy(new_tokens: int) -> SamplingParams:
 
 
 class Ours:
-    """An LLM, and an engine of its own that is stepped by hand."""
+    """An LLM whose engine is stepped by hand, called as a whole, or driven through the service's front."""
 
     def __init__(self, llm: LLM, num_words: int) -> None:
         self.llm = llm
         self.num_words = num_words
-        self._engine: Engine | None = None
-
-    @property
-    def engine(self) -> Engine:
-        """Made when it is first needed."""
-        if self._engine is None:
-            self._engine = self.llm.new_engine()
-        return self._engine
+        self.engine = llm.engine
 
     def prompt(self, num_tokens: int) -> list[int]:
         """Random ids of words: no prompt shares a prefix with another."""
@@ -170,7 +163,7 @@ class Ours:
         start = time.perf_counter()
         outputs = self.llm.generate(prompts, greedy(new_tokens))
         seconds = time.perf_counter() - start
-        made = sum(len(output.completions[0].token_ids) for output in outputs)
+        made = sum(len(output.outputs[0].token_ids) for output in outputs)
         assert made == batch * new_tokens, f"{made} tokens instead of {batch * new_tokens}"
         return {"tokens": float(made), "seconds": seconds}
 
@@ -208,7 +201,7 @@ class Ours:
         decisions = ((self.engine.scheduler, "schedule"), (Sampler, "__init__"), (Sampler, "sample"))
         with (
             watching(*decisions) as deciding,
-            watching((self.engine.runner.executor, "forward")) as computing,
+            watching((self.engine.executor, "forward")) as computing,
         ):
             start = time.perf_counter()
             for _ in range(steps):
@@ -242,8 +235,13 @@ def open_worker(words: Sequence[str]) -> tuple[dict[str, Case], dict[str, object
         return {}, {**about, "unfit": f"kernels: {obstacle or 'there, but are to be absent'}"}
     tokenizer = load_tokenizer(demo_folder())
     num_words = tokenizer.vocab_size
+    settings: dict[str, Any] = (
+        {"kv_cache_dtype": args.kv_cache_dtype} if args.kv_cache_dtype != "auto" else {}
+    )
+    if args.format != "bf16":
+        settings["quantize"] = args.format
     if args.demo:
-        llm = LLM("demo", kv_cache_dtype=args.kv_cache_dtype)
+        llm = LLM("demo")
     else:
         llm = LLM(
             random_model(SHAPES[args.shape], num_words),
@@ -252,12 +250,11 @@ def open_worker(words: Sequence[str]) -> tuple[dict[str, Case], dict[str, object
             max_batch_size=MAX_BATCH,
             block_size=BLOCK_SIZE,
             num_blocks=CACHE_TOKENS // BLOCK_SIZE,
-            quantize=None if args.format == "bf16" else args.format,
-            kv_cache_dtype=args.kv_cache_dtype,
+            **settings,
         )
     ours = Ours(llm, num_words)
     names = ("decode", "prefill", "prefix", "fairness", "generate", "concurrent", "arrivals", "overhead")
-    about["executor"] = ours.engine.runner.executor.describe()
+    about["executor"] = llm.executor.describe()
     return {name: getattr(ours, name) for name in names}, about
 
 

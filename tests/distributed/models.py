@@ -11,7 +11,9 @@ from telechat.errors import CheckpointError
 from telechat.layers.moe import MoeConfig
 from telechat.layers.rotary import RopeSettings
 from telechat.models import TeleChatConfig, TeleChatModel, build_model, initialise
+from telechat.models.native import NativeExecutor
 from telechat.models.paged import PagedBatch, TorchExecutor
+from telechat.ops.cpu.context import Context
 from telechat.ops.paged import Sequences
 from telechat.parallel.groups import Groups
 from telechat.parallel.tensor import RankWeights, keep_own_weights, prepare
@@ -41,7 +43,7 @@ def make_config(
 
 def whole_model(shape: Mapping[str, Any]) -> TeleChatModel:
     """The same random model in every process, biases included."""
-    model = build_model(make_config(**shape))
+    model = build_model(make_config(**{name: value for name, value in shape.items() if name != "native"}))
     initialise(model, seed=1)
     generator = torch.Generator().manual_seed(2)
     for name, parameter in model.named_parameters():
@@ -50,14 +52,19 @@ def whole_model(shape: Mapping[str, Any]) -> TeleChatModel:
     return model.eval()
 
 
-def build_rank(settings: Mapping[str, Any], groups: Groups) -> TorchExecutor:
+def executor_of(model: TeleChatModel, shape: Mapping[str, Any]) -> TorchExecutor | NativeExecutor:
+    """The CPU kernels where `shape` says "native", else torch."""
+    return NativeExecutor(model, context=Context(1)) if shape.get("native") else TorchExecutor(model)
+
+
+def build_rank(settings: Mapping[str, Any], groups: Groups) -> TorchExecutor | NativeExecutor:
     """One rank's part of `whole_model(settings)`."""
     model = whole_model(settings)
     whole = {name: parameter.data for name, parameter in model.named_parameters()}
     weights = RankWeights(model.config, groups.layout, groups.rank)
     prepare(model, groups)
     keep_own_weights(model, weights, whole)
-    return TorchExecutor(model)
+    return executor_of(model, settings)
 
 
 def prompt_batch(token_ids: list[int], blocks: list[int], *, cached: int = 0) -> PagedBatch:
@@ -92,7 +99,7 @@ def decode_batch(sequences: list[list[int]], blocks: list[list[int]]) -> PagedBa
     )
 
 
-def build_only_rank_0(settings: Mapping[str, Any], groups: Groups) -> TorchExecutor:
+def build_only_rank_0(settings: Mapping[str, Any], groups: Groups) -> TorchExecutor | NativeExecutor:
     """As `build_rank`, but fails in other processes."""
     if groups.rank:
         raise CheckpointError(f"the disk of rank {groups.rank} is gone")

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.distributed.models import build_rank, run_case, whole_model
+from tests.distributed.models import build_rank, executor_of, run_case, whole_model
+from tests.unit.ops.cpu.conftest import skip_without_kernels
 
 from telechat.device import CPU
-from telechat.models.paged import Executor, TorchExecutor
+from telechat.models.paged import Executor
 from telechat.parallel.groups import Groups
 from telechat.parallel.sharding import Layout
 from telechat.parallel.tensor import collect_logits
@@ -28,6 +29,8 @@ CASES = [
     pytest.param(Layout(tp=4), {"heads": 8, "kv_heads": 8}, id="tp4-mha"),
     pytest.param(Layout(tp=8), {"heads": 8, "kv_heads": 1}, id="tp8-mqa"),
     pytest.param(Layout(tp=8), {"heads": 8, "kv_heads": 8, "vocab": 9}, id="tp8-ranks-without-vocabulary"),
+    pytest.param(Layout(tp=2), {"heads": 8, "kv_heads": 8, "native": True}, id="tp2-kernels"),
+    pytest.param(Layout(tp=4), {"heads": 8, "kv_heads": 2, "native": True, "tied": True}, id="tp4-kernels"),
     pytest.param(Layout(tp=2), {"heads": 4, "kv_heads": 2, "experts": 4}, id="moe-tp2"),
     pytest.param(Layout(ep=2), {"heads": 4, "kv_heads": 2, "experts": 4}, id="moe-ep2"),
     pytest.param(Layout(ep=4), {"heads": 4, "kv_heads": 4, "experts": 8}, id="moe-ep4"),
@@ -70,7 +73,9 @@ def on_ranks(layout: Layout, work: Callable[[Groups], Any]) -> list[Any]:
 
 @pytest.mark.parametrize(("layout", "shape"), CASES)
 def test_ranks_together_equal_one(layout: Layout, shape: dict[str, Any]) -> None:
-    expected = run_case(TorchExecutor(whole_model(shape)))
+    if shape.get("native"):
+        skip_without_kernels()
+    expected = run_case(executor_of(whole_model(shape), shape))
     found = on_ranks(layout, lambda groups: run_case(Together(build_rank(shape, groups), groups)))
     for ours, whole in zip(found[0], expected, strict=True):
         assert ours.shape == whole.shape and ours.dtype == torch.float32

@@ -1,53 +1,34 @@
-"""Runs a dense model on the CPU kernels: all layers of a step in one call of C.
+"""Runs a model on the CPU kernels: all layers of a step in one call of C.
 
-The weights are packed once, layer by layer; with `consume` each torch weight is given back as soon as its
-packed form exists, so that a load never holds more than the model and one layer. Embedding and rotary tables
-stay in torch. Shapes: T new tokens, L rows whose results are wanted, V vocabulary. Knows nothing of requests.
+The weights are packed before (`packing`); embedding and rotary tables stay in torch. Shapes: T new tokens, L
+rows whose results are wanted, V vocabulary. Knows nothing of requests.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from telechat.device import CPU
-from telechat.layers.mlp import SwiGLU
+from telechat.layers.sums import OutputSum
 from telechat.models.config import TeleChatConfig
-from telechat.models.decoder import DecoderBlock, RopeMode, TeleChatModel
+from telechat.models.decoder import RopeMode, TeleChatModel
+from telechat.models.packing import FORMATS, module_obstacle, pack_model
 from telechat.models.paged import PagedBatch, rotary_rows
 from telechat.ops.cpu import library
 from telechat.ops.cpu.cache import form_obstacle
 from telechat.ops.cpu.context import Context
-from telechat.ops.cpu.decoder import Decoder, DecoderLayer
-from telechat.ops.cpu.weights import PackedWeight, WeightFormat
+from telechat.ops.cpu.decoder import Decoder
 from telechat.ops.paged import PagedCache
 
 log = logging.getLogger(__name__)
 
-_FORMATS: dict[torch.dtype, WeightFormat] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-_PRODUCTS = ("query", "key_value", "dense", "gate_proj", "up_proj", "down_proj", "lm_head")
 _SMALLEST_BLOCK = 16
-
-
-@dataclass(frozen=True)
-class NativeWeights:
-    """Everything a model knows, ready for the kernels; several executors may share it.
-
-    Attributes:
-        model: for embedding, embedding norm, final norm and rotary tables; its other weights may be gone.
-        formats: what the products' weights are stored as.
-    """
-
-    model: TeleChatModel
-    context: Context
-    layers: list[DecoderLayer]
-    final_norm: Tensor
-    head: PackedWeight
-    formats: str
 
 
 class NativeExecutor:
@@ -56,8 +37,8 @@ class NativeExecutor:
     Args:
         model: in eval mode, without a `native_obstacle`.
         deterministic: a row's result must not depend on the other rows of a step.
-        kv_dtype: of the cache; by default the weights', bf16 where they are quantised.
-        consume: give the model's weights back while packing; it cannot be called afterwards.
+        kv_dtype: of the cache; by default the model's.
+        consume: give the model's weights back while packing; the model cannot be called afterwards.
         context: threads and level; by default torch's number of threads and the best level.
     """
 
@@ -80,13 +61,6 @@ class NativeExecutor:
     def _start(self) -> None:
         self._decoder: Decoder | None = None
         self._num_blocks = self._block_size = 0
-
-    def twin(self) -> NativeExecutor:
-        """Another executor over the same weights, to be given a cache of its own."""
-        other = object.__new__(NativeExecutor)
-        other.deterministic, other.kv_dtype, other.weights = self.deterministic, self.kv_dtype, self.weights
-        other._start()
-        return other
 
     @property
     def config(self) -> TeleChatConfig:
@@ -112,7 +86,7 @@ class NativeExecutor:
         """Memory of one block, all layers together."""
         config = self.config
         return config.num_layers * PagedCache.bytes_per_block(
-            config.num_kv_heads, block_size, config.head_dim, self.kv_dtype
+            self.weights.num_kv_heads, block_size, config.head_dim, self.kv_dtype
         )
 
     def allocate(self, num_blocks: int, block_size: int) -> None:
@@ -121,7 +95,7 @@ class NativeExecutor:
         self._decoder = None
         caches = [
             PagedCache.allocate(
-                num_blocks, config.num_kv_heads, block_size, config.head_dim, dtype=self.kv_dtype
+                num_blocks, weights.num_kv_heads, block_size, config.head_dim, dtype=self.kv_dtype
             )
             for _ in range(config.num_layers)
         ]
@@ -131,10 +105,11 @@ class NativeExecutor:
             caches,
             weights.final_norm,
             weights.head,
-            num_heads=config.num_heads,
+            num_heads=weights.num_heads,
             eps=config.norm_eps,
             residual_post_norm=config.residual_post_layernorm,
             deterministic=self.deterministic,
+            reduce=_alternating(weights.sums) if weights.sums else None,
         )
         self._num_blocks, self._block_size = num_blocks, block_size
 
@@ -201,79 +176,23 @@ def native_obstacle(model: TeleChatModel, *, kv_dtype: torch.dtype | None = None
     config = model.config
     if model.device.type != CPU.type:
         return f"the model is on {model.device}"
-    if config.moe:
-        return "the model is a mixture of experts"
-    if model.dtype not in _FORMATS:
+    if model.dtype not in FORMATS:
         return f"the weights are {str(model.dtype).removeprefix('torch.')}, not float32 or bfloat16"
     for name, module in model.named_modules():
-        problem = _module_obstacle(name, module)
+        problem = module_obstacle(name, module)
         if problem:
             return problem
     form = form_obstacle(torch.float32, kv_dtype or model.dtype, config.head_dim, _SMALLEST_BLOCK)
     return form or library.obstacle()
 
 
-def _module_obstacle(name: str, module: nn.Module) -> str | None:
-    """Kernels read the weights; what others have put around or in place of a product would be lost."""
-    if module._forward_hooks or module._forward_pre_hooks:
-        return f"{name or 'the model'} has hooks"
-    if name.endswith(_PRODUCTS) and type(module) is not nn.Linear:
-        return f"{name} is a {type(module).__name__}"
-    return None
+def _alternating(sums: tuple[OutputSum, OutputSum]) -> Callable[[Tensor], None]:
+    """The kernels' reduction: they call it after attention and after the feed-forward, in turn."""
+    turns = itertools.cycle(sums)
 
+    def reduce(values: Tensor) -> None:
+        summed = next(turns).add_up(values)
+        if summed is not values:
+            values.copy_(summed)
 
-def pack_model(model: TeleChatModel, context: Context, *, consume: bool) -> NativeWeights:
-    """Pack every product's weight; with `consume` the torch weight goes as soon as its packed form exists."""
-    packer = _Packer(context, consume=consume)
-    layers = [packer.layer(block) for block in model.transformer.blocks]
-    # The head comes last: where it is tied, the embedding stays beside it.
-    if model.config.tie_word_embeddings:
-        head = packer.matrix(model.transformer.word_embeddings.weight)
-    else:
-        head = packer.linear(model.lm_head)
-    formats = ", ".join(sorted(packer.formats))
-    return NativeWeights(model, context, layers, _vector(model.transformer.ln_f.weight), head, formats)
-
-
-class _Packer:
-    """Packs weights one by one and notes their formats."""
-
-    def __init__(self, context: Context, *, consume: bool) -> None:
-        self.context = context
-        self.consume = consume
-        self.formats: set[str] = set()
-
-    def layer(self, block: DecoderBlock) -> DecoderLayer:
-        attention, mlp = block.self_attention, block.mlp
-        assert isinstance(mlp, SwiGLU)
-        return DecoderLayer(
-            query=self.linear(attention.query),
-            key_value=self.linear(attention.key_value),
-            dense=self.linear(attention.dense),
-            gate=self.linear(mlp.gate_proj),
-            up=self.linear(mlp.up_proj),
-            down=self.linear(mlp.down_proj),
-            input_norm=_vector(block.input_layernorm.weight),
-            post_norm=_vector(block.post_attention_layernorm.weight),
-            dense_bias=_bias(attention.dense),
-            down_bias=_bias(mlp.down_proj),
-        )
-
-    def linear(self, linear: nn.Linear) -> PackedWeight:
-        packed = self.matrix(linear.weight)
-        if self.consume:
-            linear.weight = nn.Parameter(torch.empty(0, dtype=linear.weight.dtype), requires_grad=False)
-        return packed
-
-    def matrix(self, weight_NK: Tensor) -> PackedWeight:
-        packed = PackedWeight.pack(self.context, weight_NK, _FORMATS[weight_NK.dtype])
-        self.formats.add(packed.weight_format)
-        return packed
-
-
-def _vector(weight: Tensor) -> Tensor:
-    return weight.detach().float().contiguous()
-
-
-def _bias(linear: nn.Linear) -> Tensor | None:
-    return None if linear.bias is None else _vector(linear.bias)
+    return reduce

@@ -9,7 +9,6 @@ plain or quantised: sums are made after whole blocks and know nothing of what is
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from telechat.layers.moe import MixtureOfExperts
+from telechat.layers.sums import OutputSum
 from telechat.models import TeleChatModel
 from telechat.models.config import TeleChatConfig
 from telechat.parallel.groups import Groups, RankGroup
@@ -109,9 +109,10 @@ def prepare(model: TeleChatModel, groups: Groups) -> None:
     for block in model.transformer.h:
         attention, feed_forward = block.self_attention, block.mlp
         attention.num_heads, attention.num_kv_heads = local_heads(config, layout)
-        attention.register_forward_hook(_adding(groups.tensor))
+        attention.register_forward_hook(OutputSum(groups.tensor.add_up))
         is_mixture = isinstance(feed_forward, MixtureOfExperts)
-        feed_forward.register_forward_hook(_adding(groups.world if is_mixture else groups.tensor))
+        group = groups.world if is_mixture else groups.tensor
+        feed_forward.register_forward_hook(OutputSum(group.add_up))
         if layout.tensor_index(rank) != 0:
             attention.dense.bias = None
         if not is_mixture:
@@ -134,16 +135,13 @@ def _set_features(model: TeleChatModel, layout: Layout, rank: int) -> None:
             module.out_features, module.in_features = shard.shape
 
 
-def _adding(group: RankGroup) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    """A forward hook that sums a module's outputs over the ranks."""
-    return lambda module, inputs, output: group.add_up(output)
-
-
 def collect_logits(part_LV: Tensor, vocab_size: int, groups: Groups) -> Tensor | None:
     """Logits [L, vocab_size] on rank 0 from every rank's [L, its part of the vocabulary]; None elsewhere."""
     group = groups.tensor
     if 0 not in group.members:
         return None  # ranks beyond tp are copies of the first ones
+    if not part_LV.shape[0]:
+        return part_LV.new_empty(0, vocab_size)
     size = -(-vocab_size // group.size)
     parts = group.collect(F.pad(part_LV, (0, size - part_LV.shape[1])))
     return torch.cat(parts, dim=1)[:, :vocab_size] if parts else None
