@@ -48,7 +48,7 @@ def given_keys(flag: str | None) -> tuple[str, ...]:
 
 def run(args: argparse.Namespace) -> int:
     """Take the port, load the model, and serve until told to stop."""
-    from telechat.checkpoint import resolve_model
+    from telechat.checkpoint import read_config, resolve_model
     from telechat.engine import AsyncEngine
     from telechat.serve.server import run_server
     from telechat.serve.settings import ServeSettings
@@ -66,8 +66,11 @@ def run(args: argparse.Namespace) -> int:
     sizes = {} if args.max_batch_size is None else {"max_batch_size": args.max_batch_size}
 
     def start_engine() -> AsyncEngine:
-        # Here and not only in the engine's process: a model that must first be fetched shows its progress.
-        tokenizer = load_tokenizer(resolve_model(model))
+        # Here and not only in the engine's process: a model that must first be fetched shows its progress,
+        # and a folder that holds none costs no process.
+        folder = resolve_model(model)
+        read_config(folder)
+        tokenizer = load_tokenizer(folder)
         return AsyncEngine.spawn(partial(load_llm, model, args, **sizes), tokenizer)
 
     return run_server(start_engine, settings)
