@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from telechat.errors import CheckpointError
 from telechat.layers.moe import MoeConfig
@@ -16,7 +17,7 @@ from telechat.models.paged import PagedBatch, TorchExecutor
 from telechat.ops.cpu.context import Context
 from telechat.ops.paged import Sequences
 from telechat.parallel.groups import Groups
-from telechat.parallel.tensor import RankWeights, keep_own_weights, prepare
+from telechat.parallel.tensor import RankPart
 
 BUILD = "tests.distributed.models:build_rank"
 BLOCK_SIZE = 16
@@ -61,9 +62,13 @@ def build_rank(settings: Mapping[str, Any], groups: Groups) -> TorchExecutor | N
     """One rank's part of `whole_model(settings)`."""
     model = whole_model(settings)
     whole = {name: parameter.data for name, parameter in model.named_parameters()}
-    weights = RankWeights(model.config, groups.layout, groups.rank)
-    prepare(model, groups)
-    keep_own_weights(model, weights, whole)
+    part = RankPart(groups)
+    part.prepare(model)
+    for name, tensor in whole.items():
+        kept = part.cut(name, tensor)
+        if kept is not None:
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, nn.Parameter(kept.clone(), requires_grad=False))
     return executor_of(model, settings)
 
 
