@@ -15,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from telechat.errors import ConfigError
 from telechat.layers.moe import MixtureOfExperts
 from telechat.layers.sums import OutputSum
 from telechat.models import TeleChatModel
+from telechat.ops.quantized import QuantizedWeight
 from telechat.parallel.groups import Groups, RankGroup
 from telechat.parallel.sharding import (
     Layout,
@@ -48,10 +50,33 @@ class RankPart:
 
     def cut(self, name: str, tensor: Tensor) -> Tensor | None:
         """The part of a tensor of the parameter table, a view; None when this rank keeps nothing of it."""
+        shard = self._shard(name)
+        return None if shard is None else shard.of(tensor)
+
+    def cut_quantized(self, name: str, weight: QuantizedWeight) -> QuantizedWeight | None:
+        """As `cut`, of the stored form of the weight with that name in the parameter table.
+
+        Raises:
+            ConfigError: the cut goes through a group of inputs that share a scale.
+        """
+        shard = self._shard(name)
+        if shard is None or shard.dim is None:
+            return None if shard is None else weight
+        if shard.dim == 0:
+            return weight.take_rows(shard.start, shard.stop)
+        problem = weight.scheme.obstacle(shard.stop - shard.start)
+        if problem:
+            raise ConfigError(
+                f"{name} cannot be shared by {self._groups.layout.world_size} ranks: {problem}.",
+                hint="Use fewer ranks, or weights quantised in smaller groups.",
+            )
+        return weight.take_columns(shard.start, shard.stop)
+
+    def _shard(self, name: str) -> Shard | None:
         shard = self._shards.get(name)
-        if shard is None or (shard.parameter.kind == "bias" and not self._adds_bias(name)):
+        if shard is not None and shard.parameter.kind == "bias" and not self._adds_bias(name):
             return None
-        return shard.of(tensor)
+        return shard
 
     def _adds_bias(self, name: str) -> bool:
         layout, rank = self._groups.layout, self._groups.rank
