@@ -29,7 +29,7 @@ CONTEXT = 1024  # tokens of one sequence
 @llama_cpp.llama_log_callback
 def only_errors(level: int, text: bytes, _user_data: object) -> None:
     """llama.cpp's log: what it says of every graph is left out."""
-    if level >= 4:
+    if level == 4:
         print(text.decode("utf-8", "replace"), end="", file=sys.stderr)
 
 
