@@ -85,11 +85,9 @@ class Ours:
         """Random ids of words: no prompt shares a prefix with another."""
         return random.choices(range(16, self.num_words), k=num_tokens)
 
-    def request(self, prompt: Sequence[int], new_tokens: int, **settings: object) -> Request:
+    def request(self, prompt: Sequence[int], new_tokens: int, tenant: str = "") -> Request:
         """A greedy request."""
-        [request] = self.llm.intake.make_requests(list(prompt), greedy(new_tokens))
-        for name, value in settings.items():
-            setattr(request, name, value)
+        [request] = self.llm.intake.make_requests(list(prompt), greedy(new_tokens), tenant=tenant)
         return request
 
     def run_until(self, is_done: Callable[[], bool]) -> float:
@@ -128,9 +126,9 @@ class Ours:
         """Seconds until the first token of one prompt."""
         return {"tokens": float(prompt), "seconds": self.first_token(self.prompt(prompt))}
 
-    def first_token(self, prompt: Sequence[int], **settings: object) -> float:
+    def first_token(self, prompt: Sequence[int], tenant: str = "") -> float:
         """Seconds from adding a request to its first token; other requests go on in between."""
-        request = self.request(prompt, 1, **settings)
+        request = self.request(prompt, 1, tenant)
         self.engine.add(request)
         return self.run_until(lambda: bool(request.token_ids))
 

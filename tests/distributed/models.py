@@ -6,17 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from telechat.errors import CheckpointError
 from telechat.layers.moe import MoeConfig
+from telechat.layers.quantized import QuantizedLinear, set_module
 from telechat.layers.rotary import RopeSettings
 from telechat.models import TeleChatConfig, TeleChatModel, build_model, initialise
 from telechat.models.native import NativeExecutor
 from telechat.models.paged import PagedBatch, TorchExecutor
 from telechat.ops.cpu.context import Context
 from telechat.ops.paged import Sequences
+from telechat.ops.quantized import WeightScheme
 from telechat.parallel.groups import Groups
-from telechat.parallel.tensor import RankWeights, keep_own_weights, prepare
+from telechat.parallel.tensor import RankPart
 
 BUILD = "tests.distributed.models:build_rank"
 BLOCK_SIZE = 16
@@ -43,7 +46,8 @@ def make_config(
 
 def whole_model(shape: Mapping[str, Any]) -> TeleChatModel:
     """The same random model in every process, biases included."""
-    model = build_model(make_config(**{name: value for name, value in shape.items() if name != "native"}))
+    shape = {name: value for name, value in shape.items() if name not in ("native", "bits")}
+    model = build_model(make_config(**shape))
     initialise(model, seed=1)
     generator = torch.Generator().manual_seed(2)
     for name, parameter in model.named_parameters():
@@ -53,7 +57,12 @@ def whole_model(shape: Mapping[str, Any]) -> TeleChatModel:
 
 
 def executor_of(model: TeleChatModel, shape: Mapping[str, Any]) -> TorchExecutor | NativeExecutor:
-    """The CPU kernels where `shape` says "native", else torch."""
+    """The CPU kernels where `shape` says "native", else torch; quantised where it gives "bits"."""
+    if shape.get("bits"):
+        for name, module in list(model.named_modules()):
+            if isinstance(module, nn.Linear) and name != "lm_head":
+                layer = QuantizedLinear.from_linear(module, WeightScheme(shape["bits"], 32))
+                set_module(model, name, layer)
     return NativeExecutor(model, context=Context(1)) if shape.get("native") else TorchExecutor(model)
 
 
@@ -61,9 +70,13 @@ def build_rank(settings: Mapping[str, Any], groups: Groups) -> TorchExecutor | N
     """One rank's part of `whole_model(settings)`."""
     model = whole_model(settings)
     whole = {name: parameter.data for name, parameter in model.named_parameters()}
-    weights = RankWeights(model.config, groups.layout, groups.rank)
-    prepare(model, groups)
-    keep_own_weights(model, weights, whole)
+    part = RankPart(groups)
+    part.prepare(model)
+    for name, tensor in whole.items():
+        kept = part.cut(name, tensor)
+        if kept is not None:
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, nn.Parameter(kept.clone(), requires_grad=False))
     return executor_of(model, settings)
 
 

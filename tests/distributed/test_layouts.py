@@ -15,10 +15,12 @@ from tests.distributed.models import build_rank, executor_of, run_case, whole_mo
 from tests.unit.ops.cpu.conftest import skip_without_kernels
 
 from telechat.device import CPU
+from telechat.errors import ConfigError
 from telechat.models.paged import Executor
+from telechat.ops.quantized import WeightScheme, round_to_nearest
 from telechat.parallel.groups import Groups
 from telechat.parallel.sharding import Layout
-from telechat.parallel.tensor import collect_logits
+from telechat.parallel.tensor import RankPart, collect_logits
 
 TOLERANCE = 1e-5
 
@@ -36,6 +38,12 @@ CASES = [
     pytest.param(Layout(ep=4), {"heads": 4, "kv_heads": 4, "experts": 8}, id="moe-ep4"),
     pytest.param(Layout(tp=4, ep=2), {"heads": 4, "kv_heads": 2, "experts": 4}, id="moe-tp4-ep2"),
     pytest.param(Layout(tp=2, ep=4), {"heads": 4, "kv_heads": 4, "experts": 8}, id="moe-tp2-ep4"),
+    pytest.param(Layout(tp=2), {"heads": 4, "kv_heads": 2, "bits": 4}, id="tp2-int4"),
+    pytest.param(Layout(ep=2), {"heads": 4, "kv_heads": 2, "experts": 4, "bits": 4}, id="moe-ep2-int4"),
+    pytest.param(Layout(ep=4), {"heads": 4, "kv_heads": 2, "experts": 4, "bits": 4}, id="moe-ep4-int4"),
+    pytest.param(
+        Layout(tp=2, ep=4), {"heads": 4, "kv_heads": 4, "experts": 4, "bits": 8}, id="moe-tp2-ep4-int8"
+    ),
     pytest.param(Layout(tp=4, ep=4), {"heads": 4, "kv_heads": 4, "experts": 4}, id="moe-tp4-ep4"),
 ]
 
@@ -93,6 +101,24 @@ def test_sums_do_not_depend_on_the_rest_of_the_batch() -> None:
 
     for batched, alone in on_ranks(Layout(tp=4), both):
         assert torch.equal(batched, alone)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_stored_weight_is_cut_like_the_weight_it_means(bits: int) -> None:
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(1))
+    stored = round_to_nearest(weight, WeightScheme(bits, 32))
+    block = "transformer.h.0"
+    for rank in (0, 1):
+        part = RankPart(Groups(Layout(tp=2), rank))
+        part.prepare(whole_model({"heads": 4, "kv_heads": 2}))
+        for name in (f"{block}.mlp.gate_proj.weight", f"{block}.mlp.down_proj.weight"):
+            cut, plain = part.cut_quantized(name, stored), part.cut(name, stored.dequantise())
+            assert cut is not None and plain is not None
+            assert torch.equal(cut.dequantise(), plain) and plain.numel() == 64 * 32
+    with pytest.raises(ConfigError, match=r"down_proj\.weight cannot be shared by 4 ranks: its 16 inputs"):
+        part = RankPart(Groups(Layout(tp=4), 0))
+        part.prepare(whole_model({"heads": 4, "kv_heads": 4}))
+        part.cut_quantized(f"{block}.mlp.down_proj.weight", stored)
 
 
 def test_a_bias_is_added_once() -> None:

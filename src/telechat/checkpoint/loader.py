@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,18 @@ _EXPERT_COUNT = "expert_num"
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+class Part(Protocol):
+    """One rank's part of a model that several ranks hold together."""
+
+    def prepare(self, model: TeleChatModel) -> None:
+        """Give a model without weights the structure of the part."""
+        ...
+
+    def cut(self, name: str, tensor: Tensor) -> Tensor | None:
+        """The part of a tensor of the parameter table, a view; None when nothing of it is kept."""
+        ...
+
+
 def load_model(
     path_or_name: str | Path,
     *,
@@ -38,6 +50,7 @@ def load_model(
     attention: str = "auto",
     rope_mode: RopeMode = "official",
     static_length: int | None = None,
+    part: Part | None = None,
 ) -> TeleChatModel:
     """Load a model.
 
@@ -47,6 +60,7 @@ def load_model(
         dtype: `auto` or float32, bfloat16, float16; see `choose_dtype`.
         attention: `auto`, `flash`, `sdpa` or `reference`.
         rope_mode, static_length: what happens past the training length; see `TeleChatModel`.
+        part: load only this much of it.
 
     Returns:
         The model in eval mode on the device.
@@ -70,7 +84,9 @@ def load_model(
         rope_mode=rope_mode,
         static_length=static_length,
     )
-    fill(model, weights, device=place, dtype=chosen)
+    if part is not None:
+        part.prepare(model)
+    fill(model, weights, device=place, dtype=chosen, part=part)
     return model.eval()
 
 
@@ -220,12 +236,21 @@ def _listed(names: list[str]) -> str:
 
 
 @torch.no_grad()
-def fill(model: nn.Module, weights: StoredWeights, *, device: torch.device, dtype: torch.dtype) -> None:
+def fill(
+    model: nn.Module,
+    weights: StoredWeights,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    part: Part | None = None,
+) -> None:
     """Give every parameter of a model built on `meta` its memory and its values, one tensor at a time."""
     names = match_tensors(model.config, weights)  # type: ignore[arg-type]
     places = {stored: name for name, stored in names.items()}
     for stored, tensor in weights.stream(places):
-        _place(model, places[stored], tensor, device, dtype)
+        kept = tensor if part is None else part.cut(places[stored], tensor)
+        if kept is not None:
+            _place(model, places[stored], kept, device, dtype)
 
 
 def _place(model: nn.Module, name: str, tensor: Tensor, device: torch.device, dtype: torch.dtype) -> None:

@@ -11,7 +11,7 @@ from telechat.engine.engine_process import EngineDiedError
 from telechat.engine.llm import LLM
 from telechat.engine.loop import EngineClosedError, EngineStepError
 from telechat.engine.outputs import Completion, Delta, FinishReason, RequestOutput, TokenLogprob
-from telechat.engine.sampling_params import SamplingParams
+from telechat.engine.sampling_params import SamplingParams, StructuredOutputs
 
 __all__ = [
     "LLM",
@@ -26,5 +26,6 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "Stream",
+    "StructuredOutputs",
     "TokenLogprob",
 ]

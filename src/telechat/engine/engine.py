@@ -12,17 +12,15 @@ import torch
 from torch import Tensor
 
 from telechat.engine.blocks import BlockAllocator
-from telechat.engine.history import History
+from telechat.engine.logprobs import token_logprobs
 from telechat.engine.outputs import EngineStats
 from telechat.engine.request import Request
 from telechat.engine.rope import RopeRule
 from telechat.engine.runner import Runner
-from telechat.engine.sampler import Sampled, Sampler, token_logprob
+from telechat.engine.sampler import NOT_A_NUMBER, Sampled, Sampler
 from telechat.engine.scheduler import Scheduler, Work
 from telechat.errors import RequestError, TelechatError
 from telechat.models.paged import Executor
-
-_NOT_A_NUMBER = "The model's output is not a number (NaN) for this request."
 
 
 class Engine:
@@ -149,27 +147,24 @@ class Engine:
             logits_LV = logits_LV[torch.tensor(rows, device=logits_LV.device)]
         if self._sampler is None or self._sampler.requests != tuple(requests):
             self._sampler = Sampler(requests, device=logits_LV.device)
-        self._hand_out_all(requests, self._sampler.sample(logits_LV, _history(requests, logits_LV.device)))
+        for request, sampled in zip(requests, self._sampler.sample(logits_LV), strict=True):
+            self._hand_out(request, sampled)
 
-    def _hand_out_all(self, requests: Sequence[Request], sampled: Sampled) -> None:
-        for row, request in enumerate(requests):
-            self._hand_out(request, row, sampled)
-
-    def _hand_out(self, request: Request, row: int, sampled: Sampled) -> None:
-        if row in sampled.broken_rows:
-            request.error = RequestError(_NOT_A_NUMBER)
-            return
-        if row in sampled.logprobs:
-            request.logprobs.append(sampled.logprobs[row])
-        if row in sampled.logits:
-            request.kept_logits.append(sampled.logits[row])
-        if row in sampled.scores:
-            request.kept_scores.append(sampled.scores[row])
+    def _hand_out(self, request: Request, sampled: Sampled) -> None:
+        request.error = sampled.error
+        num_before = len(request.token_ids)
         try:
-            request.accept(sampled.token_ids[row])
+            for token_id in sampled.token_ids:
+                request.accept(token_id)
+                if request.finish_reason:
+                    break
         except TelechatError as error:  # the tokenizer cannot decode this id: no other request's concern
             request.error = error
-        self.num_generated_tokens += 1
+        num_gained = len(request.token_ids) - num_before
+        request.logprobs += sampled.logprobs[:num_gained]
+        request.kept_logits += sampled.logits[:num_gained]
+        request.kept_scores += sampled.scores[:num_gained]
+        self.num_generated_tokens += num_gained
 
     @staticmethod
     def _report_prompt(work: Work, logits_LV: Tensor) -> None:
@@ -180,11 +175,10 @@ class Engine:
             reported.append(None)
         following = request.prompt_token_ids[len(reported) : work.stop + 1]
         first = len(reported) - 1 - work.start
-        for row, token_id in enumerate(following, first):
-            logprob = token_logprob(logits_LV[row], token_id, request.num_prompt_logprobs)
-            if logprob.logprob != logprob.logprob:
-                request.error = RequestError(_NOT_A_NUMBER)
-            reported.append(logprob)
+        rows_NV = logits_LV[first : first + len(following)]
+        reported += token_logprobs(rows_NV, following, [request.num_prompt_logprobs] * len(following))
+        if bool(rows_NV.isnan().any()):
+            request.error = RequestError(NOT_A_NUMBER)
 
     def _pool(self, work: Sequence[Work]) -> None:
         """Add up hidden states, or keep the last one, of prompts to be embedded."""
@@ -200,11 +194,4 @@ class Engine:
             elif len(rows):
                 request.pooled = rows[-1].clone()
             if len(rows) and bool(rows.isnan().any()):
-                request.error = RequestError(_NOT_A_NUMBER)
-
-
-def _history(requests: Sequence[Request], device: torch.device) -> History:
-    texts = [request.tokens(0, request.num_tokens) for request in requests]
-    longest = max(map(len, texts))
-    padded = torch.tensor([text + [0] * (longest - len(text)) for text in texts], device=device)
-    return History(padded, torch.tensor([len(text) for text in texts], device=device))
+                request.error = RequestError(NOT_A_NUMBER)

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, get_args
 
+from telechat.engine.grammar import Grammar
 from telechat.engine.outputs import Keep, Pooling
 from telechat.engine.request import Request
-from telechat.engine.sampling_params import SamplingParams
+from telechat.engine.sampling_params import SamplingParams, StructuredOutputs
 from telechat.engine.text import TextStream, TokenDecoder
 from telechat.errors import ContextLengthError, PromptError, RequestError
 
@@ -26,6 +27,7 @@ class Intake:
         vocab_size: ids run from 0 to one less.
         eos_token_ids: the model's own end tokens.
         max_model_len: most tokens of prompt and answer together.
+        compile_grammar: makes the grammar of one answer; without it there are no structured outputs.
     """
 
     def __init__(
@@ -35,7 +37,9 @@ class Intake:
         vocab_size: int,
         eos_token_ids: Iterable[int],
         max_model_len: int,
+        compile_grammar: Callable[[StructuredOutputs], Grammar] | None = None,
     ) -> None:
+        self._compile_grammar = compile_grammar
         self._make_decoder = make_decoder
         self._vocab_size = vocab_size
         self._eos_token_ids = frozenset(eos_token_ids)
@@ -94,6 +98,8 @@ class Intake:
                 priority=priority,
                 tenant=tenant,
                 cache_salt=cache_salt,
+                num_prompt_logprobs=one.prompt_logprobs,
+                grammar=self._grammar(one),
             )
             for index, one in enumerate(params.split())
         ]
@@ -109,6 +115,17 @@ class Intake:
         self._check_ids("stop_token_ids", params.stop_token_ids)
         self._check_ids("logit_bias", params.logit_bias)
         return max_new_tokens
+
+    def _grammar(self, params: SamplingParams) -> Grammar | None:
+        if params.structured_outputs is None:
+            return None
+        if self._compile_grammar is None:
+            raise RequestError(
+                "This engine has no structured outputs.",
+                parameter="structured_outputs",
+                hint="Its tokenizer does not say which text each token stands for.",
+            )
+        return self._compile_grammar(params.structured_outputs)
 
     def make_embedding(self, prompt_token_ids: Sequence[int], pooling: Pooling) -> Request:
         """A request for the vector of a prompt.

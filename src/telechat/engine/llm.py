@@ -15,10 +15,19 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, overload
 
 from telechat.checkpoint import read_generation_config, resolve_model
+from telechat.checkpoint.hub import DEMO
 from telechat.device import CPU
 from telechat.engine.engine import Engine
+from telechat.engine.grammar import GrammarCompiler
 from telechat.engine.intake import Intake
-from telechat.engine.loading import default_params, eos_token_ids, load_weights, plan_for
+from telechat.engine.loading import (
+    KvCacheDtype,
+    default_params,
+    eos_token_ids,
+    kv_dtype,
+    load_weights,
+    plan_for,
+)
 from telechat.engine.outputs import Delta, EmbeddingOutput, EngineStats, Keep, Pooling, RequestOutput
 from telechat.engine.plan import DEFAULT_MAX_BATCH_SIZE
 from telechat.engine.progress import Progress
@@ -27,7 +36,8 @@ from telechat.engine.results import embedding_output, request_output
 from telechat.engine.sampling_params import SamplingParams
 from telechat.errors import ConfigError, PromptError, RequestError, TelechatError
 from telechat.models import RopeMode, TeleChatConfig, TeleChatModel
-from telechat.models.paged import Executor, TorchExecutor
+from telechat.models.executors import choose_executor
+from telechat.models.paged import Executor
 from telechat.registry import nearest
 from telechat.tokenizer import Tokenizer, check_fits, load_tokenizer
 
@@ -61,7 +71,10 @@ class LLM:
         num_blocks: blocks of the cache; default as many as are useful and fit.
         memory_limit: most bytes that this process may hold on the device, weights included; the cache is made
             to fit. Default a share of what is free.
+        kv_cache_dtype: `auto` is the model's; `int8` halves the memory of bf16, with small errors.
         prefix_caching: prompts that begin alike share what was computed for the beginning.
+        deterministic: an answer does not depend on what else is in the batch, to the last bit: one kernel
+            per layer whatever the batch. Default: for the demo model only.
         generation_config: contents of a `generation_config.json`; by default the folder's.
 
     Raises:
@@ -84,7 +97,9 @@ class LLM:
         block_size: int | None = None,
         num_blocks: int | None = None,
         memory_limit: int | None = None,
+        kv_cache_dtype: KvCacheDtype = "auto",
         prefix_caching: bool = True,
+        deterministic: bool | None = None,
         generation_config: Mapping[str, Any] | None = None,
     ) -> None:
         for name, value in (
@@ -100,6 +115,7 @@ class LLM:
                 raise ConfigError("A model that is already loaded needs its tokenizer too.")
             self.name = "telechat"
             self.model = model
+            is_ours = False
         else:
             folder = resolve_model(model)
             self.name = str(model) if not Path(model).is_dir() else Path(model).resolve().name
@@ -114,6 +130,7 @@ class LLM:
             tokenizer = tokenizer or load_tokenizer(folder)
             if generation_config is None:
                 generation_config = read_generation_config(folder)
+            is_ours = True
         self.tokenizer: Tokenizer = tokenizer
         self.generation_config = dict(generation_config or {})
         self.default_params = default_params(self.generation_config)
@@ -133,9 +150,17 @@ class LLM:
             vocab_size=self.config.vocab_size,
             eos_token_ids=self.eos_token_ids,
             max_model_len=self.max_model_len,
+            compile_grammar=GrammarCompiler(
+                self.tokenizer, vocab_size=self.config.vocab_size, eos_token_ids=self.eos_token_ids
+            ),
         )
-        self.executor: Executor = TorchExecutor(self.model)
-        log.info("%s", self.executor.describe())
+        self.deterministic = self.name == DEMO if deterministic is None else deterministic
+        self.executor: Executor = choose_executor(
+            self.model,
+            deterministic=self.deterministic,
+            kv_dtype=kv_dtype(kv_cache_dtype),
+            consume=is_ours,
+        )
         self.cache_plan = plan_for(
             self.executor,
             max_model_len=self.max_model_len,

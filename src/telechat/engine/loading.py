@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
+
+import torch
 
 from telechat.checkpoint import load_model, read_config
 from telechat.device import CPU, resolve_device
@@ -21,6 +23,8 @@ from telechat.models.paged import Executor
 from telechat.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
+
+KvCacheDtype = Literal["auto", "int8"]
 
 # Below this, `dtype="auto"` computes in fp32 on the CPU: the weights are small enough that it costs little,
 # and answers then do not depend on how a CPU rounds bf16.
@@ -72,6 +76,17 @@ def plan_for(
     )
     log.info("%s", plan.describe())
     return plan
+
+
+def kv_dtype(name: KvCacheDtype) -> torch.dtype | None:
+    """The dtype of a cache by its name; None is the model's.
+
+    Raises:
+        ConfigError: any other name.
+    """
+    if name not in get_args(KvCacheDtype):
+        raise ConfigError(f"kv_cache_dtype is {name!r}; it must be {' or '.join(get_args(KvCacheDtype))}.")
+    return torch.int8 if name == "int8" else None
 
 
 def default_params(generation_config: Mapping[str, Any]) -> SamplingParams:

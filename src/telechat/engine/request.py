@@ -6,7 +6,6 @@ The record at the heart of the engine. Knows nothing of tensors, models or other
 from __future__ import annotations
 
 import itertools
-import random
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -19,6 +18,9 @@ from telechat.engine.text import TextStream
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from telechat.engine.grammar import Grammar
+    from telechat.engine.sampling_state import SamplingState
 
 _numbers = itertools.count()
 
@@ -48,6 +50,7 @@ class Request:
         cache_salt: requests with different salts share no cached keys.
         pooling: give one vector for the prompt instead of an answer.
         num_prompt_logprobs: report each prompt token's log-probability and this many likeliest; None: don't.
+        grammar: what the answer must follow, or None.
         number: unique and increasing; names the request in logs.
         block_table: its blocks of the cache, in order; empty unless running.
         block_names: names of its full blocks, as far as they were needed.
@@ -56,7 +59,7 @@ class Request:
         num_cached_tokens: prompt tokens found in the cache when the request was first admitted.
         rope_epoch: the rotary table its keys were made with, where that is one for all.
         draft_token_ids: guesses for the next tokens, which the next step checks.
-        uniform: source of its random numbers, its own so that neighbours in the batch change nothing.
+        sampling: what the sampler keeps about it from step to step; made when it is first sampled.
         kept_logits, kept_scores: one entry per step: fp32 [V] for "all", {token id: value} for N.
         prompt_logprobs: of the prompt tokens done so far; None for the first, which nothing precedes.
         pooled: fp32 [hidden] sum of the hidden states so far, or the last one, by `pooling`.
@@ -75,6 +78,7 @@ class Request:
     cache_salt: str = ""
     pooling: Pooling | None = None
     num_prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
     number: int = field(default_factory=lambda: next(_numbers))
     state: State = State.WAITING
     block_table: list[int] = field(default_factory=list)
@@ -94,12 +98,9 @@ class Request:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     error: Exception | None = None
-    uniform: random.Random = field(init=False)
+    sampling: SamplingState | None = None
     _num_chars_told: int = 0
     _num_tokens_told: int = 0
-
-    def __post_init__(self) -> None:
-        self.uniform = random.Random(self.params.seed)
 
     @property
     def num_tokens(self) -> int:

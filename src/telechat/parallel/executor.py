@@ -9,8 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -71,6 +74,7 @@ class TensorParallelExecutor:
         self._groups = Groups(layout, 0)
         port = self._groups.listen(settings.port)
         num_threads = threads_per_rank(layout.world_size)
+        self._block_size = 0
         self._failure: RankError | None = None
         self._ranks = RankProcesses(
             layout.world_size,
@@ -137,6 +141,7 @@ class TensorParallelExecutor:
 
     def allocate(self, num_blocks: int, block_size: int) -> None:
         """Make an empty cache on every rank."""
+        self._block_size = block_size
         payload = json.dumps([num_blocks, block_size]).encode()
         self._together(Order.ALLOCATE, payload, lambda: self._local.allocate(num_blocks, block_size))
 
@@ -152,27 +157,30 @@ class TensorParallelExecutor:
             assert logits is not None
             return logits
 
-        return self._together(Order.FORWARD, wire.pack_batch(batch), work)
+        return self._together(Order.FORWARD, wire.pack_batch(batch, self._block_size), work)
 
     def hidden_states(self, batch: PagedBatch) -> Tensor:
         """Final hidden states fp32 [L, hidden]; errors as `forward`."""
         return self._together(
-            Order.HIDDEN_STATES, wire.pack_batch(batch), lambda: self._local.hidden_states(batch)
+            Order.HIDDEN_STATES,
+            wire.pack_batch(batch, self._block_size),
+            lambda: self._local.hidden_states(batch),
         )
 
     def _together(self, order: Order, payload: bytes, work: Callable[[], _Result]) -> _Result:
         if self._failure is not None:
             raise RankError(self._failure.message, hint=self._failure.hint)
-        try:
-            self._ranks.send(order, payload)
-            return work()
-        except BaseException as error:
-            # Whatever it was, the ranks are no longer in step.
-            self._failure = self._reason(error)
-            self._end()
-            if isinstance(error, RuntimeError):
-                raise self._failure from error
-            raise
+        with _interrupts_wait():
+            try:
+                self._ranks.send(order, payload)
+                return work()
+            except BaseException as error:
+                # Whatever it was, the ranks are no longer in step.
+                self._failure = self._reason(error)
+                self._end()
+                if isinstance(error, RuntimeError):
+                    raise self._failure from error
+                raise
 
     def _reason(self, error: BaseException) -> RankError:
         """Why the executor cannot go on: the rank that is gone, if there is one, else what happened here."""
@@ -205,3 +213,23 @@ class TensorParallelExecutor:
         self._binding.undo()
         if hasattr(self, "_local"):
             self._local.close()
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Ctrl-C takes effect after the step: in the middle of it, it would leave the ranks out of step."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGINT)
+    if not callable(previous):
+        yield
+        return
+    interrupted: list[FrameType | None] = []
+    signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(frame))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if interrupted:
+        previous(signal.SIGINT, interrupted[0])

@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from telechat.errors import ConfigError
 from telechat.layers.moe import MixtureOfExperts
 from telechat.layers.sums import OutputSum
 from telechat.models import TeleChatModel
-from telechat.models.config import TeleChatConfig
+from telechat.ops.quantized import QuantizedWeight
 from telechat.parallel.groups import Groups, RankGroup
 from telechat.parallel.sharding import (
     Layout,
@@ -31,34 +32,56 @@ from telechat.parallel.sharding import (
 )
 
 
-class RankWeights:
-    """Cuts a rank's part out of each tensor of a checkpoint, as it is read.
+class RankPart:
+    """What one rank keeps of a model: its structure, and its cut of each tensor as it is read."""
 
-    Raises:
-        ConfigError: the layout does not fit the model.
-    """
+    def __init__(self, groups: Groups) -> None:
+        self._groups = groups
+        self._shards: dict[str, Shard] = {}
 
-    def __init__(self, config: TeleChatConfig, layout: Layout, rank: int) -> None:
-        self._layout = layout
-        self._rank = rank
-        self._shards = shard_table(config, layout, rank)
+    def prepare(self, model: TeleChatModel) -> None:
+        """Give a model the structure of this rank; its weights, which may be on `meta`, come by `cut`.
 
-    def __call__(self, name: str, tensor: Tensor) -> Tensor | None:
+        Raises:
+            ConfigError: the layout does not fit the model.
+        """
+        prepare(model, self._groups)
+        self._shards = shard_table(model.config, self._groups.layout, self._groups.rank)
+
+    def cut(self, name: str, tensor: Tensor) -> Tensor | None:
         """The part of a tensor of the parameter table, a view; None when this rank keeps nothing of it."""
-        shard = self.shard(name)
+        shard = self._shard(name)
         return None if shard is None else shard.of(tensor)
 
-    def shard(self, name: str) -> Shard | None:
-        """What this rank keeps of a tensor, biases that are added elsewhere left out."""
+    def cut_quantized(self, name: str, weight: QuantizedWeight) -> QuantizedWeight | None:
+        """As `cut`, of the stored form of the weight with that name in the parameter table.
+
+        Raises:
+            ConfigError: the cut goes through a group of inputs that share a scale.
+        """
+        shard = self._shard(name)
+        if shard is None or shard.dim is None:
+            return None if shard is None else weight
+        if shard.dim == 0:
+            return weight.take_rows(shard.start, shard.stop)
+        problem = weight.scheme.obstacle(shard.stop - shard.start)
+        if problem:
+            raise ConfigError(
+                f"{name} cannot be shared by {self._groups.layout.world_size} ranks: {problem}.",
+                hint="Use fewer ranks, or weights quantised in smaller groups.",
+            )
+        return weight.take_columns(shard.start, shard.stop)
+
+    def _shard(self, name: str) -> Shard | None:
         shard = self._shards.get(name)
         if shard is not None and shard.parameter.kind == "bias" and not self._adds_bias(name):
             return None
         return shard
 
     def _adds_bias(self, name: str) -> bool:
-        if ".local_experts." in name:
-            return self._layout.expert_tensor_index(self._rank) == 0
-        return self._layout.tensor_index(self._rank) == 0
+        layout, rank = self._groups.layout, self._groups.rank
+        is_expert = ".local_experts." in name
+        return (layout.expert_tensor_index(rank) if is_expert else layout.tensor_index(rank)) == 0
 
 
 class VocabEmbedding(nn.Embedding):
@@ -89,10 +112,7 @@ class ExpertElsewhere(nn.Module):
 
 
 def prepare(model: TeleChatModel, groups: Groups) -> None:
-    """Give a model the structure of one rank: heads, sums, vocabulary, experts.
-
-    Weights are not touched: load those that `RankWeights` cuts (the model may be on `meta`), or call
-    `keep_own_weights`.
+    """Give a model the structure of one rank: heads, sums, vocabulary, experts. Weights are not touched.
 
     Raises:
         ConfigError: the layout does not fit the model.
@@ -145,14 +165,3 @@ def collect_logits(part_LV: Tensor, vocab_size: int, groups: Groups) -> Tensor |
     size = -(-vocab_size // group.size)
     parts = group.collect(F.pad(part_LV, (0, size - part_LV.shape[1])))
     return torch.cat(parts, dim=1)[:, :vocab_size] if parts else None
-
-
-@torch.no_grad()
-def keep_own_weights(model: TeleChatModel, weights: RankWeights, whole: dict[str, Tensor]) -> None:
-    """Fill a prepared model from the tensors of a whole one, by official name."""
-    for name, tensor in whole.items():
-        part = weights(name, tensor)
-        if part is not None:
-            owner, _, leaf = name.rpartition(".")
-            values = part.to(model.device, copy=True)
-            setattr(model.get_submodule(owner), leaf, nn.Parameter(values, requires_grad=False))

@@ -74,14 +74,17 @@ def _read(pipe: int, size: int) -> bytearray | None:
     return found
 
 
-def pack_batch(batch: PagedBatch) -> bytes:
-    """A batch as bytes."""
+def pack_batch(batch: PagedBatch, block_size: int) -> bytes:
+    """A batch as bytes; of the block tables only what the longest sequence needs."""
     sequences = batch.sequences
+    tables = sequences.block_tables
+    if sequences.longest is not None:
+        tables = tables[:, : -(-sequences.longest // block_size)]
     runs = torch.tensor(batch.rope_runs, dtype=torch.int64)
     head = _BATCH.pack(
         len(batch.token_ids_T),
         sequences.count,
-        sequences.block_tables.shape[1],
+        tables.shape[1],
         len(batch.logit_rows_L),
         len(batch.rope_runs),
         sequences.most_new is not None,
@@ -91,7 +94,7 @@ def pack_batch(batch: PagedBatch) -> bytes:
     )
     tensors = (
         *(batch.token_ids_T, batch.positions_T, batch.slots_T, batch.logit_rows_L, runs),
-        *(sequences.query_starts, sequences.kv_lengths, sequences.block_tables),
+        *(sequences.query_starts, sequences.kv_lengths, tables),
     )
     return head + b"".join(tensor.contiguous().numpy().tobytes() for tensor in tensors)
 

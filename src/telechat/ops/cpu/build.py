@@ -29,8 +29,8 @@ AMX = (*AVX512_WIDE, "-mamx-tile", "-mamx-int8", "-mamx-bf16")
 
 Compilation = tuple[str, str, tuple[str, ...]]
 
-PLAIN_FILES = ("context", "decoder", "matmul", "mixture", "pack", "pool", "rows")
-LEVEL_FILES = ("level_attention", "level_matmul_float", "level_matmul_int", "level_rows")
+PLAIN_FILES = ("context", "decoder", "matmul", "mixture", "pack", "pool", "rows", "sample")
+LEVEL_FILES = ("level_attention", "level_matmul_float", "level_matmul_int", "level_rows", "level_sample")
 AMX_FILES = ("matmul_amx_bf16", "matmul_amx_int")
 
 

@@ -1,0 +1,68 @@
+"""A model folder spread over several ranks: what each of them loads, and the executor they are together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from telechat.device import CPU, device_count, resolve_device
+from telechat.engine.loading import kv_dtype, load_weights
+from telechat.errors import DeviceError
+from telechat.models.executors import choose_executor
+from telechat.models.paged import Executor
+from telechat.parallel.executor import RankSettings, TensorParallelExecutor
+from telechat.parallel.groups import Groups
+from telechat.parallel.sharding import Layout
+from telechat.parallel.tensor import RankPart
+
+
+def open_ranks(
+    folder: Path, layout: Layout, *, port: int, bind_cpu: bool, device: str, **settings: Any
+) -> TensorParallelExecutor:
+    """The executor of a model over `layout.world_size` processes, this one included.
+
+    Args:
+        port, bind_cpu: as in `RankSettings`.
+        device: `auto` or a type; each rank takes the device of its own number.
+        settings: of `build_rank`, values that JSON can hold.
+
+    Raises:
+        DeviceError: fewer devices are visible than there are ranks, or one was named by number.
+        RankError, ConfigError, CheckpointError: a rank could not start.
+    """
+    place = resolve_device(device)
+    if place != CPU:
+        if torch.device(device if device != "auto" else place.type).index is not None:
+            raise DeviceError(
+                f"Device {device!r} is one device; {layout.world_size} ranks need as many.",
+                hint="Name the type only, and choose the devices with --devices.",
+            )
+        if device_count() < layout.world_size:
+            raise DeviceError(
+                f"{layout.world_size} ranks need as many devices; {device_count()} are visible.",
+                hint="Lower --tp, or name more with --devices.",
+            )
+    return TensorParallelExecutor(
+        RankSettings(
+            layout=layout,
+            build="telechat.engine.ranks:build_rank",
+            settings={"folder": str(folder), "device_type": place.type, **settings},
+            port=port,
+            bind_cpu=bind_cpu,
+        )
+    )
+
+
+def build_rank(settings: Mapping[str, Any], groups: Groups) -> Executor:
+    """Load one rank's part of a model; every rank calls this with the same settings."""
+    loading = dict(settings)
+    kind = loading.pop("device_type")
+    deterministic = loading.pop("deterministic")
+    cache_dtype = kv_dtype(loading.pop("kv_cache_dtype"))
+    device = kind if kind == CPU.type else f"{kind}:{groups.rank}"
+    folder = Path(loading.pop("folder"))
+    model = load_weights(folder, device=device, part=RankPart(groups), **loading)
+    return choose_executor(model, deterministic=deterministic, kv_dtype=cache_dtype, consume=True)
