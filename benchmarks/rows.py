@@ -208,20 +208,26 @@ def by_ourselves(steps: int) -> list[Group]:
     overhead = Group(
         "demo model",
         {OURS: WorkerPlan(OURS, ("--demo",))},
-        {"overhead": ("overhead", {"batch": 32, "steps": 4 * steps})},
+        {
+            "greedy": ("overhead", {"batch": 32, "steps": 4 * steps, "is_random": False}),
+            "random": ("overhead", {"batch": 32, "steps": 4 * steps, "is_random": True}),
+        },
         [
-            Row(
-                "demo b32 scheduling and sampling, share of a step",
-                Place("overhead", OURS),
-                key="share",
-                unit="%",
-                goal=0.05,
-                floor=0.05,
-                lower_is_better=True,
+            *(
+                Row(
+                    f"demo b32 scheduling and {case} sampling, share of a step",
+                    Place(case, OURS),
+                    key="share",
+                    unit="%",
+                    goal=0.05,
+                    floor=0.05,
+                    lower_is_better=True,
+                )
+                for case in ("greedy", "random")
             ),
             Row(
                 "demo b32 all outside the model, share of a step",
-                Place("overhead", OURS),
+                Place("greedy", OURS),
                 key="share_outside_model",
                 unit="%",
                 lower_is_better=True,

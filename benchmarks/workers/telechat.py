@@ -68,8 +68,17 @@ def random_model(shape: Shape, num_words: int) -> TeleChatModel:
     return model.eval().requires_grad_(False)
 
 
-def greedy(new_tokens: int) -> SamplingParams:
-    """To the full length."""
+def to_the_end(new_tokens: int, *, is_random: bool = False) -> SamplingParams:
+    """Greedy, or drawn from a truncated distribution as chats usually are; always to the full length."""
+    if is_random:
+        return SamplingParams(
+            temperature=0.7,
+            top_k=50,
+            top_p=0.9,
+            repetition_penalty=1.05,
+            max_tokens=new_tokens,
+            ignore_eos=True,
+        )
     return SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
 
 
@@ -85,9 +94,12 @@ class Ours:
         """Random ids of words: no prompt shares a prefix with another."""
         return random.choices(range(16, self.num_words), k=num_tokens)
 
-    def request(self, prompt: Sequence[int], new_tokens: int, tenant: str = "") -> Request:
-        """A greedy request."""
-        [request] = self.llm.intake.make_requests(list(prompt), greedy(new_tokens), tenant=tenant)
+    def request(
+        self, prompt: Sequence[int], new_tokens: int, tenant: str = "", is_random: bool = False
+    ) -> Request:
+        """One that runs to its full length."""
+        params = to_the_end(new_tokens, is_random=is_random)
+        [request] = self.llm.intake.make_requests(list(prompt), params, tenant=tenant)
         return request
 
     def run_until(self, is_done: Callable[[], bool]) -> float:
@@ -99,9 +111,9 @@ class Ours:
                     raise request.error
         return time.perf_counter() - start
 
-    def start(self, batch: int, prompt: int, new_tokens: int) -> list[Request]:
+    def start(self, batch: int, prompt: int, new_tokens: int, *, is_random: bool = False) -> list[Request]:
         """Requests that all have their first token."""
-        requests = [self.request(self.prompt(prompt), new_tokens) for _ in range(batch)]
+        requests = [self.request(self.prompt(prompt), new_tokens, is_random=is_random) for _ in range(batch)]
         for request in requests:
             self.engine.add(request)
         self.run_until(lambda: all(request.token_ids for request in requests))
@@ -159,7 +171,7 @@ class Ours:
         """Seconds of one whole call of `LLM.generate`."""
         prompts = [self.prompt(prompt) for _ in range(batch)]
         start = time.perf_counter()
-        outputs = self.llm.generate(prompts, greedy(new_tokens))
+        outputs = self.llm.generate(prompts, to_the_end(new_tokens))
         seconds = time.perf_counter() - start
         made = sum(len(output.outputs[0].token_ids) for output in outputs)
         assert made == batch * new_tokens, f"{made} tokens instead of {batch * new_tokens}"
@@ -176,7 +188,7 @@ class Ours:
         async def one(engine: AsyncEngine, arrival: Arrival) -> int:
             await asyncio.sleep(arrival.second)
             made = 0
-            async for delta in engine.stream(self.prompt(arrival.prompt), greedy(arrival.new_tokens)):
+            async for delta in engine.stream(self.prompt(arrival.prompt), to_the_end(arrival.new_tokens)):
                 made += len(delta.token_ids)
             return made
 
@@ -193,9 +205,9 @@ class Ours:
         assert made == sum(arrival.new_tokens for arrival in listed), made
         return {"tokens": float(made), "seconds": seconds}
 
-    def overhead(self, *, batch: int, steps: int) -> Result:
+    def overhead(self, *, batch: int, steps: int, is_random: bool) -> Result:
         """Shares of decoding steps spent scheduling and sampling, and spent outside the model's forward."""
-        requests = self.start(batch, 32, 2 * steps + 16 * batch)
+        requests = self.start(batch, 32, 2 * steps + 16 * batch, is_random=is_random)
         decisions = ((self.engine.scheduler, "schedule"), (Sampler, "__init__"), (Sampler, "sample"))
         with (
             watching(*decisions) as deciding,
