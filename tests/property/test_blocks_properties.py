@@ -110,7 +110,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.policy.running)
     @rule(data=st.data())
     def preempt(self, data: st.DataObject) -> None:
-        self.policy._preempt(data.draw(st.sampled_from(self.policy.running)))
+        self.policy.preempt(data.draw(st.sampled_from(self.policy.running)))
 
     @rule()
     def fail(self) -> None:
@@ -149,7 +149,7 @@ def test_after_ten_thousand_random_operations_every_block_is_free() -> None:
             case "cancel" if policy.running:
                 policy.finish(draw.choice(policy.running))
             case "preempt" if policy.running:
-                policy._preempt(draw.choice(policy.running))
+                policy.preempt(draw.choice(policy.running))
     assert policy.counters.num_preemptions > 500 and policy.counters.num_prefix_hit_tokens > 1000
     check_blocks(policy)
     while policy.has_work:

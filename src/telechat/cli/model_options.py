@@ -10,7 +10,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from telechat.cli.parser import CommandParser, positive_int
+from telechat.cli.parser import CommandParser, byte_size, positive_int
 from telechat.errors import RequestError, UsageError
 
 if TYPE_CHECKING:
@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "demo"
+# Options of `add_engine_options` as keywords of `LLM`, whose defaults stand where they are unset.
+ENGINE_OPTIONS = (
+    "block_size",
+    "num_blocks",
+    "memory_limit",
+    "kv_cache_dtype",
+    "max_batch_tokens",
+    "prefix_caching",
+    "deterministic",
+)
 
 
 def add_model_argument(parser: CommandParser) -> None:
@@ -61,6 +71,52 @@ def add_loading_options(parser: CommandParser) -> None:
         "--trust-remote-code", help="accepted for old command lines; code in a model folder is never run"
     )
     group.add_argument("--max-model-len", type=positive_int, help="longest prompt plus answer, in tokens")
+    add_engine_options(parser)
+
+
+def add_engine_options(parser: CommandParser) -> None:
+    """Add the options of the engine: its cache and its steps."""
+    group = parser.add_argument_group("engine")
+    group.add_argument(
+        "--block-size",
+        type=positive_int,
+        metavar="TOKENS",
+        help="tokens of a block of the cache: 16, 32, 64, 96 or 128 (default: by device)",
+    )
+    group.add_argument(
+        "--num-blocks",
+        type=positive_int,
+        metavar="N",
+        help="blocks of the cache (default: as many as are useful and fit)",
+    )
+    group.add_argument(
+        "--memory-limit",
+        type=byte_size,
+        metavar="SIZE",
+        help="most memory for weights, cache and work, such as 8GiB (default: a share of what is free)",
+    )
+    group.add_argument(
+        "--kv-cache-dtype",
+        choices=("auto", "int8"),
+        help="precision of the cache; int8 holds twice as much as bf16 (default: auto, the model's)",
+    )
+    group.add_argument(
+        "--max-batch-tokens",
+        "--max-num-batched-tokens",
+        type=positive_int,
+        metavar="N",
+        help="tokens computed in one step; longer prompts are computed in pieces (default: by device)",
+    )
+    group.add_argument(
+        "--prefix-caching",
+        action=argparse.BooleanOptionalAction,
+        help="share what was computed for equal beginnings of prompts (default: yes)",
+    )
+    group.add_argument(
+        "--deterministic",
+        action=argparse.BooleanOptionalAction,
+        help="same answer to the last bit whatever else is computed beside it (default: the demo model only)",
+    )
 
 
 def _device_name(text: str) -> str:
@@ -106,6 +162,7 @@ def load_llm(model: str, args: argparse.Namespace, **settings: Any) -> LLM:
         dtype=args.dtype,
         attention=args.attention,
         max_model_len=args.max_model_len,
+        **{name: getattr(args, name) for name in ENGINE_OPTIONS if getattr(args, name) is not None},
         **settings,
     )
 

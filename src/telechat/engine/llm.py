@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,12 +26,12 @@ from telechat.engine.loading import (
     default_params,
     eos_token_ids,
     kv_dtype,
-    load_weights,
     plan_for,
 )
 from telechat.engine.outputs import Delta, EmbeddingOutput, EngineStats, Keep, Pooling, RequestOutput
 from telechat.engine.plan import DEFAULT_MAX_BATCH_SIZE
 from telechat.engine.progress import Progress
+from telechat.engine.ranks import open_alone, open_ranks
 from telechat.engine.request import Request
 from telechat.engine.results import embedding_output, request_output
 from telechat.engine.sampling_params import SamplingParams
@@ -38,6 +39,7 @@ from telechat.errors import ConfigError, PromptError, RequestError, TelechatErro
 from telechat.models import RopeMode, TeleChatConfig, TeleChatModel
 from telechat.models.executors import choose_executor
 from telechat.models.paged import Executor
+from telechat.parallel.sharding import Layout
 from telechat.registry import nearest
 from telechat.tokenizer import Tokenizer, check_fits, load_tokenizer
 
@@ -75,6 +77,10 @@ class LLM:
         prefix_caching: prompts that begin alike share what was computed for the beginning.
         deterministic: an answer does not depend on what else is in the batch, to the last bit: one kernel
             per layer whatever the batch. Default: for the demo model only.
+        tp: processes (on accelerators, devices) that share the heads and the inner widths of every layer.
+        ep: the same for the experts of a mixture; the ranks are as many as the larger of the two.
+        master_port: where several ranks meet; 0 takes a free port.
+        bind_cpu: keep each of several ranks to the cores of one NUMA node, where there are several nodes.
         generation_config: contents of a `generation_config.json`; by default the folder's.
 
     Raises:
@@ -100,6 +106,10 @@ class LLM:
         kv_cache_dtype: KvCacheDtype = "auto",
         prefix_caching: bool = True,
         deterministic: bool | None = None,
+        tp: int = 1,
+        ep: int = 1,
+        master_port: int = 0,
+        bind_cpu: bool = True,
         generation_config: Mapping[str, Any] | None = None,
     ) -> None:
         for name, value in (
@@ -110,78 +120,98 @@ class LLM:
         ):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1.")
+        layout = Layout(tp=tp, ep=ep)
+        self.model: TeleChatModel | None = None  # None where several ranks hold it
         if isinstance(model, TeleChatModel):
             if tokenizer is None:
                 raise ConfigError("A model that is already loaded needs its tokenizer too.")
+            if layout.world_size > 1:
+                raise ConfigError(
+                    "A model that is already loaded cannot be spread over ranks.", hint="Give its folder."
+                )
             self.name = "telechat"
             self.model = model
-            is_ours = False
         else:
             folder = resolve_model(model)
             self.name = str(model) if not Path(model).is_dir() else Path(model).resolve().name
-            self.model = load_weights(
-                folder,
-                device=device,
-                dtype=dtype,
-                attention=attention,
-                rope_mode=rope_mode,
-                static_length=max_model_len,
-            )
             tokenizer = tokenizer or load_tokenizer(folder)
             if generation_config is None:
                 generation_config = read_generation_config(folder)
-            is_ours = True
         self.tokenizer: Tokenizer = tokenizer
         self.generation_config = dict(generation_config or {})
         self.default_params = default_params(self.generation_config)
+        self.deterministic = self.name == DEMO if deterministic is None else deterministic
+        self.executor: Executor
+        if self.model is not None:
+            self.executor = choose_executor(
+                self.model, deterministic=self.deterministic, kv_dtype=kv_dtype(kv_cache_dtype)
+            )
+        else:
+            loading: dict[str, Any] = {
+                "dtype": dtype,
+                "attention": attention,
+                "rope_mode": rope_mode,
+                "static_length": max_model_len,
+                "deterministic": self.deterministic,
+                "kv_cache_dtype": kv_cache_dtype,
+            }
+            if layout.world_size > 1:
+                self.executor = open_ranks(
+                    folder, layout, port=master_port, bind_cpu=bind_cpu, device=device, **loading
+                )
+            else:
+                self.model, self.executor = open_alone(folder, device=device, **loading)
+        # Ranks in other processes end with the engine, not only with this process.
+        self._close = weakref.finalize(self, self.executor.close)
         self.max_model_len = max_model_len or self.config.training_seqlen
         self.max_batch_size = max_batch_size
-        is_on_cpu = self.model.device == CPU
+        is_on_cpu = self.executor.device == CPU
         self.max_batch_tokens = max_batch_tokens or (
             _BATCH_TOKENS_ON_CPU if is_on_cpu else _BATCH_TOKENS_ELSEWHERE
         )
         self.prefix_caching = prefix_caching
-        self.eos_token_ids = eos_token_ids(
-            self.tokenizer, self.generation_config, vocab_size=self.config.vocab_size
-        )
-        self._check_fit()
-        self.intake = Intake(
-            lambda skip: self.tokenizer.stream_decoder(skip_special_tokens=skip),
-            vocab_size=self.config.vocab_size,
-            eos_token_ids=self.eos_token_ids,
-            max_model_len=self.max_model_len,
-            compile_grammar=GrammarCompiler(
-                self.tokenizer, vocab_size=self.config.vocab_size, eos_token_ids=self.eos_token_ids
-            ),
-        )
-        self.deterministic = self.name == DEMO if deterministic is None else deterministic
-        self.executor: Executor = choose_executor(
-            self.model,
-            deterministic=self.deterministic,
-            kv_dtype=kv_dtype(kv_cache_dtype),
-            consume=is_ours,
-        )
-        self.cache_plan = plan_for(
-            self.executor,
-            max_model_len=self.max_model_len,
-            max_batch_size=max_batch_size,
-            max_batch_tokens=self.max_batch_tokens,
-            block_size=block_size,
-            num_blocks=num_blocks,
-            memory_limit=memory_limit,
-        )
+        try:
+            self.eos_token_ids = eos_token_ids(
+                self.tokenizer, self.generation_config, vocab_size=self.config.vocab_size
+            )
+            self._check_fit()
+            self.intake = Intake(
+                lambda skip: self.tokenizer.stream_decoder(skip_special_tokens=skip),
+                vocab_size=self.config.vocab_size,
+                eos_token_ids=self.eos_token_ids,
+                max_model_len=self.max_model_len,
+                compile_grammar=GrammarCompiler(
+                    self.tokenizer, vocab_size=self.config.vocab_size, eos_token_ids=self.eos_token_ids
+                ),
+            )
+            self.cache_plan = plan_for(
+                self.executor,
+                max_model_len=self.max_model_len,
+                max_batch_size=max_batch_size,
+                max_batch_tokens=self.max_batch_tokens,
+                block_size=block_size,
+                num_blocks=num_blocks,
+                memory_limit=memory_limit,
+            )
+        except TelechatError:
+            self.close()
+            raise
 
     @property
     def config(self) -> TeleChatConfig:
         """Shape of the model."""
-        return self.model.config
+        return self.executor.config
+
+    def close(self) -> None:
+        """Give the cache back and end other ranks; happens by itself when nobody refers to this any more."""
+        self._close()
 
     def _check_fit(self) -> None:
         check_fits(self.tokenizer, self.config.vocab_size)
-        if self.model.rope_mode == "static" and self.model.static_length < self.max_model_len:
+        if self.executor.rope_mode == "static" and self.executor.static_length < self.max_model_len:
             raise ConfigError(
                 f"max_model_len is {self.max_model_len}; the model's rotary table was made for "
-                f"{self.model.static_length} tokens.",
+                f"{self.executor.static_length} tokens.",
                 hint="Build the model with static_length of at least max_model_len.",
             )
 

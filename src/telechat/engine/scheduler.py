@@ -151,7 +151,8 @@ class Scheduler:
         self.waiting.num_running[request.tenant] -= 1
         self.blocks.release(request.block_table)
 
-    def _preempt(self, request: Request) -> None:
+    def preempt(self, request: Request) -> None:
+        """Take a running request's blocks; it waits again before its tenant's others and keeps its tokens."""
         self._stop_running(request)
         request.lose_computed()
         request.state = State.WAITING
@@ -190,7 +191,7 @@ class Scheduler:
             num_running[victim.tenant] -= 1
             num_freed += self.blocks.num_held_alone(victim.block_table)
         for victim in victims:
-            self._preempt(victim)
+            self.preempt(victim)
 
     def _has_room(self, request: Request, num_freed: int = 0, *, num_running: int) -> bool:
         """It could be admitted now, beside `num_running` others, were `num_freed` more blocks free."""
@@ -259,7 +260,7 @@ class Scheduler:
         num_missing = self.blocks.blocks_for(request.num_tokens) - len(request.block_table)
         while self.blocks.num_free < num_missing:
             victim = order.pop()
-            self._preempt(victim)
+            self.preempt(victim)
             if victim is request:
                 return
         self._complete_table(request)
@@ -299,6 +300,7 @@ class Scheduler:
 
     def _prefill(self, request: Request) -> None:
         """Compute as much of its tokens as the budget allows."""
+        request.draft_token_ids.clear()
         wants_all = request.needs_prompt_rows
         limit = min(self._budget, MOST_PROMPT_ROWS) if wants_all and not request.pooling else self._budget
         start, num_tokens = request.num_computed_tokens, request.num_tokens

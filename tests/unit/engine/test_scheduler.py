@@ -291,7 +291,7 @@ def test_official_recomputation_gives_each_token_the_table_it_had() -> None:
     while one.num_tokens < TRAINING_LENGTH + 4:
         for work in run_step(policy).work:
             tables |= {p: max(work.rope_length, TRAINING_LENGTH) for p in range(work.start, work.stop)}
-    policy._preempt(one)
+    policy.preempt(one)
     again: dict[int, int] = {}
     step = policy.schedule()
     for work in step.work:
