@@ -76,7 +76,7 @@ class Grammar:
         mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
         if self._matcher.is_error():
             raise RequestError(
-                f"The grammar cannot be followed any further: {_first_line(self._matcher.get_error())}",
+                f"The grammar cannot be followed any further: {_gist(self._matcher.get_error())}",
                 parameter="structured_outputs",
                 hint="Ask for something simpler.",
             )
@@ -150,7 +150,6 @@ class _Tokens:
     """A vocabulary as llguidance wants to see it: the bytes of every token, and which are no text."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_id: int) -> None:
-        self._tokenizer = tokenizer
         self.eos_token_id = eos_token_id
         self.bos_token_id = None
         self.tokens: list[bytes] = []
@@ -161,9 +160,26 @@ class _Tokens:
                 self.special_token_ids.append(token_id)
                 text = (tokenizer.id_to_token(token_id) or f"<[{token_id}]>").encode()
             self.tokens.append(text)
+        special = set(self.special_token_ids)
+        self._ids = {text: token_id for token_id, text in enumerate(self.tokens) if token_id not in special}
+        self._most_bytes = max(map(len, self._ids))
 
-    def __call__(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text)
+    def __call__(self, text: bytes) -> list[int]:
+        """Token ids that spell exactly `text`, the longest first; an end that no token spells is left out.
+
+        Asked for what a grammar fixes anyway. The tokenizer's own way may put a space before a text.
+        """
+        ids, start = [], 0
+        while start < len(text):
+            for stop in range(min(len(text), start + self._most_bytes), start, -1):
+                token_id = self._ids.get(text[start:stop])
+                if token_id is not None:
+                    ids.append(token_id)
+                    start = stop
+                    break
+            else:
+                break
+        return ids
 
 
 def _source(asked: StructuredOutputs) -> str:
@@ -172,10 +188,11 @@ def _source(asked: StructuredOutputs) -> str:
     Raises:
         RequestError: a text that should be JSON is none.
     """
-    from llguidance import LLMatcher
+    from llguidance import LLMatcher, regex_to_lark
 
     if asked.regex is not None:
-        return LLMatcher.grammar_from_regex(asked.regex)
+        pattern = regex_to_lark(asked.regex, use_ascii="d")
+        return LLMatcher.grammar_from_lark(f"start: /{pattern}/")
     if asked.choice is not None:
         quoted = " | ".join(json.dumps(choice) for choice in asked.choice)
         return LLMatcher.grammar_from_lark(f"start: {quoted}")
@@ -191,12 +208,15 @@ def _source(asked: StructuredOutputs) -> str:
 
 def _refusal(reason: str) -> RequestError:
     return RequestError(
-        f"structured_outputs cannot be compiled: {_first_line(reason)}.", parameter="structured_outputs"
+        f"structured_outputs cannot be compiled: {_gist(reason)}.", parameter="structured_outputs"
     )
 
 
-def _first_line(text: str) -> str:
-    return text.strip().split("\n", 1)[0].rstrip(".:")[:300]
+def _gist(report: str) -> str:
+    """The line of llguidance's report that says what is wrong."""
+    lines = [line.strip() for line in report.splitlines() if line.strip()] or ["no reason given"]
+    errors = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
+    return (errors or lines)[0].rstrip(".:")[:300]
 
 
 def _has(mask: Mask, token_id: int) -> bool:

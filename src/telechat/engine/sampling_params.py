@@ -41,7 +41,8 @@ class StructuredOutputs:
     Attributes:
         json: a JSON schema, as a mapping or as text.
         json_object: any JSON object.
-        regex: a regular expression that the whole answer matches (Rust syntax, without look-around).
+        regex: a regular expression that the whole answer matches, in Rust's syntax, without look-around;
+            `\\d` is 0 to 9.
         choice: the answer is one of these texts.
         grammar: a context-free grammar in llguidance's variant of Lark; the answer matches `start`.
 

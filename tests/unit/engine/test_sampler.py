@@ -348,9 +348,7 @@ def test_drafts_bring_the_reports_of_their_rows() -> None:
 def test_logprobs_are_those_of_the_raw_model(choose: Choose) -> None:
     logits = random_logits(2, VOCAB)
     params = SamplingParams(temperature=0.0, logprobs=2, logit_bias={11: 100.0})
-    first, second = sample(
-        logits, request(params), request(SamplingParams(temperature=0.0)), choose=choose
-    )
+    first, second = sample(logits, request(params), request(SamplingParams(temperature=0.0)), choose=choose)
     expected = torch.log_softmax(logits[0], -1)
     assert not second.logprobs
     [logprob] = first.logprobs
