@@ -1,4 +1,4 @@
-"""A model folder spread over several ranks: what each of them loads, and the executor they are together."""
+"""From a model folder to an executor: in this process alone, or spread over several ranks."""
 
 from __future__ import annotations
 
@@ -9,14 +9,31 @@ from typing import Any
 import torch
 
 from telechat.device import CPU, device_count, resolve_device
-from telechat.engine.loading import kv_dtype, load_weights
+from telechat.engine.loading import KvCacheDtype, kv_dtype, load_weights
 from telechat.errors import DeviceError
+from telechat.models import TeleChatModel
 from telechat.models.executors import choose_executor
 from telechat.models.paged import Executor
 from telechat.parallel.executor import RankSettings, TensorParallelExecutor
 from telechat.parallel.groups import Groups
 from telechat.parallel.sharding import Layout
 from telechat.parallel.tensor import RankPart
+
+
+def open_alone(
+    folder: Path, *, deterministic: bool, kv_cache_dtype: KvCacheDtype, **loading: Any
+) -> tuple[TeleChatModel, Executor]:
+    """A model in this process, and its executor, which may have taken the weights.
+
+    Args:
+        deterministic, kv_cache_dtype: as in `LLM`.
+        loading: arguments of `load_weights`.
+    """
+    model = load_weights(folder, **loading)
+    executor = choose_executor(
+        model, deterministic=deterministic, kv_dtype=kv_dtype(kv_cache_dtype), consume=True
+    )
+    return model, executor
 
 
 def open_ranks(
@@ -27,7 +44,7 @@ def open_ranks(
     Args:
         port, bind_cpu: as in `RankSettings`.
         device: `auto` or a type; each rank takes the device of its own number.
-        settings: of `build_rank`, values that JSON can hold.
+        settings: of `open_alone`, values that JSON can hold.
 
     Raises:
         DeviceError: fewer devices are visible than there are ranks, or one was named by number.
@@ -57,12 +74,8 @@ def open_ranks(
 
 
 def build_rank(settings: Mapping[str, Any], groups: Groups) -> Executor:
-    """Load one rank's part of a model; every rank calls this with the same settings."""
+    """One rank's part of a model; every rank calls this with the same settings."""
     loading = dict(settings)
-    kind = loading.pop("device_type")
-    deterministic = loading.pop("deterministic")
-    cache_dtype = kv_dtype(loading.pop("kv_cache_dtype"))
+    folder, kind = Path(loading.pop("folder")), loading.pop("device_type")
     device = kind if kind == CPU.type else f"{kind}:{groups.rank}"
-    folder = Path(loading.pop("folder"))
-    model = load_weights(folder, device=device, part=RankPart(groups), **loading)
-    return choose_executor(model, deterministic=deterministic, kv_dtype=cache_dtype, consume=True)
+    return open_alone(folder, device=device, part=RankPart(groups), **loading)[1]

@@ -21,6 +21,8 @@ from telechat.device import CPU
 from telechat.errors import RankError
 from telechat.parallel.sharding import Layout
 
+# torch's stubs leave half of this out.
+c10d: Any = dist
 HOST = "127.0.0.1"
 # Ranks work in step: at most a layer's time lies between them once a model is loaded.
 TIMEOUT = datetime.timedelta(seconds=120)
@@ -116,7 +118,7 @@ class Groups:
                     hint="Choose another with --master-port, or leave it out.",
                 ) from error
             # Told only a port, the store would listen to the whole network.
-            self._store = dist.TCPStore(
+            self._store = c10d.TCPStore(
                 HOST,
                 listener.getsockname()[1],
                 is_master=True,
@@ -129,7 +131,7 @@ class Groups:
     def connect(self, port: int, device: torch.device) -> None:
         """Meet the other ranks. All ranks call this after loading, when they are ready to work."""
         if self._store is None:
-            self._store = dist.TCPStore(HOST, port, is_master=False, timeout=TIMEOUT)
+            self._store = c10d.TCPStore(HOST, port, is_master=False, timeout=TIMEOUT)
         if device.type == CPU.type:
             self.world.connect(self._gloo("world", self.world))
             if self.tensor.size == self.world.size:
@@ -141,12 +143,12 @@ class Groups:
         self.world.wait_for_all()
 
     def _gloo(self, name: str, group: RankGroup) -> Any:
-        store = dist.PrefixStore(name, self._store)
+        store = c10d.PrefixStore(name, self._store)
         # By default gloo uses the address that the machine's name resolves to, if it does.
-        options = dist.ProcessGroupGloo._Options()
+        options = c10d.ProcessGroupGloo._Options()
         options._timeout = TIMEOUT
-        options._devices = [dist.ProcessGroupGloo.create_device(hostname=HOST)]
-        return dist.ProcessGroupGloo(store, group.index, group.size, options)
+        options._devices = [c10d.ProcessGroupGloo.create_device(hostname=HOST)]
+        return c10d.ProcessGroupGloo(store, group.index, group.size, options)
 
     def _connect_accelerators(self, device: torch.device) -> None:
         if dist.is_initialized():

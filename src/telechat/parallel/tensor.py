@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from telechat.errors import ConfigError
+from telechat.layers.mlp import SwiGLU
 from telechat.layers.moe import MixtureOfExperts
 from telechat.layers.sums import OutputSum
 from telechat.models import TeleChatModel
@@ -126,24 +127,33 @@ def prepare(model: TeleChatModel, groups: Groups) -> None:
     )
     held = held_experts(config, layout, rank)
     _set_features(model, layout, rank)
-    for block in model.transformer.h:
+    adds_bias = layout.tensor_index(rank) == 0
+    for block in model.transformer.blocks:
         attention, feed_forward = block.self_attention, block.mlp
         attention.num_heads, attention.num_kv_heads = local_heads(config, layout)
         attention.register_forward_hook(OutputSum(groups.tensor.add_up))
-        is_mixture = isinstance(feed_forward, MixtureOfExperts)
-        group = groups.world if is_mixture else groups.tensor
-        feed_forward.register_forward_hook(OutputSum(group.add_up))
-        if layout.tensor_index(rank) != 0:
-            attention.dense.bias = None
-        if not is_mixture:
-            if layout.tensor_index(rank) != 0:
-                feed_forward.down_proj.bias = None
+        if not adds_bias:
+            _drop_bias(attention.dense)
+        if isinstance(feed_forward, MixtureOfExperts):
+            feed_forward.register_forward_hook(OutputSum(groups.world.add_up))
+            _keep_experts(feed_forward, held, adds_bias=layout.expert_tensor_index(rank) == 0)
             continue
-        for number, expert in enumerate(feed_forward.local_experts):
-            if number not in held:
-                feed_forward.local_experts[number] = ExpertElsewhere()
-            elif layout.expert_tensor_index(rank) != 0:
-                expert.down_proj.bias = None
+        feed_forward.register_forward_hook(OutputSum(groups.tensor.add_up))
+        if not adds_bias:
+            _drop_bias(feed_forward.down_proj)
+
+
+def _drop_bias(linear: nn.Linear) -> None:
+    linear.register_parameter("bias", None)
+
+
+def _keep_experts(mixture: MixtureOfExperts, held: range, *, adds_bias: bool) -> None:
+    for number, expert in enumerate(mixture.local_experts):
+        if number not in held:
+            mixture.local_experts[number] = ExpertElsewhere()
+        elif not adds_bias:
+            assert isinstance(expert, SwiGLU)
+            _drop_bias(expert.down_proj)
 
 
 def _set_features(model: TeleChatModel, layout: Layout, rank: int) -> None:
