@@ -135,7 +135,7 @@ def _read_tensor(stored: StoredTensor) -> Tensor:
     tensor = empty_pages(stored.shape, stored.dtype)
     if not tensor.numel():
         return tensor
-    content = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    content = tensor.reshape(-1).view(torch.uint8).numpy().data
     share = max(_LEAST_SHARE_BYTES, -(-len(content) // _READERS))
     starts = range(0, len(content), share)
     try:
@@ -160,7 +160,7 @@ def _read_into(path: Path, offset: int, memory: memoryview) -> None:
         file.seek(offset)
         filled = 0
         while filled < len(memory):
-            num_bytes = file.readinto(memory[filled:])  # type: ignore[attr-defined]
+            num_bytes = file.readinto(memory[filled:])
             if not num_bytes:
                 raise OSError(f"it ends {len(memory) - filled} bytes early")
             filled += num_bytes

@@ -77,6 +77,7 @@ class LLM:
         prefix_caching: prompts that begin alike share what was computed for the beginning.
         deterministic: an answer does not depend on what else is in the batch, to the last bit: one kernel
             per layer whatever the batch. Default: for the demo model only.
+        quantize, group_size: round the weights while they are read, as `telechat.load_model` does.
         tp: processes (on accelerators, devices) that share the heads and the inner widths of every layer.
         ep: the same for the experts of a mixture; the ranks are as many as the larger of the two.
         master_port: where several ranks meet; 0 takes a free port.
@@ -106,6 +107,8 @@ class LLM:
         kv_cache_dtype: KvCacheDtype = "auto",
         prefix_caching: bool = True,
         deterministic: bool | None = None,
+        quantize: Literal["int8", "int4"] | None = None,
+        group_size: int | None = None,
         tp: int = 1,
         ep: int = 1,
         master_port: int = 0,
@@ -128,6 +131,11 @@ class LLM:
             if layout.world_size > 1:
                 raise ConfigError(
                     "A model that is already loaded cannot be spread over ranks.", hint="Give its folder."
+                )
+            if quantize is not None or group_size is not None:
+                raise ConfigError(
+                    "A model that is already loaded is not quantised here.",
+                    hint="Give quantize to telechat.load_model.",
                 )
             self.name = "telechat"
             self.model = model
@@ -154,6 +162,8 @@ class LLM:
                 "static_length": max_model_len,
                 "deterministic": self.deterministic,
                 "kv_cache_dtype": kv_cache_dtype,
+                "quantize": quantize,
+                "group_size": group_size,
             }
             if layout.world_size > 1:
                 self.executor = open_ranks(

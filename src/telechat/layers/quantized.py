@@ -96,7 +96,7 @@ class QuantizedLinear(nn.Module):
         """Moving the layer moves the scales; changing the model's dtype leaves them exact."""
         assert self._product is None, "a layer whose product is chosen cannot be moved"
         scales = self.scales
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if scales is not None and self.scales is not None and self.scales.dtype != scales.dtype:
             self.scales = scales.to(self.scales.device)
         return self
