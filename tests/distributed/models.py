@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from tests.tiny import TEXTS
 from torch import nn
 
+from telechat.checkpoint import save_model
 from telechat.errors import CheckpointError
 from telechat.layers.moe import MoeConfig
 from telechat.layers.quantized import QuantizedLinear, set_module
@@ -20,6 +23,7 @@ from telechat.ops.paged import Sequences
 from telechat.ops.quantized import WeightScheme
 from telechat.parallel.groups import Groups
 from telechat.parallel.tensor import RankPart
+from telechat.tokenizer.train import train_tokenizer
 
 BUILD = "tests.distributed.models:build_rank"
 BLOCK_SIZE = 16
@@ -135,3 +139,10 @@ def run_case(executor: Any) -> list[torch.Tensor]:
         found.append(executor.forward(decode_batch([first, second], blocks)))
     found.append(executor.hidden_states(decode_batch([first, second], blocks)))
     return found
+
+
+def save_folder(folder: Path, shape: Mapping[str, Any]) -> Path:
+    """`whole_model(shape)` with a tokenizer, as a model folder."""
+    train_tokenizer(TEXTS * 3, vocab_size=shape["vocab"], out_folder=folder)
+    save_model(whole_model(shape), folder)
+    return folder

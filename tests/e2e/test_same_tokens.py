@@ -37,6 +37,8 @@ EXACT: dict[str, dict[str, Any]] = {
 CLOSE: dict[str, tuple[dict[str, Any], float]] = {
     "fp32": ({"dtype": "float32", "max_batch_tokens": 64}, 1e-3),
     "bf16": ({"dtype": "bfloat16", "max_batch_tokens": 64}, 2e-2),
+    "tp 2": ({"dtype": "float32", "max_batch_tokens": 64, "tp": 2}, 1e-3),
+    "tp 4": ({"dtype": "float32", "max_batch_tokens": 64, "tp": 4}, 1e-3),
 }
 MOST_CLOSE_ROWS = 0.01
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from telechat.checkpoint import read_config
 from telechat.device import CPU, device_count, resolve_device
 from telechat.engine.loading import KvCacheDtype, kv_dtype, load_weights
 from telechat.errors import DeviceError
@@ -16,7 +17,7 @@ from telechat.models.executors import choose_executor
 from telechat.models.paged import Executor
 from telechat.parallel.executor import RankSettings, TensorParallelExecutor
 from telechat.parallel.groups import Groups
-from telechat.parallel.sharding import Layout
+from telechat.parallel.sharding import Layout, check_layout
 from telechat.parallel.tensor import RankPart
 
 
@@ -50,18 +51,18 @@ def open_ranks(
         DeviceError: fewer devices are visible than there are ranks, or one was named by number.
         RankError, ConfigError, CheckpointError: a rank could not start.
     """
+    check_layout(read_config(folder), layout)
     place = resolve_device(device)
-    if place != CPU:
-        if torch.device(device if device != "auto" else place.type).index is not None:
-            raise DeviceError(
-                f"Device {device!r} is one device; {layout.world_size} ranks need as many.",
-                hint="Name the type only, and choose the devices with --devices.",
-            )
-        if device_count() < layout.world_size:
-            raise DeviceError(
-                f"{layout.world_size} ranks need as many devices; {device_count()} are visible.",
-                hint="Lower --tp, or name more with --devices.",
-            )
+    if device != "auto" and torch.device(device).index is not None:
+        raise DeviceError(
+            f"Device {device!r} is one device; {layout.world_size} ranks need as many.",
+            hint="Name the type only, and choose the devices with --devices.",
+        )
+    if place.type != CPU.type and device_count() < layout.world_size:
+        raise DeviceError(
+            f"{layout.world_size} ranks need as many devices; {device_count()} are visible.",
+            hint="Lower --tp, or name more with --devices.",
+        )
     return TensorParallelExecutor(
         RankSettings(
             layout=layout,
