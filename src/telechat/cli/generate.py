@@ -158,7 +158,7 @@ def answer_rows(
         for number, answer in answers:
             index = first + number
             early[index] = answer_row(rows[index], answer.outputs[0], index, output.path)
-            ready = []
+            ready: list[Row] = []
             while output.num_done + len(ready) in early:
                 ready.append(early.pop(output.num_done + len(ready)))
             if ready:

@@ -6,52 +6,37 @@ Knows how names become models and text becomes ids; the work is the engine's. Fo
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, overload
+from typing import Any, Literal, cast, overload
 
-from telechat.checkpoint import read_generation_config, resolve_model
-from telechat.checkpoint.hub import DEMO
-from telechat.device import CPU
+from telechat.engine.driving import complete, stream_deltas
 from telechat.engine.engine import Engine
 from telechat.engine.grammar import GrammarCompiler
 from telechat.engine.intake import Intake
 from telechat.engine.loading import (
     KvCacheDtype,
+    check_positive,
+    default_batch_tokens,
     default_params,
     eos_token_ids,
-    kv_dtype,
     plan_for,
 )
+from telechat.engine.opening import open_model
 from telechat.engine.outputs import Delta, EmbeddingOutput, EngineStats, Keep, Pooling, RequestOutput
 from telechat.engine.plan import DEFAULT_MAX_BATCH_SIZE
-from telechat.engine.progress import Progress
-from telechat.engine.ranks import open_alone, open_ranks
 from telechat.engine.request import Request
 from telechat.engine.results import embedding_output, request_output
-from telechat.engine.sampling_params import SamplingParams
+from telechat.engine.sampling_params import SamplingParams, with_fields
 from telechat.errors import ConfigError, PromptError, RequestError, TelechatError
 from telechat.models import RopeMode, TeleChatConfig, TeleChatModel
-from telechat.models.executors import choose_executor
-from telechat.models.paged import Executor
 from telechat.parallel.sharding import Layout
-from telechat.registry import nearest
-from telechat.tokenizer import Tokenizer, check_fits, load_tokenizer
-
-log = logging.getLogger(__name__)
+from telechat.tokenizer import Tokenizer, check_fits
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
-Output = TypeVar("Output")
-
-# Tokens of one step. Long prompts keep the others waiting for a step at most; more would not be faster here.
-_BATCH_TOKENS_ON_CPU = 512
-_BATCH_TOKENS_ELSEWHERE = 2048
 
 
 class LLM:
@@ -115,85 +100,43 @@ class LLM:
         bind_cpu: bool = True,
         generation_config: Mapping[str, Any] | None = None,
     ) -> None:
-        for name, value in (
-            ("max_model_len", max_model_len),
-            ("max_batch_size", max_batch_size),
-            ("max_batch_tokens", max_batch_tokens),
-            ("memory_limit", memory_limit),
-        ):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1.")
-        layout = Layout(tp=tp, ep=ep)
-        self.model: TeleChatModel | None = None  # None where several ranks hold it
-        if isinstance(model, TeleChatModel):
-            if tokenizer is None:
-                raise ConfigError("A model that is already loaded needs its tokenizer too.")
-            if layout.world_size > 1:
-                raise ConfigError(
-                    "A model that is already loaded cannot be spread over ranks.", hint="Give its folder."
-                )
-            if quantize is not None or group_size is not None:
-                raise ConfigError(
-                    "A model that is already loaded is not quantised here.",
-                    hint="Give quantize to telechat.load_model.",
-                )
-            self.name = "telechat"
-            self.model = model
-        else:
-            folder = resolve_model(model)
-            self.name = str(model) if not Path(model).is_dir() else Path(model).resolve().name
-            tokenizer = tokenizer or load_tokenizer(folder)
-            if generation_config is None:
-                generation_config = read_generation_config(folder)
-        self.tokenizer: Tokenizer = tokenizer
-        self.generation_config = dict(generation_config or {})
-        self.default_params = default_params(self.generation_config)
-        self.deterministic = self.name == DEMO if deterministic is None else deterministic
-        self.executor: Executor
-        if self.model is not None:
-            self.executor = choose_executor(
-                self.model, deterministic=self.deterministic, kv_dtype=kv_dtype(kv_cache_dtype)
-            )
-        else:
-            loading: dict[str, Any] = {
-                "dtype": dtype,
-                "attention": attention,
-                "rope_mode": rope_mode,
-                "static_length": max_model_len,
-                "deterministic": self.deterministic,
-                "kv_cache_dtype": kv_cache_dtype,
-                "quantize": quantize,
-                "group_size": group_size,
-            }
-            if layout.world_size > 1:
-                self.executor = open_ranks(
-                    folder, layout, port=master_port, bind_cpu=bind_cpu, device=device, **loading
-                )
-            else:
-                self.model, self.executor = open_alone(folder, device=device, **loading)
+        check_positive(
+            max_model_len=max_model_len,
+            max_batch_size=max_batch_size,
+            max_batch_tokens=max_batch_tokens,
+            memory_limit=memory_limit,
+        )
+        opened = open_model(
+            model,
+            tokenizer,
+            generation_config,
+            deterministic=deterministic,
+            kv_cache_dtype=kv_cache_dtype,
+            layout=Layout(tp=tp, ep=ep),
+            master_port=master_port,
+            bind_cpu=bind_cpu,
+            device=device,
+            dtype=dtype,
+            attention=attention,
+            rope_mode=rope_mode,
+            static_length=max_model_len,
+            quantize=quantize,
+            group_size=group_size,
+        )
+        self.name = opened.name
+        self.model = opened.model
+        self.tokenizer = opened.tokenizer
+        self.generation_config = opened.generation_config
+        self.deterministic = opened.is_deterministic
+        self.executor = opened.executor
         # Ranks in other processes end with the engine, not only with this process.
         self._close = weakref.finalize(self, self.executor.close)
         self.max_model_len = max_model_len or self.config.training_seqlen
         self.max_batch_size = max_batch_size
-        is_on_cpu = self.executor.device == CPU
-        self.max_batch_tokens = max_batch_tokens or (
-            _BATCH_TOKENS_ON_CPU if is_on_cpu else _BATCH_TOKENS_ELSEWHERE
-        )
+        self.max_batch_tokens = max_batch_tokens or default_batch_tokens(self.executor.device)
         self.prefix_caching = prefix_caching
         try:
-            self.eos_token_ids = eos_token_ids(
-                self.tokenizer, self.generation_config, vocab_size=self.config.vocab_size
-            )
-            self._check_fit()
-            self.intake = Intake(
-                lambda skip: self.tokenizer.stream_decoder(skip_special_tokens=skip),
-                vocab_size=self.config.vocab_size,
-                eos_token_ids=self.eos_token_ids,
-                max_model_len=self.max_model_len,
-                compile_grammar=GrammarCompiler(
-                    self.tokenizer, vocab_size=self.config.vocab_size, eos_token_ids=self.eos_token_ids
-                ),
-            )
+            self._prepare()
             self.cache_plan = plan_for(
                 self.executor,
                 max_model_len=self.max_model_len,
@@ -207,6 +150,28 @@ class LLM:
             self.close()
             raise
 
+    def _prepare(self) -> None:
+        """What requests need of tokenizer and generation config, checked against the model."""
+        vocab_size = self.config.vocab_size
+        check_fits(self.tokenizer, vocab_size)
+        if self.executor.rope_mode == "static" and self.executor.static_length < self.max_model_len:
+            raise ConfigError(
+                f"max_model_len is {self.max_model_len}; the model's rotary table was made for "
+                f"{self.executor.static_length} tokens.",
+                hint="Build the model with static_length of at least max_model_len.",
+            )
+        self.default_params = default_params(self.generation_config)
+        self.eos_token_ids = eos_token_ids(self.tokenizer, self.generation_config, vocab_size=vocab_size)
+        self.intake = Intake(
+            lambda skip: self.tokenizer.stream_decoder(skip_special_tokens=skip),
+            vocab_size=vocab_size,
+            eos_token_ids=self.eos_token_ids,
+            max_model_len=self.max_model_len,
+            compile_grammar=GrammarCompiler(
+                self.tokenizer, vocab_size=vocab_size, eos_token_ids=self.eos_token_ids
+            ),
+        )
+
     @property
     def config(self) -> TeleChatConfig:
         """Shape of the model."""
@@ -215,15 +180,6 @@ class LLM:
     def close(self) -> None:
         """Give the cache back and end other ranks; happens by itself when nobody refers to this any more."""
         self._close()
-
-    def _check_fit(self) -> None:
-        check_fits(self.tokenizer, self.config.vocab_size)
-        if self.executor.rope_mode == "static" and self.executor.static_length < self.max_model_len:
-            raise ConfigError(
-                f"max_model_len is {self.max_model_len}; the model's rotary table was made for "
-                f"{self.executor.static_length} tokens.",
-                hint="Build the model with static_length of at least max_model_len.",
-            )
 
     @cached_property
     def engine(self) -> Engine:
@@ -240,18 +196,6 @@ class LLM:
     def stats(self) -> EngineStats:
         """Where the engine stands and what it has done so far."""
         return self.engine.stats()
-
-    @contextlib.contextmanager
-    def _running(self, requests: Sequence[Request]) -> Iterator[Engine]:
-        """The engine with these requests in it; whatever happens, none of them stays behind."""
-        engine = self.engine
-        for request in requests:
-            engine.add(request)
-        try:
-            yield engine
-        finally:
-            for request in requests:
-                engine.cancel(request)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; literal control strings in a text stay text.
@@ -325,7 +269,7 @@ class LLM:
                 f"{len(each)} sampling parameters were given for {len(listed)} prompts.", parameter="params"
             )
         if sampling:
-            each = [_with_fields(one, sampling) for one in each]
+            each = [with_fields(one, sampling) for one in each]
 
         def make(number: int) -> list[Request]:
             ids = self.encode(listed[number])
@@ -333,7 +277,7 @@ class LLM:
                 ids, each[number], keep_logits=return_logits, keep_scores=return_scores
             )
 
-        return self._complete(_numbered(make, len(listed)), request_output, progress=progress)
+        return complete(self.engine, _numbered(make, len(listed)), request_output, progress=progress)
 
     def embed(
         self,
@@ -360,37 +304,8 @@ class LLM:
         def finish(requests: Sequence[Request]) -> EmbeddingOutput:
             return embedding_output(requests[0], normalize=normalize)
 
-        outputs = dict(self._complete(_numbered(make, len(listed)), finish, progress=progress))
+        outputs = dict(complete(self.engine, _numbered(make, len(listed)), finish, progress=progress))
         return [outputs[number] for number in range(len(outputs))]
-
-    def _complete(
-        self,
-        groups: list[list[Request]],
-        finish: Callable[[Sequence[Request]], Output],
-        *,
-        progress: bool = False,
-    ) -> Iterator[tuple[int, Output]]:
-        """Step until every group is done; what `finish` makes of each is handed out when it is."""
-        number_of = {request: number for number, group in enumerate(groups) for request in group}
-        num_open = [len(group) for group in groups]
-        with self._running(list(number_of)) as engine, Progress(len(number_of), enabled=progress) as bar:
-            num_steps = engine.num_steps
-            while number_of:
-                num_tokens, stepped = engine.num_generated_tokens, list(number_of)
-                # While the caller had an output, another call may have stepped the engine: then look at all.
-                if engine.num_steps == num_steps:
-                    stepped = engine.step()
-                num_steps = engine.num_steps
-                bar.advance(num_tokens=engine.num_generated_tokens - num_tokens)
-                for request in stepped:
-                    if not request.is_finished or request not in number_of:
-                        continue
-                    number = number_of.pop(request)
-                    num_open[number] -= 1
-                    bar.advance(num_requests=1)
-                    if not num_open[number]:
-                        group, groups[number] = groups[number], []
-                        yield number, finish(group)
 
     @overload
     def chat(
@@ -437,28 +352,12 @@ class LLM:
             RequestError: a parameter that this model cannot take, or that there is none of.
         """
         token_ids = self.tokenizer.apply_chat_template(messages, tools)
-        params = _with_fields(params or self.default_params, sampling)
+        params = with_fields(params or self.default_params, sampling)
         requests = self.intake.make_requests(token_ids, params)
         if stream:
-            return self._stream(requests)
-        [(_, output)] = self._complete([requests], request_output)
+            return stream_deltas(self.engine, requests)
+        [(_, output)] = complete(self.engine, [requests], request_output)
         return output
-
-    def _stream(self, requests: Sequence[Request]) -> Iterator[Delta]:
-        still_open = list(requests)
-        with self._running(requests) as engine:
-            while still_open:
-                engine.step()
-                for request in list(still_open):
-                    # Looked at first: while the caller has a delta, another call may step the engine.
-                    is_last = request.is_finished
-                    delta = request.take_delta()
-                    if is_last:
-                        still_open.remove(request)
-                    if request.error:
-                        raise request.error
-                    if delta is not None:
-                        yield delta
 
 
 def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
@@ -469,20 +368,6 @@ def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if listed and all(isinstance(item, int) for item in listed):
         return [cast("list[int]", listed)]
     return cast("list[Prompt]", listed)
-
-
-def _with_fields(params: SamplingParams, fields: Mapping[str, Any]) -> SamplingParams:
-    """`params` with some fields given by name."""
-    known = [field.name for field in dataclasses.fields(SamplingParams)]
-    for name in fields:
-        if name not in known:
-            guess = nearest(name, known)
-            raise RequestError(
-                f"There is no sampling parameter {name}.",
-                parameter=name,
-                hint=f"Did you mean {guess}?" if guess else f"These exist: {', '.join(known)}.",
-            )
-    return params.replace(**fields) if fields else params
 
 
 def _numbered(make: Callable[[int], list[Request]], count: int) -> list[list[Request]]:

@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 
 KvCacheDtype = Literal["auto", "int8"]
 
+# Long prompts keep the others waiting for one step at most; larger steps would not be faster.
+_BATCH_TOKENS_ON_CPU = 512
+_BATCH_TOKENS_ELSEWHERE = 2048
 # Below this, `dtype="auto"` computes in fp32 on the CPU: the weights are small enough that it costs little,
 # and answers then do not depend on how a CPU rounds bf16.
 _SMALL_MODEL_PARAMETERS = 500_000_000
@@ -37,6 +40,18 @@ def load_weights(folder: Path, *, device: str, dtype: str, **settings: Any) -> T
     if dtype == "auto" and is_on_cpu and count_parameters(read_config(folder)) <= _SMALL_MODEL_PARAMETERS:
         dtype = "float32"
     return load_model(folder, device=device, dtype=dtype, **settings)
+
+
+def check_positive(**settings: int | None) -> None:
+    """Refuse numbers below 1; None stands for a default."""
+    for name, value in settings.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1.")
+
+
+def default_batch_tokens(device: torch.device) -> int:
+    """Tokens of one step where nobody asked for another number."""
+    return _BATCH_TOKENS_ON_CPU if device == CPU else _BATCH_TOKENS_ELSEWHERE
 
 
 def plan_for(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from telechat.errors import RequestError
+from telechat.registry import nearest
 
 log = logging.getLogger(__name__)
 
@@ -254,6 +255,20 @@ class SamplingParams:
         elif raw.get("max_length") is not None:
             values["max_total_tokens"] = raw["max_length"]
         return cls(**{**values, **overrides})
+
+
+def with_fields(params: SamplingParams, fields: Mapping[str, Any]) -> SamplingParams:
+    """`params` with some fields given by name; RequestError when there is no such field."""
+    known = [field.name for field in dataclasses.fields(SamplingParams)]
+    for name in fields:
+        if name not in known:
+            guess = nearest(name, known)
+            raise RequestError(
+                f"There is no sampling parameter {name}.",
+                parameter=name,
+                hint=f"Did you mean {guess}?" if guess else f"These exist: {', '.join(known)}.",
+            )
+    return params.replace(**fields) if fields else params
 
 
 def _check_integer(name: str, value: Any, low: int, high: int | None = None) -> None:
