@@ -13,7 +13,6 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
@@ -29,6 +28,7 @@ from telechat.engine.sampler import Sampler
 from telechat.layers.rotary import RopeSettings
 from telechat.models import TeleChatConfig, TeleChatModel, build_model
 from telechat.ops.cpu import library
+from telechat.quant import quantize_model
 from telechat.tokenizer import load_tokenizer
 
 MAX_MODEL_LEN = 2304
@@ -234,7 +234,7 @@ def open_worker(words: Sequence[str]) -> tuple[dict[str, Case], dict[str, object
     parser.add_argument("--shape", choices=SHAPES, default="M")
     parser.add_argument("--format", choices=("int4", "int8", "bf16"), default="bf16")
     parser.add_argument("--demo", action="store_true", help="the demo model, as it is")
-    parser.add_argument("--kv-cache-dtype", default="auto")
+    parser.add_argument("--kv-cache-dtype", choices=("auto", "int8"), default="auto")
     parser.add_argument("--without-kernels", action="store_true", help="compiled kernels must not be found")
     parser.add_argument("--threads", type=int, required=True)
     args = parser.parse_args(words)
@@ -245,22 +245,20 @@ def open_worker(words: Sequence[str]) -> tuple[dict[str, Case], dict[str, object
         return {}, {**about, "unfit": f"kernels: {obstacle or 'there, but are to be absent'}"}
     tokenizer = load_tokenizer(demo_folder())
     num_words = tokenizer.vocab_size
-    settings: dict[str, Any] = (
-        {"kv_cache_dtype": args.kv_cache_dtype} if args.kv_cache_dtype != "auto" else {}
-    )
-    if args.format != "bf16":
-        settings["quantize"] = args.format
     if args.demo:
-        llm = LLM("demo")
+        llm = LLM("demo", kv_cache_dtype=args.kv_cache_dtype)
     else:
+        model = random_model(SHAPES[args.shape], num_words)
+        if args.format != "bf16":
+            quantize_model(model, bits=4 if args.format == "int4" else 8, group_size=32)
         llm = LLM(
-            random_model(SHAPES[args.shape], num_words),
+            model,
             tokenizer,
             max_model_len=MAX_MODEL_LEN,
             max_batch_size=MAX_BATCH,
             block_size=BLOCK_SIZE,
             num_blocks=CACHE_TOKENS // BLOCK_SIZE,
-            **settings,
+            kv_cache_dtype=args.kv_cache_dtype,
         )
     ours = Ours(llm, num_words)
     names = ("decode", "prefill", "prefix", "fairness", "generate", "concurrent", "arrivals", "overhead")
