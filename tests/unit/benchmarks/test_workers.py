@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
 from benchmarks.workers import kernels, telechat
+
 from telechat.ops.cpu import library
 
 CALLS: dict[str, dict[str, object]] = {
