@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from telechat.cli.parser import CommandParser, byte_size, positive_int
+from telechat.cli.rank_options import add_rank_options, rank_settings, use_devices
 from telechat.errors import RequestError, UsageError
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 DEFAULT_MODEL = "demo"
 # Options of `add_engine_options` as keywords of `LLM`, whose defaults stand where they are unset.
 ENGINE_OPTIONS = (
+    "quantize",
+    "group_size",
     "block_size",
     "num_blocks",
     "memory_limit",
@@ -28,6 +31,8 @@ ENGINE_OPTIONS = (
     "max_batch_tokens",
     "prefix_caching",
     "deterministic",
+    "speculate",
+    "num_draft_tokens",
 )
 
 
@@ -70,8 +75,20 @@ def add_loading_options(parser: CommandParser) -> None:
     parser.add_boolean(
         "--trust-remote-code", help="accepted for old command lines; code in a model folder is never run"
     )
+    group.add_argument(
+        "--quantize",
+        choices=("int8", "int4"),
+        help="round the weights to this many bits as they are read (default: leave them as they are)",
+    )
+    group.add_argument(
+        "--group-size",
+        type=int,
+        choices=(32, 64, 128),
+        help="with --quantize: inputs of a layer that share a scale (default: 32)",
+    )
     group.add_argument("--max-model-len", type=positive_int, help="longest prompt plus answer, in tokens")
     add_engine_options(parser)
+    add_rank_options(parser)
 
 
 def add_engine_options(parser: CommandParser) -> None:
@@ -119,6 +136,21 @@ def add_engine_options(parser: CommandParser) -> None:
     )
 
 
+def _add_speculation(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--speculate",
+        metavar="prompt-lookup|MODEL",
+        help="guess tokens from the text itself, or by a small model, and check several at a time; answers "
+        "stay the same (default: do not guess)",
+    )
+    group.add_argument(
+        "--num-draft-tokens",
+        type=positive_int,
+        metavar="N",
+        help="with --speculate: most guesses for one answer in a step (default: 4)",
+    )
+
+
 def _device_name(text: str) -> str:
     """An argparse type: any name; whether it exists is found out later. `meta` holds no numbers."""
     if text.partition(":")[0] == "meta":
@@ -156,6 +188,7 @@ def load_llm(model: str, args: argparse.Namespace, **settings: Any) -> LLM:
 
     if args.trust_remote_code:
         log.info("--trust-remote-code has no effect: code in a model folder is never run")
+    use_devices(args)
     return LLM(
         model,
         device=args.device,
@@ -163,6 +196,7 @@ def load_llm(model: str, args: argparse.Namespace, **settings: Any) -> LLM:
         attention=args.attention,
         max_model_len=args.max_model_len,
         **{name: getattr(args, name) for name in ENGINE_OPTIONS if getattr(args, name) is not None},
+        **rank_settings(args, os.environ),
         **settings,
     )
 
