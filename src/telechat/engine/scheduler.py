@@ -111,10 +111,15 @@ class Scheduler:
         self._budget, self._work = self.max_batch_tokens, []
         self._make_way()
         order = self._by_right_to_stay()
+        pending = []
         for num_before, request in enumerate(list(order)):
-            if request.state is State.RUNNING and self._has_one_left(request):
+            if request.state is not State.RUNNING:
+                continue
+            if self._has_one_left(request) and not self._continue(request):
                 self._decode(request, order, num_spare=self._budget - (len(self.running) - num_before))
-        self._prefill_all([request for request in order if not self._has_one_left(request)])
+            if not self._has_one_left(request):
+                pending.append(request)
+        self._prefill_all([request for request in pending if request.state is State.RUNNING])
         work, self._work = tuple(self._work), []
         self.counters.num_steps += bool(work)
         return Step(work)
@@ -242,10 +247,33 @@ class Scheduler:
         missing = self.blocks.blocks_for(request.num_tokens) - len(request.block_table)
         self.blocks.allocate(request.block_table, missing)
 
+    def decoding(self) -> list[Request]:
+        """Running requests that the next step gives a token."""
+        return [request for request in self.running if self._has_one_left(request) and not request.pooling]
+
     @staticmethod
     def _has_one_left(request: Request) -> bool:
         """All its tokens but the last one are computed: the next step gives it a new one."""
         return request.num_tokens - request.num_computed_tokens == 1
+
+    def _continue(self, request: Request) -> bool:
+        """What nearly every request needs in nearly every step, in few instructions: one token computed, in a
+        block it has and does not fill. False where it needs more than that.
+        """
+        num_tokens, size = request.num_tokens, self.blocks.block_size
+        rope_length = self.rope.single_length(num_tokens)
+        if (
+            rope_length is None
+            or request.draft_token_ids
+            or num_tokens > len(request.block_table) * size
+            or (self.blocks.prefix_caching and num_tokens // size > request.num_published_blocks)
+        ):
+            return False
+        self._budget -= 1
+        self.waiting.charge(request.tenant, 1)
+        self.counters.num_computed_tokens += 1
+        self._work.append(Work(request, num_tokens - 1, 1, 1, rope_length))
+        return True
 
     def _decode(self, request: Request, order: list[Request], *, num_spare: int) -> None:
         """Compute its last token and as many of its drafts as the budget, less a token each for those behind
