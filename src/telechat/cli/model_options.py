@@ -134,6 +134,7 @@ def add_engine_options(parser: CommandParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="same answer to the last bit whatever else is computed beside it (default: the demo model only)",
     )
+    _add_speculation(group)
 
 
 def _add_speculation(group: argparse._ArgumentGroup) -> None:

@@ -51,6 +51,8 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         ("--no-prefix-caching", "prefix_caching", False),
         ("--deterministic", "deterministic", True),
         ("--no-deterministic", "deterministic", False),
+        ("--quantize int4", "quantize", "int4"),
+        ("--group-size 64", "group_size", 64),
     ],
 )
 def test_each_option_arrives(loaded: dict[str, Any], verb: str, words: str, name: str, value: object) -> None:
