@@ -140,6 +140,7 @@ def against_transformers(new_tokens: int) -> list[Group]:
         "generate b1": ("generate", {"batch": 1, "prompt": PROMPT, "new_tokens": new_tokens}),
         "generate b8": ("generate", eight),
         "8 at once": ("concurrent", eight),
+        "8 at once, already running": ("concurrent_inside", eight),
     }
     rows = [
         Row(
@@ -155,6 +156,11 @@ def against_transformers(new_tokens: int) -> list[Group]:
             Place("8 at once", TRANSFORMERS),
             goal=3,
             floor=3,
+        ),
+        Row(
+            "M bf16 8 at once, generate_batch without start and end",
+            Place("8 at once", OURS),
+            Place("8 at once, already running", TRANSFORMERS),
         ),
         Row(
             "M bf16 8 at once, static generate", Place("8 at once", OURS), Place("generate b8", TRANSFORMERS)
