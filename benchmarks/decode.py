@@ -47,6 +47,7 @@ def worker_spec(
     if plan.kind == OURS:
         return WorkerSpec([*ours, *plan.options, *common], environment)
     if plan.kind == TORCH:  # a machine without a compiler: none to be found, and nothing built before
+        ours = [sys.executable, "-m", "benchmarks.workers.telechat"]
         without = {**environment, "CC": "/no/compiler", "TELECHAT_CACHE": empty_folder}
         return WorkerSpec([*ours, *plan.options, *common, "--without-kernels"], without)
     if plan.kind == TRANSFORMERS:
@@ -102,7 +103,10 @@ def main(words: Sequence[str]) -> int:
     def wanted(name: str) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in args.rows)
 
-    groups = [group.selected(wanted) for group in all_groups(steps=8 if args.quick else 24)]
+    groups = all_groups(steps=8 if args.quick else 24)
+    if args.kernels:
+        groups = [group.without_engine() for group in groups]
+    groups = [group.selected(wanted) for group in groups]
     groups = [group for group in groups if group.rows]
     if not groups:
         parser.error(f"no row is called {' or '.join(args.rows)}; see --list")

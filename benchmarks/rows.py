@@ -52,6 +52,15 @@ class Group:
         workers = {name: plan for name, plan in self.workers.items() if name in names}
         return Group(self.name, workers, self.cases, rows)
 
+    def without_engine(self) -> Group:
+        """The same with only the rows that the kernels by themselves can take part in."""
+        able = [
+            row
+            for row in self.rows
+            if row.ours.worker == OURS and self.cases[row.ours.case][0] in ("decode", "prefill")
+        ]
+        return Group(self.name, self.workers, self.cases, able)
+
     def turns(self) -> list[Case]:
         """What to measure for the rows, in order."""
         turns = []
@@ -131,6 +140,7 @@ def against_transformers(new_tokens: int) -> list[Group]:
         "generate b1": ("generate", {"batch": 1, "prompt": PROMPT, "new_tokens": new_tokens}),
         "generate b8": ("generate", eight),
         "8 at once": ("concurrent", eight),
+        "8 at once, already running": ("concurrent_inside", eight),
     }
     rows = [
         Row(
@@ -146,6 +156,11 @@ def against_transformers(new_tokens: int) -> list[Group]:
             Place("8 at once", TRANSFORMERS),
             goal=3,
             floor=3,
+        ),
+        Row(
+            "M bf16 8 at once, generate_batch without start and end",
+            Place("8 at once", OURS),
+            Place("8 at once, already running", TRANSFORMERS),
         ),
         Row(
             "M bf16 8 at once, static generate", Place("8 at once", OURS), Place("generate b8", TRANSFORMERS)
@@ -199,17 +214,30 @@ def by_ourselves(steps: int) -> list[Group]:
     overhead = Group(
         "demo model",
         {OURS: WorkerPlan(OURS, ("--demo",))},
-        {"overhead": ("overhead", {"batch": 32, "steps": 4 * steps})},
+        {
+            "greedy": ("overhead", {"batch": 32, "steps": 4 * steps, "is_random": False}),
+            "random": ("overhead", {"batch": 32, "steps": 4 * steps, "is_random": True}),
+        },
         [
+            *(
+                Row(
+                    f"demo b32 scheduling and {case} sampling, share of a step",
+                    Place(case, OURS),
+                    key="share",
+                    unit="%",
+                    goal=0.05,
+                    floor=0.05,
+                    lower_is_better=True,
+                )
+                for case in ("greedy", "random")
+            ),
             Row(
-                "demo b32 step outside the model",
-                Place("overhead", OURS),
-                key="share",
+                "demo b32 all outside the model, share of a step",
+                Place("greedy", OURS),
+                key="share_outside_model",
                 unit="%",
-                goal=0.05,
-                floor=0.05,
                 lower_is_better=True,
-            )
+            ),
         ],
     )
     plain, small = "telechat", "telechat-int8-kv"

@@ -18,7 +18,10 @@ settings.register_profile("telechat", deadline=None)
 settings.load_profile("telechat")
 
 # Set by users to choose a model, a device or a key; a test that wants one sets it itself.
-USER_SETTINGS = ("MODEL_PATH", "CUDA_VISIBLE_DEVICES", "TELECHAT_API_KEY", "HF_TOKEN", "HF_ENDPOINT")
+USER_SETTINGS = (
+    *("MODEL_PATH", "TELECHAT_API_KEY", "HF_TOKEN", "HF_ENDPOINT"),
+    *("CUDA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES", "TP_WORLD_SIZE", "MASTER_PORT", "BIND_CPU"),
+)
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,6 @@ import random
 import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import llama_cpp
@@ -27,27 +26,42 @@ MAX_BATCH = 8
 CONTEXT = 1024  # tokens of one sequence
 
 
+@llama_cpp.llama_log_callback
+def only_errors(level: int, text: bytes, _user_data: object) -> None:
+    """llama.cpp's log: what it says of every graph is left out."""
+    if level == 4:
+        print(text.decode("utf-8", "replace"), end="", file=sys.stderr)
+
+
 class Llama:
-    """A model and a context for up to eight sequences."""
+    """A model, and a context for each number of sequences: one made for eight is slower with one."""
 
     def __init__(self, path: Path, shape: Shape, threads: int) -> None:
         self.shape = shape
         model_params = llama_cpp.llama_model_default_params()
         model_params.use_mmap = False  # weights in memory of its own, where huge pages are possible
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
+        if not self.model:
+            raise RuntimeError(f"llama.cpp cannot open {path}")
+        self.contexts = {count: self._new_context(count, threads) for count in (1, MAX_BATCH)}
+        self.context = self.contexts[1]
+        self.batch = llama_cpp.llama_batch_init(512, 0, 1)
+
+    def _new_context(self, num_sequences: int, threads: int) -> object:
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = MAX_BATCH * CONTEXT
-        params.n_seq_max = MAX_BATCH
+        params.n_ctx = num_sequences * CONTEXT
+        params.n_seq_max = num_sequences
         params.n_batch = params.n_ubatch = 512
         params.n_threads = params.n_threads_batch = threads
         params.no_perf = True
-        self.context = llama_cpp.llama_init_from_model(self.model, params)
-        if not self.context:
-            raise RuntimeError(f"llama.cpp cannot open {path}")
-        self.batch = llama_cpp.llama_batch_init(512, 0, 1)
+        context = llama_cpp.llama_init_from_model(self.model, params)
+        if not context:
+            raise RuntimeError(f"llama.cpp cannot make a context for {num_sequences} sequences")
+        return context
 
-    def clear(self) -> None:
-        """Forget all sequences."""
+    def start(self, num_sequences: int) -> None:
+        """Take the context for so many sequences (1 or 8), emptied."""
+        self.context = self.contexts[num_sequences]
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
 
     def run(self, rows: Sequence[tuple[int, int, int, bool]]) -> list[int]:
@@ -80,7 +94,7 @@ class Llama:
 
 def decode(llama: Llama, *, batch: int, prompt: int, steps: int) -> Result:
     """Seconds of `steps` decoding steps of `batch` sequences, their prompts not counted."""
-    llama.clear()
+    llama.start(batch)
     tokens = [llama.prompt(sequence, prompt) for sequence in range(batch)]
     start = time.perf_counter()
     for step in range(steps):
@@ -90,7 +104,7 @@ def decode(llama: Llama, *, batch: int, prompt: int, steps: int) -> Result:
 
 def prefill(llama: Llama, *, prompt: int) -> Result:
     """Seconds until the first token of one prompt of up to 512 tokens."""
-    llama.clear()
+    llama.start(1)
     start = time.perf_counter()
     llama.prompt(0, prompt)
     return {"tokens": float(prompt), "seconds": time.perf_counter() - start}
@@ -116,10 +130,11 @@ def open_worker(words: Sequence[str]) -> tuple[dict[str, Case], dict[str, object
     path = model_path(args.models, shape, args.format)
     if not path.exists():
         write_model(path, shape, args.format)
+    llama_cpp.llama_log_set(only_errors, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     system_info = llama_cpp.llama_print_system_info().decode()
     about = {
-        "llama_cpp_python": version("llama-cpp-python"),
+        "llama_cpp_python": llama_cpp.__version__,
         "system_info": system_info,
         "format": GGUF_TYPES[args.format],
         "unfit": amx_obstacle(system_info),

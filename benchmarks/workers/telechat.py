@@ -23,12 +23,12 @@ from benchmarks.workers.stopwatch import watching
 from telechat import LLM, SamplingParams
 from telechat.checkpoint.hub import demo_folder
 from telechat.engine import AsyncEngine
-from telechat.engine.engine import Engine
 from telechat.engine.request import Request
 from telechat.engine.sampler import Sampler
 from telechat.layers.rotary import RopeSettings
 from telechat.models import TeleChatConfig, TeleChatModel, build_model
 from telechat.ops.cpu import library
+from telechat.quant import quantize_model
 from telechat.tokenizer import load_tokenizer
 
 MAX_MODEL_LEN = 2304
@@ -68,35 +68,38 @@ def random_model(shape: Shape, num_words: int) -> TeleChatModel:
     return model.eval().requires_grad_(False)
 
 
-def greedy(new_tokens: int) -> SamplingParams:
-    """To the full length."""
+def to_the_end(new_tokens: int, *, is_random: bool = False) -> SamplingParams:
+    """Greedy, or drawn from a truncated distribution as chats usually are; always to the full length."""
+    if is_random:
+        return SamplingParams(
+            temperature=0.7,
+            top_k=50,
+            top_p=0.9,
+            repetition_penalty=1.05,
+            max_tokens=new_tokens,
+            ignore_eos=True,
+        )
     return SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
 
 
 class Ours:
-    """An LLM, and an engine of its own that is stepped by hand."""
+    """An LLM whose engine is stepped by hand, called as a whole, or driven through the service's front."""
 
     def __init__(self, llm: LLM, num_words: int) -> None:
         self.llm = llm
         self.num_words = num_words
-        self._engine: Engine | None = None
-
-    @property
-    def engine(self) -> Engine:
-        """Made when it is first needed."""
-        if self._engine is None:
-            self._engine = self.llm.new_engine()
-        return self._engine
+        self.engine = llm.engine
 
     def prompt(self, num_tokens: int) -> list[int]:
         """Random ids of words: no prompt shares a prefix with another."""
         return random.choices(range(16, self.num_words), k=num_tokens)
 
-    def request(self, prompt: Sequence[int], new_tokens: int, **settings: object) -> Request:
-        """A greedy request."""
-        [request] = self.llm.intake.make_requests(list(prompt), greedy(new_tokens))
-        for name, value in settings.items():
-            setattr(request, name, value)
+    def request(
+        self, prompt: Sequence[int], new_tokens: int, tenant: str = "", is_random: bool = False
+    ) -> Request:
+        """One that runs to its full length."""
+        params = to_the_end(new_tokens, is_random=is_random)
+        [request] = self.llm.intake.make_requests(list(prompt), params, tenant=tenant)
         return request
 
     def run_until(self, is_done: Callable[[], bool]) -> float:
@@ -108,9 +111,9 @@ class Ours:
                     raise request.error
         return time.perf_counter() - start
 
-    def start(self, batch: int, prompt: int, new_tokens: int) -> list[Request]:
+    def start(self, batch: int, prompt: int, new_tokens: int, *, is_random: bool = False) -> list[Request]:
         """Requests that all have their first token."""
-        requests = [self.request(self.prompt(prompt), new_tokens) for _ in range(batch)]
+        requests = [self.request(self.prompt(prompt), new_tokens, is_random=is_random) for _ in range(batch)]
         for request in requests:
             self.engine.add(request)
         self.run_until(lambda: all(request.token_ids for request in requests))
@@ -135,9 +138,9 @@ class Ours:
         """Seconds until the first token of one prompt."""
         return {"tokens": float(prompt), "seconds": self.first_token(self.prompt(prompt))}
 
-    def first_token(self, prompt: Sequence[int], **settings: object) -> float:
+    def first_token(self, prompt: Sequence[int], tenant: str = "") -> float:
         """Seconds from adding a request to its first token; other requests go on in between."""
-        request = self.request(prompt, 1, **settings)
+        request = self.request(prompt, 1, tenant)
         self.engine.add(request)
         return self.run_until(lambda: bool(request.token_ids))
 
@@ -168,9 +171,9 @@ class Ours:
         """Seconds of one whole call of `LLM.generate`."""
         prompts = [self.prompt(prompt) for _ in range(batch)]
         start = time.perf_counter()
-        outputs = self.llm.generate(prompts, greedy(new_tokens))
+        outputs = self.llm.generate(prompts, to_the_end(new_tokens))
         seconds = time.perf_counter() - start
-        made = sum(len(output.completions[0].token_ids) for output in outputs)
+        made = sum(len(output.outputs[0].token_ids) for output in outputs)
         assert made == batch * new_tokens, f"{made} tokens instead of {batch * new_tokens}"
         return {"tokens": float(made), "seconds": seconds}
 
@@ -185,7 +188,7 @@ class Ours:
         async def one(engine: AsyncEngine, arrival: Arrival) -> int:
             await asyncio.sleep(arrival.second)
             made = 0
-            async for delta in engine.stream(self.prompt(arrival.prompt), greedy(arrival.new_tokens)):
+            async for delta in engine.stream(self.prompt(arrival.prompt), to_the_end(arrival.new_tokens)):
                 made += len(delta.token_ids)
             return made
 
@@ -202,13 +205,13 @@ class Ours:
         assert made == sum(arrival.new_tokens for arrival in listed), made
         return {"tokens": float(made), "seconds": seconds}
 
-    def overhead(self, *, batch: int, steps: int) -> Result:
+    def overhead(self, *, batch: int, steps: int, is_random: bool) -> Result:
         """Shares of decoding steps spent scheduling and sampling, and spent outside the model's forward."""
-        requests = self.start(batch, 32, 2 * steps + 16 * batch)
+        requests = self.start(batch, 32, 2 * steps + 16 * batch, is_random=is_random)
         decisions = ((self.engine.scheduler, "schedule"), (Sampler, "__init__"), (Sampler, "sample"))
         with (
             watching(*decisions) as deciding,
-            watching((self.engine.runner.executor, "forward")) as computing,
+            watching((self.engine.executor, "forward")) as computing,
         ):
             start = time.perf_counter()
             for _ in range(steps):
@@ -231,7 +234,7 @@ def open_worker(words: Sequence[str]) -> tuple[dict[str, Case], dict[str, object
     parser.add_argument("--shape", choices=SHAPES, default="M")
     parser.add_argument("--format", choices=("int4", "int8", "bf16"), default="bf16")
     parser.add_argument("--demo", action="store_true", help="the demo model, as it is")
-    parser.add_argument("--kv-cache-dtype", default="auto")
+    parser.add_argument("--kv-cache-dtype", choices=("auto", "int8"), default="auto")
     parser.add_argument("--without-kernels", action="store_true", help="compiled kernels must not be found")
     parser.add_argument("--threads", type=int, required=True)
     args = parser.parse_args(words)
@@ -245,19 +248,21 @@ def open_worker(words: Sequence[str]) -> tuple[dict[str, Case], dict[str, object
     if args.demo:
         llm = LLM("demo", kv_cache_dtype=args.kv_cache_dtype)
     else:
+        model = random_model(SHAPES[args.shape], num_words)
+        if args.format != "bf16":
+            quantize_model(model, bits=4 if args.format == "int4" else 8, group_size=32)
         llm = LLM(
-            random_model(SHAPES[args.shape], num_words),
+            model,
             tokenizer,
             max_model_len=MAX_MODEL_LEN,
             max_batch_size=MAX_BATCH,
             block_size=BLOCK_SIZE,
             num_blocks=CACHE_TOKENS // BLOCK_SIZE,
-            quantize=None if args.format == "bf16" else args.format,
             kv_cache_dtype=args.kv_cache_dtype,
         )
     ours = Ours(llm, num_words)
     names = ("decode", "prefill", "prefix", "fairness", "generate", "concurrent", "arrivals", "overhead")
-    about["executor"] = ours.engine.runner.executor.describe()
+    about["executor"] = llm.executor.describe()
     return {name: getattr(ours, name) for name in names}, about
 
 

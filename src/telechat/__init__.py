@@ -15,16 +15,31 @@ if TYPE_CHECKING:
     from telechat.checkpoint import load_model as load_model
     from telechat.engine import LLM as LLM
     from telechat.engine import SamplingParams as SamplingParams
+    from telechat.engine import StructuredOutputs as StructuredOutputs
+    from telechat.quant import QuantizeConfig as QuantizeConfig
+    from telechat.quant import quantize as quantize
     from telechat.tokenizer import load_tokenizer as load_tokenizer
 
 _PUBLIC = {
     "LLM": "telechat.engine",
+    "QuantizeConfig": "telechat.quant",
     "SamplingParams": "telechat.engine",
+    "StructuredOutputs": "telechat.engine",
     "load_model": "telechat.checkpoint",
     "load_tokenizer": "telechat.tokenizer",
+    "quantize": "telechat.quant",
 }
 
-__all__ = ["LLM", "SamplingParams", "__version__", "load_model", "load_tokenizer"]
+__all__ = [
+    "LLM",
+    "QuantizeConfig",
+    "SamplingParams",
+    "StructuredOutputs",
+    "__version__",
+    "load_model",
+    "load_tokenizer",
+    "quantize",
+]
 
 
 def __getattr__(name: str) -> Any:

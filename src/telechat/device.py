@@ -16,6 +16,9 @@ from telechat.errors import DeviceError, UsageError
 
 CPU = torch.device("cpu")
 
+# What the vendors' runtimes read to learn which accelerators a process may see: NVIDIA's, then Ascend's.
+VISIBLE_DEVICES_VARIABLES = ("CUDA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES")
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 

@@ -26,6 +26,11 @@ class TelechatError(Exception):
     def __str__(self) -> str:
         return f"{self.message} {self.hint}" if self.hint else self.message
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors cross from the engine's process to the service's. The default would call the constructor with
+        # the message alone, which the subclasses' constructors do not take.
+        return _restore, (type(self), self.args), self.__dict__
+
 
 class UsageError(TelechatError):
     """A flag or a value on the command line that cannot be taken."""
@@ -77,6 +82,10 @@ class DeviceError(TelechatError):
     """A device, kernel or attention implementation that was asked for by name and cannot run here."""
 
 
+class RankError(TelechatError):
+    """A rank of a model spread over several processes that could not start, or that ended."""
+
+
 class MissingExtraError(TelechatError):
     """An optional package that is not installed; names the extra that brings it."""
 
@@ -85,3 +94,7 @@ class MissingExtraError(TelechatError):
             f"This needs the package {package}, which is not installed.",
             hint=f"Install it with: pip install 'telechat[{extra}]'",
         )
+
+
+def _restore(kind: type[TelechatError], args: tuple[object, ...]) -> TelechatError:
+    return kind.__new__(kind, *args)

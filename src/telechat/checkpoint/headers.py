@@ -25,11 +25,12 @@ _DOWNLOAD_AGAIN = "Download the file again."
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """A stored tensor: shape, dtype in the file format's spelling (`BF16`), and bytes on disk."""
+    """A stored tensor: shape, dtype in the file format's spelling (`BF16`), bytes on disk, and where."""
 
     shape: tuple[int, ...]
     dtype: str
     num_bytes: int
+    offset: int  # from the beginning of the file
 
 
 def refuse_pointer(path: Path, first_bytes: bytes) -> None:
@@ -64,7 +65,7 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
         raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from error
     except ValueError as error:
         raise CheckpointError(f"The header of {path.name} is damaged.", hint=_DOWNLOAD_AGAIN) from error
-    headers, promised = _parse(path, raw)
+    headers, promised = _parse(path, raw, data_start=8 + header_bytes)
     if promised != file_bytes - 8 - header_bytes:
         raise CheckpointError(
             f"{path.name} has {file_bytes - 8 - header_bytes} bytes of tensors, its header says {promised}.",
@@ -73,7 +74,7 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
     return headers
 
 
-def _parse(path: Path, raw: object) -> tuple[dict[str, TensorHeader], int]:
+def _parse(path: Path, raw: object, *, data_start: int) -> tuple[dict[str, TensorHeader], int]:
     """Headers by name in file order, and the number of data bytes they promise."""
     if not isinstance(raw, dict):
         raise CheckpointError(f"The header of {path.name} is damaged.", hint=_DOWNLOAD_AGAIN)
@@ -94,6 +95,7 @@ def _parse(path: Path, raw: object) -> tuple[dict[str, TensorHeader], int]:
                 f"{path.name}: {name} {list(shape)} needs {expected} bytes, its header gives {end - begin}.",
                 hint=_DOWNLOAD_AGAIN,
             )
-        spans.append((begin, end, name, TensorHeader(shape, str(entry["dtype"]), expected)))
+        header = TensorHeader(shape, str(entry["dtype"]), expected, data_start + begin)
+        spans.append((begin, end, name, header))
     spans.sort(key=lambda span: span[:2])
     return {name: header for _, _, name, header in spans}, max((end for _, end, _, _ in spans), default=0)

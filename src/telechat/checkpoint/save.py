@@ -1,23 +1,29 @@
 """Models into folders: official names and layout, safetensors, complete or not at all.
 
 Every file is written under a temporary name and renamed when all are there, so an interrupted save leaves the
-old model in place and never half a new one.
+old model in place and never half a new one. Quantised layers are written as they are stored (`quantized`).
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from telechat.checkpoint.folder import CONFIG, LAYOUTS, SAFETENSORS, SAFETENSORS_INDEX
+from telechat.checkpoint.quantized import SECTION, config_section, stored_bytes, stored_tensors
 from telechat.device import dtype_name
 from telechat.errors import CheckpointError
+from telechat.layers.quantized import QuantizedLinear
 from telechat.models import TeleChatConfig, TeleChatModel, parameter_table
+from telechat.models.quantized import is_quantisable, scheme_of
+from telechat.ops.quantized import WeightScheme
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
@@ -42,56 +48,119 @@ def save_model(
     Raises:
         CheckpointError: the folder cannot be written, or `max_shard_bytes` is not positive.
     """
-    if max_shard_bytes < 1:
-        raise CheckpointError(f"max_shard_bytes is {max_shard_bytes}; it must be positive.")
-    folder = Path(folder)
     dtype = dtype or model.dtype
-    tensors: dict[str, Tensor] = dict(model.named_parameters())
-    shards = plan_shards(model.config, dtype.itemsize, max_shard_bytes)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(model.config, tensors, shards, folder, dtype)
-    except OSError as error:
-        raise CheckpointError(f"Cannot write the model to {folder}: {error.strerror or error}.") from error
+    scheme = scheme_of(model)
+    write_folder(
+        folder,
+        folder_config(model.config, dtype, scheme),
+        parameter_bytes(model.config, dtype, scheme),
+        lambda names: _content(model, names, dtype),
+        max_shard_bytes=max_shard_bytes,
+    )
 
 
-def plan_shards(config: TeleChatConfig, itemsize: int, max_shard_bytes: int) -> dict[str, list[str]]:
-    """File name -> names of its tensors, in the order of the parameter table."""
+def folder_config(config: TeleChatConfig, dtype: torch.dtype, scheme: WeightScheme | None) -> dict[str, Any]:
+    """Contents of config.json."""
+    fields: dict[str, Any] = {**config.to_hf(), "torch_dtype": dtype_name(dtype)}
+    if scheme is not None:
+        fields[SECTION] = config_section(config, scheme)
+    return fields
+
+
+def parameter_bytes(
+    config: TeleChatConfig, dtype: torch.dtype, scheme: WeightScheme | None
+) -> dict[str, int]:
+    """Bytes on disk of each parameter of the table, in its order."""
+    return {
+        parameter.name: stored_bytes(parameter.shape, scheme)
+        if scheme is not None and is_quantisable(parameter)
+        else parameter.size * dtype.itemsize
+        for parameter in parameter_table(config)
+    }
+
+
+def _content(model: TeleChatModel, names: list[str], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors on disk of some parameters, on the CPU."""
+    content: dict[str, Tensor] = {}
+    for name in names:
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        if isinstance(module, QuantizedLinear) and leaf == "weight":
+            content.update(stored_tensors(name, module.stored))
+        else:
+            content[name] = getattr(module, leaf).detach().to("cpu", dtype).contiguous()
+    return content
+
+
+def plan_shards(sizes: Mapping[str, int], max_shard_bytes: int) -> dict[str, list[str]]:
+    """File name -> names of its parameters, in order; `sizes` are their bytes."""
     groups: list[list[str]] = [[]]
     filled = 0
-    for parameter in parameter_table(config):
-        num_bytes = parameter.size * itemsize
+    for name, num_bytes in sizes.items():
         if groups[-1] and filled + num_bytes > max_shard_bytes:
             groups.append([])
             filled = 0
-        groups[-1].append(parameter.name)
+        groups[-1].append(name)
         filled += num_bytes
     if len(groups) == 1:
         return {SAFETENSORS: groups[0]}
     return {f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors": names for i, names in enumerate(groups)}
 
 
+def write_folder(
+    folder: str | Path,
+    config: Mapping[str, Any],
+    sizes: Mapping[str, int],
+    content: Callable[[list[str]], dict[str, Tensor]],
+    *,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> None:
+    """Write a model folder, one file's tensors in memory at a time.
+
+    Args:
+        config: contents of config.json.
+        sizes: bytes on disk of each parameter, in the order of writing.
+        content: the tensors on disk that some of these parameters become; asked for once per file.
+
+    Raises:
+        CheckpointError: the folder cannot be written, or `max_shard_bytes` is not positive.
+    """
+    if max_shard_bytes < 1:
+        raise CheckpointError(f"max_shard_bytes is {max_shard_bytes}; it must be positive.")
+    folder = Path(folder)
+    shards = plan_shards(sizes, max_shard_bytes)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder, config, shards, content)
+    except OSError as error:
+        raise CheckpointError(f"Cannot write the model to {folder}: {error.strerror or error}.") from error
+
+
 def _write(
-    config: TeleChatConfig,
-    tensors: dict[str, Tensor],
-    shards: dict[str, list[str]],
     folder: Path,
-    dtype: torch.dtype,
+    config: Mapping[str, Any],
+    shards: Mapping[str, list[str]],
+    content: Callable[[list[str]], dict[str, Tensor]],
 ) -> None:
     """Write all files under temporary names, then rename them, the index and config.json last."""
     suffix = f".writing-{os.getpid()}"
     written: list[str] = []
+    placed: dict[str, str] = {}
+    total_bytes = 0
     try:
         for file, names in shards.items():
             written.append(file)
-            content = {name: tensors[name].detach().to("cpu", dtype).contiguous() for name in names}
-            save_file(content, folder / (file + suffix), metadata={"format": "pt"})
-            del content
+            tensors = content(names)
+            save_file(tensors, folder / (file + suffix), metadata={"format": "pt"})
+            placed.update(dict.fromkeys(tensors, file))
+            total_bytes += sum(tensor.nbytes for tensor in tensors.values())
+            del tensors
         if len(shards) > 1:
             written.append(SAFETENSORS_INDEX)
-            _write_json(folder / (SAFETENSORS_INDEX + suffix), _index(config, shards, dtype))
+            index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(placed.items()))}
+            _write_json(folder / (SAFETENSORS_INDEX + suffix), index)
         written.append(CONFIG)
-        _write_json(folder / (CONFIG + suffix), {**config.to_hf(), "torch_dtype": dtype_name(dtype)})
+        _write_json(folder / (CONFIG + suffix), config)
         stale = _other_weights(folder, set(written))
         for file in written:
             os.replace(folder / (file + suffix), folder / file)
@@ -100,12 +169,6 @@ def _write(
     finally:
         for file in written:
             (folder / (file + suffix)).unlink(missing_ok=True)
-
-
-def _index(config: TeleChatConfig, shards: dict[str, list[str]], dtype: torch.dtype) -> dict[str, object]:
-    total = sum(parameter.size for parameter in parameter_table(config)) * dtype.itemsize
-    placed = {name: file for file, names in shards.items() for name in names}
-    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
 
 
 def _other_weights(folder: Path, written: set[str]) -> list[Path]:

@@ -10,16 +10,17 @@ import pickle
 import struct
 import warnings
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from telechat.checkpoint.folder import WeightFiles, find_weights
 from telechat.checkpoint.headers import read_header, refuse_pointer
+from telechat.checkpoint.pages import empty_pages
 from telechat.errors import CheckpointError
 
 _SAFETENSORS_DTYPES = {
@@ -36,6 +37,8 @@ _SAFETENSORS_DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_READERS = 4
+_LEAST_SHARE_BYTES = 4 << 20
 # Over what torch's reader of pickles stumbles depends on the damaged bytes.
 _STUMBLES = (
     ArithmeticError,
@@ -53,12 +56,13 @@ _STUMBLES = (
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor on disk: its name there, shape, dtype, and the file that holds it."""
+    """A tensor on disk: its name there, shape, dtype, the file that holds it, and where in it, if known."""
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     file: Path
+    offset: int | None = None
 
 
 class StoredWeights:
@@ -83,17 +87,24 @@ class StoredWeights:
             if name not in self.tensors or self.tensors[name].file.name != file:
                 raise CheckpointError(f"The index says that {file} holds {name}; it does not.")
 
+    @property
+    def owns_memory(self) -> bool:
+        """Whether tensors that are read have memory of their own."""
+        return self.files.is_safetensors
+
     def stream(self, wanted: Collection[str]) -> Iterator[tuple[str, Tensor]]:
         """The wanted tensors as (name, tensor on the CPU in its stored dtype), file by file.
 
-        A tensor is backed by its file, not by memory of its own: copy it before asking for the next one.
+        A tensor of a `.bin` file is backed by that file, not by memory of its own (`owns_memory`): copy it
+        before asking for the next one.
         """
         for path in self.files.files:
             names = [name for name, stored in self.tensors.items() if stored.file == path and name in wanted]
             if not names:
                 continue
             if self.files.is_safetensors:
-                yield from _read_safetensors(path, names)
+                for name in names:
+                    yield name, _read_tensor(self.tensors[name])
             else:
                 content = _load_pickle(path)
                 for name in names:
@@ -114,18 +125,45 @@ def _list_safetensors(path: Path) -> Iterator[StoredTensor]:
         dtype = _SAFETENSORS_DTYPES.get(header.dtype)
         if dtype is None:
             raise CheckpointError(f"{path.name}: {name} has dtype {header.dtype}, which torch does not have.")
-        yield StoredTensor(name, header.shape, dtype, path)
+        yield StoredTensor(name, header.shape, dtype, path, header.offset)
 
 
-def _read_safetensors(path: Path, names: list[str]) -> Iterator[tuple[str, Tensor]]:
+def _read_tensor(stored: StoredTensor) -> Tensor:
+    """Read into memory of its own, a large tensor by several threads: mapping the file would count it twice,
+    and one thread does not keep a fast disk busy."""
+    assert stored.offset is not None
+    tensor = empty_pages(stored.shape, stored.dtype)
+    if not tensor.numel():
+        return tensor
+    content = tensor.reshape(-1).view(torch.uint8).numpy().data
+    share = max(_LEAST_SHARE_BYTES, -(-len(content) // _READERS))
+    starts = range(0, len(content), share)
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            for name in names:
-                yield name, file.get_tensor(name)
-    except (SafetensorError, OSError) as error:
+        if len(starts) == 1:
+            _read_into(stored.file, stored.offset, content)
+        else:
+            with ThreadPoolExecutor(len(starts)) as readers:
+                for done in [
+                    readers.submit(_read_into, stored.file, stored.offset + at, content[at : at + share])
+                    for at in starts
+                ]:
+                    done.result()
+    except OSError as error:
         raise CheckpointError(
-            f"{path.name} cannot be read: {error}.", hint="Download the file again."
+            f"{stored.file.name} cannot be read: {error.strerror or error}.", hint="Download the file again."
         ) from error
+    return tensor
+
+
+def _read_into(path: Path, offset: int, memory: memoryview) -> None:
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        filled = 0
+        while filled < len(memory):
+            num_bytes = file.readinto(memory[filled:])
+            if not num_bytes:
+                raise OSError(f"it ends {len(memory) - filled} bytes early")
+            filled += num_bytes
 
 
 def _list_pickle(path: Path) -> Iterator[StoredTensor]:

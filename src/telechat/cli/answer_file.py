@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,8 @@ from telechat.errors import UsageError
 
 PROMPT_KEY = "input"
 ANSWER_KEY = "output"
+# Waiting for the disk after every row would take longer than a small model's answers do.
+_SYNC_SECONDS = 1.0
 
 Row = dict[str, Any]
 
@@ -65,15 +68,22 @@ class AnswerFile:
         self.num_done, end = _answered(path, prompts)
         self._file = path.open("r+b" if path.exists() else "w+b")
         # An interrupted write leaves half a line; it is computed again.
+        self._synced_at = time.monotonic()
         self._file.truncate(end)
         self._file.seek(end)
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows; when this returns they are on the disk."""
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        self._file.write(text.encode("utf-8", "backslashreplace"))
+        """Append rows; they are on the disk within a second's writing, and when the file is closed."""
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        self._file.write("".join(lines).encode("utf-8", "backslashreplace"))
         self._file.flush()
+        self.num_done += len(lines)
+        if time.monotonic() - self._synced_at > _SYNC_SECONDS:
+            self._sync()
+
+    def _sync(self) -> None:
         os.fsync(self._file.fileno())
+        self._synced_at = time.monotonic()
 
     def __enter__(self) -> AnswerFile:
         return self
@@ -81,6 +91,7 @@ class AnswerFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._sync()
         self._file.close()
 
 

@@ -148,21 +148,22 @@ def answer_rows(
     output: AnswerFile,
     args: argparse.Namespace,
 ) -> None:
-    """Answer the rows behind those already done; each batch is on the disk before the next is begun."""
-    with progress_bar(len(rows), output.num_done) as advance:
-        for start in range(output.num_done, len(rows), llm.max_batch_size):
-            batch = range(start, min(start + llm.max_batch_size, len(rows)))
-            answers = llm.generate(
-                [prompts[index] for index in batch],
-                params,
-                return_logits=args.return_logits,
-                return_scores=args.return_scores,
-            )
-            output.write(
-                answer_row(rows[index], answer.outputs[0], index, output.path)
-                for index, answer in zip(batch, answers, strict=True)
-            )
-            advance(len(batch))
+    """Answer the rows behind those already done; each is written once it and all before it are done."""
+    first = output.num_done
+    answers = llm.generate_each(
+        prompts[first:], params, return_logits=args.return_logits, return_scores=args.return_scores
+    )
+    early: dict[int, Row] = {}
+    with progress_bar(len(rows), first) as advance:
+        for number, answer in answers:
+            index = first + number
+            early[index] = answer_row(rows[index], answer.outputs[0], index, output.path)
+            ready: list[Row] = []
+            while output.num_done + len(ready) in early:
+                ready.append(early.pop(output.num_done + len(ready)))
+            if ready:
+                output.write(ready)
+            advance(1)
 
 
 def answer_row(row: Row, completion: Completion, index: int, path: Path) -> Row:

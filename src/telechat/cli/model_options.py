@@ -10,7 +10,8 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from telechat.cli.parser import CommandParser, positive_int
+from telechat.cli.parser import CommandParser, byte_size, positive_int
+from telechat.cli.rank_options import add_rank_options, rank_settings, use_devices
 from telechat.errors import RequestError, UsageError
 
 if TYPE_CHECKING:
@@ -19,6 +20,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "demo"
+# Options of `add_engine_options` as keywords of `LLM`, whose defaults stand where they are unset.
+ENGINE_OPTIONS = (
+    "quantize",
+    "group_size",
+    "block_size",
+    "num_blocks",
+    "memory_limit",
+    "kv_cache_dtype",
+    "max_batch_tokens",
+    "prefix_caching",
+    "deterministic",
+    "speculate",
+    "num_draft_tokens",
+)
 
 
 def add_model_argument(parser: CommandParser) -> None:
@@ -60,7 +75,81 @@ def add_loading_options(parser: CommandParser) -> None:
     parser.add_boolean(
         "--trust-remote-code", help="accepted for old command lines; code in a model folder is never run"
     )
+    group.add_argument(
+        "--quantize",
+        choices=("int8", "int4"),
+        help="round the weights to this many bits as they are read (default: leave them as they are)",
+    )
+    group.add_argument(
+        "--group-size",
+        type=int,
+        choices=(32, 64, 128),
+        help="with --quantize: inputs of a layer that share a scale (default: 32)",
+    )
     group.add_argument("--max-model-len", type=positive_int, help="longest prompt plus answer, in tokens")
+    add_engine_options(parser)
+    add_rank_options(parser)
+
+
+def add_engine_options(parser: CommandParser) -> None:
+    """Add the options of the engine: its cache and its steps."""
+    group = parser.add_argument_group("engine")
+    group.add_argument(
+        "--block-size",
+        type=positive_int,
+        metavar="TOKENS",
+        help="tokens of a block of the cache: 16, 32, 64, 96 or 128 (default: by device)",
+    )
+    group.add_argument(
+        "--num-blocks",
+        type=positive_int,
+        metavar="N",
+        help="blocks of the cache (default: as many as are useful and fit)",
+    )
+    group.add_argument(
+        "--memory-limit",
+        type=byte_size,
+        metavar="SIZE",
+        help="most memory for weights, cache and work, such as 8GiB (default: a share of what is free)",
+    )
+    group.add_argument(
+        "--kv-cache-dtype",
+        choices=("auto", "int8"),
+        help="precision of the cache; int8 holds twice as much as bf16 (default: auto, the model's)",
+    )
+    group.add_argument(
+        "--max-batch-tokens",
+        "--max-num-batched-tokens",
+        type=positive_int,
+        metavar="N",
+        help="tokens computed in one step; longer prompts are computed in pieces (default: by device)",
+    )
+    group.add_argument(
+        "--prefix-caching",
+        action=argparse.BooleanOptionalAction,
+        help="share what was computed for equal beginnings of prompts (default: yes)",
+    )
+    group.add_argument(
+        "--deterministic",
+        action=argparse.BooleanOptionalAction,
+        help="same answer to the last bit whatever else is computed beside it (default: the demo model only)",
+    )
+    _add_speculation(group)
+
+
+def _add_speculation(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--speculate",
+        metavar="prompt-lookup|MODEL",
+        help="guess tokens from the text itself, or by a small model, and check several at a time; answers "
+        "stay the same (default: do not guess)",
+    )
+    group.add_argument(
+        "--num-draft-tokens",
+        type=positive_int,
+        metavar="N",
+        help="with --speculate: most guesses for one answer in a step (default: 4)",
+    )
 
 
 def _device_name(text: str) -> str:
@@ -100,12 +189,15 @@ def load_llm(model: str, args: argparse.Namespace, **settings: Any) -> LLM:
 
     if args.trust_remote_code:
         log.info("--trust-remote-code has no effect: code in a model folder is never run")
+    use_devices(args)
     return LLM(
         model,
         device=args.device,
         dtype=args.dtype,
         attention=args.attention,
         max_model_len=args.max_model_len,
+        **{name: getattr(args, name) for name in ENGINE_OPTIONS if getattr(args, name) is not None},
+        **rank_settings(args, os.environ),
         **settings,
     )
 

@@ -7,6 +7,7 @@ an unknown option is an error that names the nearest known one; every error is a
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -134,6 +135,21 @@ def positive_int(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is below 1")
     return value
+
+
+def byte_size(text: str) -> int:
+    """An argparse type: a number of bytes with a unit, `8GiB` or `500MB`; binary units have an i."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?)(i?)B?", text, re.IGNORECASE)
+    factor = 0.0
+    if match is not None and (match[2] or not match[3]):
+        base = 1024 if match[3] else 1000
+        factor = base ** " kmgt".index(match[2].lower() or " ")
+    if match is None or not factor:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 8GiB")
+    size = int(float(match[1]) * factor)
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than a byte")
+    return size
 
 
 def port_number(text: str) -> int:

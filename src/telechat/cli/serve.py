@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
 
 from telechat.cli.model_options import add_loading_options, add_model_argument, chosen_model, load_llm
 from telechat.cli.parser import CommandParser, port_number, positive_int
@@ -47,8 +48,11 @@ def given_keys(flag: str | None) -> tuple[str, ...]:
 
 def run(args: argparse.Namespace) -> int:
     """Take the port, load the model, and serve until told to stop."""
+    from telechat.checkpoint import read_config, resolve_model
+    from telechat.engine import AsyncEngine
     from telechat.serve.server import run_server
     from telechat.serve.settings import ServeSettings
+    from telechat.tokenizer import load_tokenizer
 
     settings = ServeSettings(
         host=args.host,
@@ -60,4 +64,13 @@ def run(args: argparse.Namespace) -> int:
     )
     model = chosen_model(args.model)
     sizes = {} if args.max_batch_size is None else {"max_batch_size": args.max_batch_size}
-    return run_server(lambda: load_llm(model, args, **sizes), settings)
+
+    def start_engine() -> AsyncEngine:
+        # Here and not only in the engine's process: a model that must first be fetched shows its progress,
+        # and a folder that holds none costs no process.
+        folder = resolve_model(model)
+        read_config(folder)
+        tokenizer = load_tokenizer(folder)
+        return AsyncEngine.spawn(partial(load_llm, model, args, **sizes), tokenizer)
+
+    return run_server(start_engine, settings)

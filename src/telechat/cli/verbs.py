@@ -35,6 +35,11 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb(words=("train",), module="telechat.cli.train", summary="train a model from a recipe"),
     Verb(
+        words=("quantize", "run"),
+        module="telechat.cli.quantize_run",
+        summary="make a model folder with 8-bit or 4-bit weights",
+    ),
+    Verb(
         words=("data", "demo"),
         module="telechat.cli.data_demo",
         summary="write the demo model's training rows",

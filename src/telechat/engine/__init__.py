@@ -6,16 +6,12 @@ The modules, from the inside out: `request` (the record), `scheduler` (policy wi
 `async_engine`.
 """
 
-from telechat.engine.async_engine import (
-    AsyncEngine,
-    EngineClosedError,
-    EngineStepError,
-    QueueFullError,
-    Stream,
-)
+from telechat.engine.async_engine import AsyncEngine, QueueFullError, Stream
+from telechat.engine.engine_process import EngineDiedError
 from telechat.engine.llm import LLM
+from telechat.engine.loop import EngineClosedError, EngineStepError
 from telechat.engine.outputs import Completion, Delta, FinishReason, RequestOutput, TokenLogprob
-from telechat.engine.sampling_params import SamplingParams
+from telechat.engine.sampling_params import SamplingParams, StructuredOutputs
 
 __all__ = [
     "LLM",
@@ -23,11 +19,13 @@ __all__ = [
     "Completion",
     "Delta",
     "EngineClosedError",
+    "EngineDiedError",
     "EngineStepError",
     "FinishReason",
     "QueueFullError",
     "RequestOutput",
     "SamplingParams",
     "Stream",
+    "StructuredOutputs",
     "TokenLogprob",
 ]

@@ -1,25 +1,32 @@
-"""`AsyncEngine`: many requests at once from asyncio, worked on by one thread.
+"""`AsyncEngine`: many requests at once from asyncio.
 
-The worker thread alone touches the engine's queues and the model. Others leave it orders (add, cancel) and
-are woken through their event loop, once per loop and step. Knows nothing of HTTP or conversations.
+The engine works on a thread (a model already loaded) or in a process of its own (`AsyncEngine.spawn`); this
+side checks requests, numbers them, and sorts what comes back into streams, waking each event loop once per
+step. Knows nothing of HTTP or conversations.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import threading
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
+from telechat.engine.channel import Add, Cancel, Letter, Order, Report
+from telechat.engine.engine_process import EngineDiedError, EngineProcess, Ready
+from telechat.engine.engine_thread import EngineThread
+from telechat.engine.intake import Intake
 from telechat.engine.llm import LLM
-from telechat.engine.outputs import Delta
-from telechat.engine.request import Request
+from telechat.engine.loop import EngineClosedError, EngineLoop
+from telechat.engine.outputs import Delta, EngineStats
 from telechat.engine.sampling_params import SamplingParams
 from telechat.errors import TelechatError
-
-log = logging.getLogger(__name__)
+from telechat.tokenizer import Tokenizer
 
 DEFAULT_MAX_PENDING = 1024
 
@@ -28,28 +35,65 @@ class QueueFullError(TelechatError):
     """More requests are pending than the engine was told to hold."""
 
 
-class EngineClosedError(TelechatError):
-    """The engine has been closed."""
+class Model(Protocol):
+    """What is known here of the model that answers: `LLM`, or `RemoteModel` for one in another process."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def max_model_len(self) -> int: ...
+    @property
+    def default_params(self) -> SamplingParams: ...
+    @property
+    def intake(self) -> Intake: ...
 
 
-class EngineStepError(TelechatError):
-    """The model failed while this request was running."""
+@dataclass(frozen=True)
+class RemoteModel:
+    """A model in another process, as far as those who send requests must know it."""
+
+    name: str
+    tokenizer: Tokenizer
+    max_model_len: int
+    default_params: SamplingParams
+    intake: Intake
+
+    @classmethod
+    def of(cls, ready: Ready, tokenizer: Tokenizer) -> RemoteModel:
+        """From what the process told."""
+        intake = Intake(
+            lambda skip: tokenizer.stream_decoder(skip_special_tokens=skip), **ready.intake_settings
+        )
+        return cls(ready.name, tokenizer, ready.max_model_len, ready.default_params, intake)
+
+
+class Worker(Protocol):
+    """Where the engine works."""
+
+    @property
+    def is_alive(self) -> bool: ...
+    def send(self, order: Order) -> None: ...
+    def close(self) -> None: ...
 
 
 class Stream(AsyncIterator[Delta]):
     """The answers to one prompt as they grow.
 
     Iterate once. Cancelling the task that waits, `aclose`, or dropping the stream ends the requests behind
-    it, and their slots are free at the worker's next step.
+    it, and their memory is free at the engine's next step.
     """
 
-    def __init__(self, engine: AsyncEngine, requests: list[Request], loop: asyncio.AbstractEventLoop) -> None:
-        self.requests = requests
+    def __init__(
+        self, key: int, num_answers: int, cancel: Callable[[int], None], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.key = key
         self.loop = loop
-        self._engine = engine
+        self._cancel = cancel
         self._inbox: deque[Delta | Exception] = deque()
         self._arrived = asyncio.Event()
-        self._num_open = len(requests)
+        self._num_open = num_answers
 
     def __aiter__(self) -> Stream:
         return self
@@ -82,7 +126,7 @@ class Stream(AsyncIterator[Delta]):
         self._inbox.clear()
         if self._num_open:
             self._num_open = 0
-            self._engine.cancel(self)
+            self._cancel(self.key)
 
     async def aclose(self) -> None:
         """As `cancel`; lets `contextlib.aclosing` end a stream."""
@@ -90,141 +134,159 @@ class Stream(AsyncIterator[Delta]):
 
     def __del__(self) -> None:
         if self._num_open:
-            self._engine.cancel(self)
+            self._cancel(self.key)
+
+
+@dataclass
+class _Open:
+    """A request not yet finished. The stream is held weakly: one that nobody holds any more ends it."""
+
+    stream: weakref.ref[Stream]
+    num_answers: int
 
 
 class AsyncEngine:
-    """Continuous batching behind asyncio.
+    """Continuous batching behind asyncio, on a thread of this process.
 
     Args:
-        llm: model and tokenizer. The engine has a cache of its own, so `llm.generate` stays usable beside it.
-        max_pending: requests running or waiting at once; one more is refused.
+        llm: model and tokenizer. Its engine belongs to this one from now on; leave `llm.generate` alone.
+        max_pending: answers being computed or waiting at once; one more is refused.
+
+    Attributes:
+        stats: of the engine, as of its last step; None before the first.
     """
 
     def __init__(self, llm: LLM, *, max_pending: int = DEFAULT_MAX_PENDING) -> None:
-        self.llm = llm
+        self._prepare(max_pending)
+        self.llm: Model = llm
+        self.worker: Worker = EngineThread(EngineLoop(llm.engine, llm.intake), self._deliver)
+
+    @classmethod
+    def spawn(
+        cls, load: Callable[[], LLM], tokenizer: Tokenizer, *, max_pending: int = DEFAULT_MAX_PENDING
+    ) -> AsyncEngine:
+        """An engine in a process of its own, watched and started again when it dies.
+
+        Args:
+            load: makes the `LLM` in that process; must survive pickling, such as
+                `functools.partial(LLM, "demo")`.
+            tokenizer: of the same model, for this process.
+
+        Raises:
+            Exception: what `load` raised there.
+        """
+        engine = cls.__new__(cls)
+        engine._prepare(max_pending)
+        level = logging.getLogger("telechat").getEffectiveLevel()
+        worker = EngineProcess(load, engine._deliver, engine._lose_all, log_level=level)
+        engine.worker = worker
+        engine.llm = RemoteModel.of(worker.ready, tokenizer)
+        return engine
+
+    def _prepare(self, max_pending: int) -> None:
         self.max_pending = max_pending
-        self._engine = llm.new_engine()
-        self._changed = threading.Condition()
-        # Streams are held weakly: one that nobody holds any more ends its requests (`Stream.__del__`).
-        self._to_add: deque[tuple[weakref.ref[Stream], Request]] = deque()
-        self._to_cancel: deque[Request] = deque()
-        self._is_closing = False
-        self._num_pending = 0
-        self._streams: dict[Request, weakref.ref[Stream]] = {}  # touched by the worker only
-        self._worker = threading.Thread(target=self._work, name="telechat-engine", daemon=True)
-        self._worker.start()
+        self._keys = itertools.count()
+        # A stream dropped by the garbage collector cancels itself, perhaps while this thread holds the lock.
+        self._lock = threading.RLock()
+        self._open: dict[int, _Open] = {}
+        self._is_closed = False
+        self.stats: EngineStats | None = None
 
     @property
     def num_pending(self) -> int:
-        """Requests running or waiting."""
-        return self._num_pending
+        """Answers being computed or waiting."""
+        with self._lock:
+            return sum(request.num_answers for request in self._open.values())
 
     @property
     def num_running(self) -> int:
-        """Requests in a slot."""
-        return len(self._engine.scheduler.running)
+        """Answers being computed, as of the last step."""
+        return self.stats.num_running if self.stats else 0
 
-    def stream(self, prompt_ids: Sequence[int], params: SamplingParams) -> Stream:
+    @property
+    def num_waiting(self) -> int:
+        """Answers waiting for a place, as of the last step."""
+        return self.stats.num_waiting if self.stats else 0
+
+    @property
+    def is_alive(self) -> bool:
+        """Requests are taken: not closed, and the engine's process, if it has one, runs."""
+        return not self._is_closed and self.worker.is_alive
+
+    def stream(
+        self, prompt_ids: Sequence[int], params: SamplingParams, *, tenant: str = "", priority: int = 0
+    ) -> Stream:
         """Queue a prompt; must be called in an event loop. With n > 1 the answers' deltas come interleaved.
+
+        Args:
+            tenant: who asks; tenants share the engine fairly.
+            priority: lower goes first.
 
         Raises:
             PromptError, RequestError: a prompt or parameter this model cannot take.
             QueueFullError: too many requests are pending.
             EngineClosedError: after `close`.
+            EngineDiedError: the engine's process has died and is not yet running again.
         """
-        requests = self.llm.intake.make_requests(prompt_ids, params)
-        with self._changed:
-            if self._is_closing:
+        prompt = list(prompt_ids)
+        self.llm.intake.check(prompt, params)
+        with self._lock:
+            if self._is_closed:
                 raise EngineClosedError("The engine is closed.")
-            if self._num_pending + len(requests) > self.max_pending:
+            if not self.worker.is_alive:
+                raise EngineDiedError("The engine is not running.", hint="Try again later.")
+            if self.num_pending + params.n > self.max_pending:
                 raise QueueFullError(
-                    f"{self._num_pending} requests are pending; the limit is {self.max_pending}.",
+                    f"{self.num_pending} answers are pending and {params.n} more were asked for; "
+                    f"the limit is {self.max_pending}.",
                     hint="Try again later.",
                 )
-            stream = Stream(self, requests, asyncio.get_running_loop())
-            self._num_pending += len(requests)
-            self._to_add.extend((weakref.ref(stream), request) for request in requests)
-            self._changed.notify()
+            key = next(self._keys)
+            stream = Stream(key, params.n, self._cancel, asyncio.get_running_loop())
+            self._open[key] = _Open(weakref.ref(stream), params.n)
+            self.worker.send(Add(key, prompt, params, tenant, priority))
         return stream
-
-    def cancel(self, stream: Stream) -> None:
-        """End a stream's requests; any thread may call it."""
-        with self._changed:
-            self._to_cancel.extend(stream.requests)
-            self._changed.notify()
 
     def close(self) -> None:
-        """Stop the worker; streams still open end with an error. Calling it again does nothing."""
-        with self._changed:
-            self._is_closing = True
-            self._changed.notify()
-        self._worker.join()
+        """Stop; streams still open end with an error. Calling it again does nothing."""
+        with self._lock:
+            self._is_closed = True
+        self.worker.close()
+        self._lose_all(EngineClosedError("The engine was closed while this request was running."))
 
-    def _work(self) -> None:
-        """The worker thread: take orders, step, deliver; sleep when there is nothing to do."""
-        while self._take_orders():
-            try:
-                stepped = self._engine.step()
-            except Exception as error:
-                log.exception("a step failed")
-                failure = EngineStepError(f"The model failed: {type(error).__name__}: {error}")
-                stepped = self._engine.fail_running(failure)
-            self._deliver(stepped)
-        self._end_all()
+    def _cancel(self, key: int) -> None:
+        with self._lock:
+            if self._open.pop(key, None) is not None:
+                self.worker.send(Cancel(key))
 
-    def _take_orders(self) -> bool:
-        """Wait for work and take in what was ordered; False when the engine is to close."""
-        with self._changed:
-            while not (self._to_add or self._to_cancel or self._is_closing or self._engine.has_work):
-                self._changed.wait()
-            if self._is_closing:
-                return False
-            self._take_in()
-            while self._to_cancel:
-                request = self._to_cancel.popleft()
-                self._engine.cancel(request)
-                self._forget(request)
-        return True
+    def _lose_all(self, error: Exception) -> None:
+        with self._lock:
+            self._deliver(Report([Letter(key, error) for key in self._open]))
 
-    def _take_in(self) -> None:
-        while self._to_add:
-            stream, request = self._to_add.popleft()
-            self._streams[request] = stream
-            self._engine.add(request)
-
-    def _forget(self, request: Request) -> weakref.ref[Stream] | None:
-        stream = self._streams.pop(request, None)
-        if stream is not None:
-            with self._changed:
-                self._num_pending -= 1
-        return stream
-
-    def _deliver(self, stepped: list[Request]) -> None:
-        """Hand out what a step produced, waking each event loop once."""
+    def _deliver(self, report: Report) -> None:
+        """Sort a step's letters into their streams, waking each event loop once. Called by the worker."""
+        self.stats = report.stats or self.stats
         mail: dict[asyncio.AbstractEventLoop, list[tuple[Stream, Delta | Exception]]] = {}
-        for request in stepped:
-            item = request.error or request.take_delta()
-            reference = self._forget(request) if request.is_finished else self._streams.get(request)
-            stream = reference() if reference is not None else None
-            if stream is not None and item is not None:
-                mail.setdefault(stream.loop, []).append((stream, item))
+        with self._lock:
+            for letter in report.letters:
+                request = self._open.get(letter.key)
+                if request is None:  # cancelled in the meantime
+                    continue
+                if isinstance(letter.item, Exception):
+                    del self._open[letter.key]
+                elif letter.item.finish_reason is not None:
+                    request.num_answers -= 1
+                    if not request.num_answers:
+                        del self._open[letter.key]
+                stream = request.stream()
+                if stream is not None:
+                    mail.setdefault(stream.loop, []).append((stream, letter.item))
         for loop, letters in mail.items():
             try:
                 loop.call_soon_threadsafe(_hand_over, letters)
             except RuntimeError:  # the loop was closed: nobody is left to read
                 for stream, _ in letters:
-                    self.cancel(stream)
-
-    def _end_all(self) -> None:
-        """Tell every open stream that no more will come."""
-        with self._changed:
-            self._take_in()
-        ended = list(self._streams)
-        for request in ended:
-            self._engine.cancel(request)
-            request.error = EngineClosedError("The engine was closed while this request was running.")
-        self._deliver(ended)
+                    self._cancel(stream.key)
 
 
 def _hand_over(letters: list[tuple[Stream, Delta | Exception]]) -> None:

@@ -1,4 +1,4 @@
-"""The step loop: admit, run, sample, hand out tokens, free the slots of what ended.
+"""The step loop: schedule, compute, sample, hand out tokens, free the blocks of what ended.
 
 Joins scheduler, runner and sampler for one model. One thread may use it at a time. Knows nothing of threads,
 prompts as text, or who asks.
@@ -6,103 +6,192 @@ prompts as text, or who asks.
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Sequence
 
-from telechat.engine.request import Request, State
+import torch
+from torch import Tensor
+
+from telechat.engine.blocks import BlockAllocator
+from telechat.engine.logprobs import token_logprobs
+from telechat.engine.outputs import EngineStats
+from telechat.engine.request import Request
+from telechat.engine.rope import RopeRule
 from telechat.engine.runner import Runner
-from telechat.engine.sampler import Sampled, Sampler
-from telechat.engine.scheduler import Scheduler
+from telechat.engine.sampler import NOT_A_NUMBER, Sampled, Sampler
+from telechat.engine.scheduler import Scheduler, Work
 from telechat.errors import RequestError, TelechatError
-from telechat.models import TeleChatModel
-
-log = logging.getLogger(__name__)
+from telechat.models.paged import Executor
 
 
 class Engine:
     """Continuous batching over one model.
 
     Args:
-        model: in eval mode.
-        max_model_len: most tokens of prompt and answer together.
+        executor: the model; its cache is made here.
+        num_blocks, block_size: of the cache, which must hold any single request to its end.
         max_batch_size: requests that run at once.
-        max_prefill_tokens: prompt tokens taken in per step.
+        max_batch_tokens: tokens computed in one step.
+        prefix_caching: requests that begin alike share the blocks of what they have in common.
     """
 
     def __init__(
         self,
-        model: TeleChatModel,
+        executor: Executor,
         *,
-        max_model_len: int,
+        num_blocks: int,
+        block_size: int,
         max_batch_size: int,
-        max_prefill_tokens: int,
+        max_batch_tokens: int,
+        prefix_caching: bool = True,
     ) -> None:
-        self._device = model.device
-        self.scheduler = Scheduler(max_batch_size=max_batch_size, max_prefill_tokens=max_prefill_tokens)
-        self.runner = Runner(model, max_batch_size=max_batch_size, max_model_len=max_model_len)
+        self.executor = executor
+        self.scheduler = Scheduler(
+            BlockAllocator(num_blocks, block_size, prefix_caching=prefix_caching),
+            RopeRule(executor.rope_mode, executor.config.rope, executor.static_length),
+            max_batch_size=max_batch_size,
+            max_batch_tokens=max_batch_tokens,
+        )
+        self.runner = Runner(executor, num_blocks=num_blocks, block_size=block_size)
         self._sampler: Sampler | None = None
+        self.num_generated_tokens = 0
 
     @property
     def has_work(self) -> bool:
         """Some request is not finished."""
         return self.scheduler.has_work
 
+    @property
+    def num_steps(self) -> int:
+        """Steps done so far."""
+        return self.scheduler.counters.num_steps
+
     def add(self, request: Request) -> None:
         """Queue a request made by `Intake`."""
         self.scheduler.add(request)
 
     def cancel(self, request: Request) -> None:
-        """End a request now; its slot is free for the next step. Does nothing to a finished one."""
+        """End a request now; its blocks are free for the next step. Does nothing to a finished one."""
         if not request.is_finished:
             request.end("cancelled")
-            self._remove([request])
+            self.scheduler.finish(request)
 
     def step(self) -> list[Request]:
-        """One step: every running request gains a token, waiting ones are admitted. Returns those that took
-        part.
+        """One step: running requests gain a token, prompts are worked on. Returns those that took part.
 
         A request whose own text or logits fail ends with `error` set; the others go on.
         """
         step = self.scheduler.schedule()
-        requests = list(step.decode + step.prefill)
-        if not requests:
-            return []
-        if step.prefill:
-            self._sampler = None
-        logits = self.runner.run(step)
-        if self._sampler is None:
-            self._sampler = Sampler(requests, device=self._device)
-        sampled = self._sampler.sample(logits, self.runner.history(len(requests)))
-        for row, request in enumerate(requests):
-            self._hand_out(request, row, sampled)
-        self._remove([request for request in requests if request.finish_reason or request.error])
+        try:
+            generating = [work for work in step.work if work.request.pooling is None]
+            if generating:
+                self._generate(generating)
+            if len(generating) < len(step.work):
+                self._pool([work for work in step.work if work.request.pooling is not None])
+        except BaseException:
+            # Blocks were published that this step was to fill.
+            self.scheduler.blocks.forget_names()
+            raise
+        self.scheduler.commit(step)
+        requests = list(dict.fromkeys(work.request for work in step.work))
+        for request in requests:
+            is_pooled = request.pooling is not None and request.num_computed_tokens == request.num_tokens
+            if request.finish_reason or request.error or is_pooled:
+                self.scheduler.finish(request)
         return requests
 
-    def _hand_out(self, request: Request, row: int, sampled: Sampled) -> None:
-        if row in sampled.broken_rows:
-            request.error = RequestError("The model's output is not a number (NaN) for this request.")
-            return
-        if row in sampled.logprobs:
-            request.logprobs.append(sampled.logprobs[row])
-        if row in sampled.logits:
-            request.kept_logits.append(sampled.logits[row])
-        if row in sampled.scores:
-            request.kept_scores.append(sampled.scores[row])
-        try:
-            request.accept(sampled.token_ids[row])
-        except TelechatError as error:  # the tokenizer cannot decode this id: no other request's concern
-            request.error = error
-
-    def _remove(self, requests: list[Request]) -> None:
-        if requests:
-            self._sampler = None
-            self.runner.move(self.scheduler.remove(requests))
+    def stats(self) -> EngineStats:
+        """Counts since the engine was made, and how its cache stands."""
+        scheduler = self.scheduler
+        counters, blocks = scheduler.counters, scheduler.blocks
+        return EngineStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_blocks=blocks.num_blocks,
+            num_free_blocks=blocks.num_free,
+            num_cached_blocks=blocks.num_cached,
+            block_size=blocks.block_size,
+            num_steps=counters.num_steps,
+            num_computed_tokens=counters.num_computed_tokens,
+            num_generated_tokens=self.num_generated_tokens,
+            num_prefix_hit_tokens=counters.num_prefix_hit_tokens,
+            num_preemptions=counters.num_preemptions,
+        )
 
     def fail_running(self, error: Exception) -> list[Request]:
-        """After a step that raised: end every running request with `error` and start from an empty cache."""
-        failed = list(self.scheduler.running)
+        """After a step that raised: end every running request with `error`; waiting ones go on."""
+        failed = self.scheduler.abandon_running()
         for request in failed:
-            request.error, request.state, request.slot = error, State.FINISHED, None
-        self.scheduler.running.clear()
-        self._sampler = None
-        self.runner.reset()
+            request.error = error
         return failed
+
+    def _generate(self, work: Sequence[Work]) -> None:
+        """Compute, sample and hand out the next tokens of those whose known tokens are all done."""
+        logits_LV = self.runner.logits(work)
+        requests: list[Request] = []
+        rows: list[int] = []
+        first = 0
+        for one in work:
+            request, stop = one.request, first + one.num_logits
+            sampled_rows = range(first, stop)
+            if request.needs_prompt_rows:
+                self._report_prompt(one, logits_LV[first:stop])
+                sampled_rows = range(stop - 1, stop) if one.stop == request.num_tokens else range(0)
+            if sampled_rows and not request.error:
+                rows += sampled_rows
+                if not requests or requests[-1] is not request:
+                    requests.append(request)
+            first = stop
+        if not requests:
+            return
+        if len(rows) < first:
+            logits_LV = logits_LV[torch.tensor(rows, device=logits_LV.device)]
+        if self._sampler is None or self._sampler.requests != tuple(requests):
+            self._sampler = Sampler(requests, device=logits_LV.device)
+        for request, sampled in zip(requests, self._sampler.sample(logits_LV), strict=True):
+            self._hand_out(request, sampled)
+
+    def _hand_out(self, request: Request, sampled: Sampled) -> None:
+        request.error = sampled.error
+        num_before = len(request.token_ids)
+        try:
+            for token_id in sampled.token_ids:
+                request.accept(token_id)
+                if request.finish_reason:
+                    break
+        except TelechatError as error:  # the tokenizer cannot decode this id: no other request's concern
+            request.error = error
+        num_gained = len(request.token_ids) - num_before
+        request.logprobs += sampled.logprobs[:num_gained]
+        request.kept_logits += sampled.logits[:num_gained]
+        request.kept_scores += sampled.scores[:num_gained]
+        self.num_generated_tokens += num_gained
+
+    @staticmethod
+    def _report_prompt(work: Work, logits_LV: Tensor) -> None:
+        """Log-probabilities of the prompt tokens that follow the computed ones."""
+        request, reported = work.request, work.request.prompt_logprobs
+        assert request.num_prompt_logprobs is not None
+        if not reported:
+            reported.append(None)
+        following = request.prompt_token_ids[len(reported) : work.stop + 1]
+        first = len(reported) - 1 - work.start
+        rows_NV = logits_LV[first : first + len(following)]
+        reported += token_logprobs(rows_NV, following, [request.num_prompt_logprobs] * len(following))
+        if bool(rows_NV.isnan().any()):
+            request.error = RequestError(NOT_A_NUMBER)
+
+    def _pool(self, work: Sequence[Work]) -> None:
+        """Add up hidden states, or keep the last one, of prompts to be embedded."""
+        hidden_LD = self.runner.hidden_states(work)
+        first = 0
+        for one in work:
+            request, rows = one.request, hidden_LD[first : first + one.num_logits]
+            first += one.num_logits
+            if request.pooling == "mean":
+                # fp64, so that the pieces a prompt was computed in do not show.
+                total = rows.double().sum(0)
+                request.pooled = total if request.pooled is None else request.pooled + total
+            elif len(rows):
+                request.pooled = rows[-1].clone()
+            if len(rows) and bool(rows.isnan().any()):
+                request.error = RequestError(NOT_A_NUMBER)

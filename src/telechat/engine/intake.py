@@ -6,10 +6,12 @@ Knows the model's limits and how its tokens become text. Changes nothing, so any
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, get_args
 
-from telechat.engine.outputs import Keep
+from telechat.engine.grammar import Grammar
+from telechat.engine.outputs import Keep, Pooling
 from telechat.engine.request import Request
-from telechat.engine.sampling_params import SamplingParams
+from telechat.engine.sampling_params import SamplingParams, StructuredOutputs
 from telechat.engine.text import TextStream, TokenDecoder
 from telechat.errors import ContextLengthError, PromptError, RequestError
 
@@ -25,6 +27,7 @@ class Intake:
         vocab_size: ids run from 0 to one less.
         eos_token_ids: the model's own end tokens.
         max_model_len: most tokens of prompt and answer together.
+        compile_grammar: makes the grammar of one answer; without it there are no structured outputs.
     """
 
     def __init__(
@@ -34,11 +37,22 @@ class Intake:
         vocab_size: int,
         eos_token_ids: Iterable[int],
         max_model_len: int,
+        compile_grammar: Callable[[StructuredOutputs], Grammar] | None = None,
     ) -> None:
+        self._compile_grammar = compile_grammar
         self._make_decoder = make_decoder
         self._vocab_size = vocab_size
         self._eos_token_ids = frozenset(eos_token_ids)
         self._max_model_len = max_model_len
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What another intake for the same model takes, in another process perhaps."""
+        return {
+            "vocab_size": self._vocab_size,
+            "eos_token_ids": self._eos_token_ids,
+            "max_model_len": self._max_model_len,
+        }
 
     def make_requests(
         self,
@@ -47,8 +61,16 @@ class Intake:
         *,
         keep_logits: Keep = None,
         keep_scores: Keep = None,
+        priority: int = 0,
+        tenant: str = "",
+        cache_salt: str = "",
     ) -> list[Request]:
         """One request for each of the `params.n` answers.
+
+        Args:
+            priority: lower is sooner.
+            tenant: on whose behalf; tenants share the engine evenly.
+            cache_salt: only requests with the same one share cached keys.
 
         Raises:
             PromptError: empty, or an id outside the vocabulary.
@@ -56,13 +78,12 @@ class Intake:
             RequestError: a parameter that does not fit this model.
         """
         prompt = list(prompt_token_ids)
-        max_new_tokens = self._max_new_tokens(prompt, params)
-        self._check_ids("prompt", prompt)
-        self._check_ids("stop_token_ids", params.stop_token_ids)
-        self._check_ids("logit_bias", params.logit_bias)
+        max_new_tokens = self.check(prompt, params)
         for name, keep in (("return_logits", keep_logits), ("return_scores", keep_scores)):
             if keep is not None and keep != "all" and (not isinstance(keep, int) or keep < 1):
                 raise RequestError(f"{name} is {keep!r}; it must be 'all' or at least 1.", parameter=name)
+        if isinstance(priority, bool) or not isinstance(priority, int):
+            raise RequestError(f"priority is {priority!r}; it must be an integer.", parameter="priority")
         eos: frozenset[int] = frozenset() if params.ignore_eos else self._eos_token_ids
         return [
             Request(
@@ -74,9 +95,62 @@ class Intake:
                 index=index,
                 keep_logits=keep_logits,
                 keep_scores=keep_scores,
+                priority=priority,
+                tenant=tenant,
+                cache_salt=cache_salt,
+                num_prompt_logprobs=one.prompt_logprobs,
+                grammar=self._grammar(one),
             )
             for index, one in enumerate(params.split())
         ]
+
+    def check(self, prompt: list[int], params: SamplingParams) -> int:
+        """Most tokens that the model can be asked for after this prompt.
+
+        Raises:
+            PromptError, ContextLengthError, RequestError: as `make_requests`.
+        """
+        max_new_tokens = self._max_new_tokens(prompt, params)
+        self._check_ids("prompt", prompt)
+        self._check_ids("stop_token_ids", params.stop_token_ids)
+        self._check_ids("logit_bias", params.logit_bias)
+        return max_new_tokens
+
+    def _grammar(self, params: SamplingParams) -> Grammar | None:
+        if params.structured_outputs is None:
+            return None
+        if self._compile_grammar is None:
+            raise RequestError(
+                "This engine has no structured outputs.",
+                parameter="structured_outputs",
+                hint="Its tokenizer does not say which text each token stands for.",
+            )
+        return self._compile_grammar(params.structured_outputs)
+
+    def make_embedding(self, prompt_token_ids: Sequence[int], pooling: Pooling) -> Request:
+        """A request for the vector of a prompt.
+
+        Raises:
+            PromptError, RequestError: as `make_requests`; a pooling that there is none of.
+        """
+        if pooling not in get_args(Pooling):
+            raise RequestError(
+                f"pooling is {pooling!r}; it must be {' or '.join(get_args(Pooling))}.", parameter="pooling"
+            )
+        prompt = list(prompt_token_ids)
+        if not prompt:
+            raise PromptError("The prompt is empty.", hint="Give at least one token.")
+        if len(prompt) > self._max_model_len:
+            raise ContextLengthError(len(prompt), self._max_model_len, hint="Shorten it.")
+        self._check_ids("prompt", prompt)
+        return Request(
+            prompt_token_ids=prompt,
+            params=SamplingParams(),
+            max_new_tokens=0,
+            stop_token_ids=frozenset(),
+            text_stream=TextStream(self._make_decoder(True)),
+            pooling=pooling,
+        )
 
     def _max_new_tokens(self, prompt: list[int], params: SamplingParams) -> int:
         if not prompt:

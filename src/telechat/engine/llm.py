@@ -6,36 +6,37 @@ Knows how names become models and text becomes ids; the work is the engine's. Fo
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast, overload
 
-import torch
-
-from telechat.checkpoint import load_model, read_config, read_generation_config, resolve_model
-from telechat.device import CPU, memory_info, resolve_device
+from telechat.engine.driving import complete, stream_deltas
 from telechat.engine.engine import Engine
+from telechat.engine.grammar import GrammarCompiler
 from telechat.engine.intake import Intake
-from telechat.engine.outputs import Completion, Delta, Keep, Kept, RequestOutput
-from telechat.engine.plan import cache_bytes_per_token, default_batch_size
-from telechat.engine.progress import Progress
+from telechat.engine.loading import (
+    KvCacheDtype,
+    check_positive,
+    default_batch_tokens,
+    default_params,
+    eos_token_ids,
+    plan_for,
+)
+from telechat.engine.opening import open_model
+from telechat.engine.outputs import Delta, EmbeddingOutput, EngineStats, Keep, Pooling, RequestOutput
+from telechat.engine.plan import DEFAULT_MAX_BATCH_SIZE
 from telechat.engine.request import Request
-from telechat.engine.sampling_params import SamplingParams
+from telechat.engine.results import embedding_output, request_output
+from telechat.engine.sampling_params import SamplingParams, with_fields
 from telechat.errors import ConfigError, PromptError, RequestError, TelechatError
-from telechat.models import RopeMode, TeleChatConfig, TeleChatModel, count_parameters
-from telechat.tokenizer import Tokenizer, check_fits, load_tokenizer
-
-log = logging.getLogger(__name__)
+from telechat.models import RopeMode, TeleChatConfig, TeleChatModel
+from telechat.parallel.sharding import Layout
+from telechat.tokenizer import Tokenizer, check_fits
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
-
-DEFAULT_MAX_PREFILL_TOKENS = 4096
-# Below this, `dtype="auto"` computes in fp32 on the CPU: the weights are small enough that it costs little,
-# and answers then do not depend on how a CPU rounds bf16.
-_SMALL_MODEL_PARAMETERS = 500_000_000
 
 
 class LLM:
@@ -50,13 +51,27 @@ class LLM:
             rotary table made for max_model_len, so that no answer depends on how long the text was when keys
             were cached.
         max_model_len: most tokens of prompt and answer together; default the model's `training_seqlen`.
-        max_batch_size: requests that run at once; default 64, or as many of `max_model_len` as the free
-            memory can hold.
-        max_prefill_tokens: prompt tokens taken in per step.
+        max_batch_size: requests that run at once.
+        max_batch_tokens: tokens computed in one step; a longer prompt is computed in pieces. Default 512 on a
+            CPU, 2048 elsewhere.
+        block_size: tokens of a block of the cache: 16, 32, 64, 96 or 128; default by device.
+        num_blocks: blocks of the cache; default as many as are useful and fit.
+        memory_limit: most bytes that this process may hold on the device, weights included; the cache is made
+            to fit. Default a share of what is free.
+        kv_cache_dtype: `auto` is the model's; `int8` halves the memory of bf16, with small errors.
+        prefix_caching: prompts that begin alike share what was computed for the beginning.
+        deterministic: an answer does not depend on what else is in the batch, to the last bit: one kernel
+            per layer whatever the batch. Default: for the demo model only.
+        quantize, group_size: round the weights while they are read, as `telechat.load_model` does.
+        tp: processes (on accelerators, devices) that share the heads and the inner widths of every layer.
+        ep: the same for the experts of a mixture; the ranks are as many as the larger of the two.
+        master_port: where several ranks meet; 0 takes a free port.
+        bind_cpu: keep each of several ranks to the cores of one NUMA node, where there are several nodes.
         generation_config: contents of a `generation_config.json`; by default the folder's.
 
     Raises:
-        CheckpointError, ConfigError, TokenizerError: the model cannot be used as it is.
+        CheckpointError, ConfigError, TokenizerError: the model cannot be used as it is, or the cache cannot
+            hold `max_model_len` tokens.
     """
 
     def __init__(
@@ -69,101 +84,118 @@ class LLM:
         attention: str = "auto",
         rope_mode: RopeMode = "static",
         max_model_len: int | None = None,
-        max_batch_size: int | None = None,
-        max_prefill_tokens: int = DEFAULT_MAX_PREFILL_TOKENS,
+        max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
+        max_batch_tokens: int | None = None,
+        block_size: int | None = None,
+        num_blocks: int | None = None,
+        memory_limit: int | None = None,
+        kv_cache_dtype: KvCacheDtype = "auto",
+        prefix_caching: bool = True,
+        deterministic: bool | None = None,
+        quantize: Literal["int8", "int4"] | None = None,
+        group_size: int | None = None,
+        tp: int = 1,
+        ep: int = 1,
+        master_port: int = 0,
+        bind_cpu: bool = True,
         generation_config: Mapping[str, Any] | None = None,
     ) -> None:
-        for name, value in (
-            ("max_model_len", max_model_len),
-            ("max_batch_size", max_batch_size),
-            ("max_prefill_tokens", max_prefill_tokens),
-        ):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1.")
-        if isinstance(model, TeleChatModel):
-            if tokenizer is None:
-                raise ConfigError("A model that is already loaded needs its tokenizer too.")
-            self.name = "telechat"
-            self.model = model
-        else:
-            folder = resolve_model(model)
-            self.name = str(model) if not Path(model).is_dir() else Path(model).resolve().name
-            self.model = _load(
-                folder,
-                device=device,
-                dtype=dtype,
-                attention=attention,
-                rope_mode=rope_mode,
-                static_length=max_model_len,
-            )
-            tokenizer = tokenizer or load_tokenizer(folder)
-            if generation_config is None:
-                generation_config = read_generation_config(folder)
-        self.tokenizer: Tokenizer = tokenizer
-        self.generation_config = dict(generation_config or {})
-        self.default_params = _default_params(self.generation_config)
-        self.max_model_len = max_model_len or self.config.training_seqlen
-        self.max_batch_size = max_batch_size or self._default_batch_size()
-        self.max_prefill_tokens = max_prefill_tokens
-        self.eos_token_ids = _eos_token_ids(
-            self.tokenizer, self.generation_config, vocab_size=self.config.vocab_size
+        check_positive(
+            max_model_len=max_model_len,
+            max_batch_size=max_batch_size,
+            max_batch_tokens=max_batch_tokens,
+            memory_limit=memory_limit,
         )
-        self._check_fit()
+        opened = open_model(
+            model,
+            tokenizer,
+            generation_config,
+            deterministic=deterministic,
+            kv_cache_dtype=kv_cache_dtype,
+            layout=Layout(tp=tp, ep=ep),
+            master_port=master_port,
+            bind_cpu=bind_cpu,
+            device=device,
+            dtype=dtype,
+            attention=attention,
+            rope_mode=rope_mode,
+            static_length=max_model_len,
+            quantize=quantize,
+            group_size=group_size,
+        )
+        self.name = opened.name
+        self.model = opened.model
+        self.tokenizer = opened.tokenizer
+        self.generation_config = opened.generation_config
+        self.deterministic = opened.is_deterministic
+        self.executor = opened.executor
+        # Ranks in other processes end with the engine, not only with this process.
+        self._close = weakref.finalize(self, self.executor.close)
+        self.max_model_len = max_model_len or self.config.training_seqlen
+        self.max_batch_size = max_batch_size
+        self.max_batch_tokens = max_batch_tokens or default_batch_tokens(self.executor.device)
+        self.prefix_caching = prefix_caching
+        try:
+            self._prepare()
+            self.cache_plan = plan_for(
+                self.executor,
+                max_model_len=self.max_model_len,
+                max_batch_size=max_batch_size,
+                max_batch_tokens=self.max_batch_tokens,
+                block_size=block_size,
+                num_blocks=num_blocks,
+                memory_limit=memory_limit,
+            )
+        except TelechatError:
+            self.close()
+            raise
+
+    def _prepare(self) -> None:
+        """What requests need of tokenizer and generation config, checked against the model."""
+        vocab_size = self.config.vocab_size
+        check_fits(self.tokenizer, vocab_size)
+        if self.executor.rope_mode == "static" and self.executor.static_length < self.max_model_len:
+            raise ConfigError(
+                f"max_model_len is {self.max_model_len}; the model's rotary table was made for "
+                f"{self.executor.static_length} tokens.",
+                hint="Build the model with static_length of at least max_model_len.",
+            )
+        self.default_params = default_params(self.generation_config)
+        self.eos_token_ids = eos_token_ids(self.tokenizer, self.generation_config, vocab_size=vocab_size)
         self.intake = Intake(
             lambda skip: self.tokenizer.stream_decoder(skip_special_tokens=skip),
-            vocab_size=self.config.vocab_size,
+            vocab_size=vocab_size,
             eos_token_ids=self.eos_token_ids,
             max_model_len=self.max_model_len,
+            compile_grammar=GrammarCompiler(
+                self.tokenizer, vocab_size=vocab_size, eos_token_ids=self.eos_token_ids
+            ),
         )
-        self._idle_engine: Engine | None = None
 
     @property
     def config(self) -> TeleChatConfig:
         """Shape of the model."""
-        return self.model.config
+        return self.executor.config
 
-    def _check_fit(self) -> None:
-        check_fits(self.tokenizer, self.config.vocab_size)
-        if self.model.rope_mode == "static" and self.model.static_length < self.max_model_len:
-            raise ConfigError(
-                f"max_model_len is {self.max_model_len}; the model's rotary table was made for "
-                f"{self.model.static_length} tokens.",
-                hint="Build the model with static_length of at least max_model_len.",
-            )
+    def close(self) -> None:
+        """Give the cache back and end other ranks; happens by itself when nobody refers to this any more."""
+        self._close()
 
-    def _default_batch_size(self) -> int:
-        memory = memory_info(self.model.device)
-        size = default_batch_size(
-            cache_bytes_per_token(self.config, self.model.dtype.itemsize),
-            self.max_model_len,
-            memory.free_bytes if memory else None,
-        )
-        log.info("up to %d requests of %d tokens run at once", size, self.max_model_len)
-        return size
-
-    def new_engine(self) -> Engine:
-        """An engine with a cache of its own over this model."""
+    @cached_property
+    def engine(self) -> Engine:
+        """The one engine over this model, made when first asked for. One thread at a time may use it."""
         return Engine(
-            self.model,
-            max_model_len=self.max_model_len,
+            self.executor,
+            num_blocks=self.cache_plan.num_blocks,
+            block_size=self.cache_plan.block_size,
             max_batch_size=self.max_batch_size,
-            max_prefill_tokens=self.max_prefill_tokens,
+            max_batch_tokens=self.max_batch_tokens,
+            prefix_caching=self.prefix_caching,
         )
 
-    @contextlib.contextmanager
-    def _running(self, requests: Sequence[Request]) -> Iterator[Engine]:
-        """An engine for these requests alone; whatever happens, none of them stays behind in it."""
-        engine = self._idle_engine or self.new_engine()
-        self._idle_engine = None
-        for request in requests:
-            engine.add(request)
-        try:
-            yield engine
-        finally:
-            for request in requests:
-                engine.cancel(request)
-            # The cache has grown to what is needed; the next call takes it over.
-            self._idle_engine = engine
+    def stats(self) -> EngineStats:
+        """Where the engine stands and what it has done so far."""
+        return self.engine.stats()
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; literal control strings in a text stay text.
@@ -184,6 +216,7 @@ class LLM:
         progress: bool = False,
         return_logits: Keep = None,
         return_scores: Keep = None,
+        **sampling: Any,
     ) -> list[RequestOutput]:
         """Continue prompts; the batch is kept full until all are done.
 
@@ -194,6 +227,7 @@ class LLM:
             progress: show a bar on stderr.
             return_logits, return_scores: keep each step's raw logits, or the scores sampled from (after
                 penalties, temperature and truncation): "all", or the N highest.
+            sampling: fields of `SamplingParams` that win over `params`: `temperature=0`.
 
         Returns:
             One output per prompt, in order.
@@ -202,11 +236,15 @@ class LLM:
             PromptError, RequestError: a prompt or parameter this model cannot take; nothing has been
                 generated then.
         """
-        outputs = dict(
-            self.generate_each(
-                prompts, params, progress=progress, return_logits=return_logits, return_scores=return_scores
-            )
+        each = self.generate_each(
+            prompts,
+            params,
+            progress=progress,
+            return_logits=return_logits,
+            return_scores=return_scores,
+            **sampling,
         )
+        outputs = dict(each)
         return [outputs[number] for number in range(len(outputs))]
 
     def generate_each(
@@ -217,6 +255,7 @@ class LLM:
         progress: bool = False,
         return_logits: Keep = None,
         return_scores: Keep = None,
+        **sampling: Any,
     ) -> Iterator[tuple[int, RequestOutput]]:
         """As `generate`, but hands out (number of the prompt, its output) as soon as an output is complete.
 
@@ -229,35 +268,44 @@ class LLM:
             raise RequestError(
                 f"{len(each)} sampling parameters were given for {len(listed)} prompts.", parameter="params"
             )
-        groups: list[list[Request]] = []
-        for number, (prompt, asked) in enumerate(zip(listed, each, strict=True)):
-            try:
-                groups.append(
-                    self.intake.make_requests(
-                        self.encode(prompt), asked, keep_logits=return_logits, keep_scores=return_scores
-                    )
-                )
-            except TelechatError as error:
-                if len(listed) > 1:
-                    error.add_note(f"(prompt {number} of {len(listed)}, counted from 0)")
-                raise
-        return self._complete(groups, progress=progress)
+        if sampling:
+            each = [with_fields(one, sampling) for one in each]
 
-    def _complete(
-        self, groups: Sequence[Sequence[Request]], *, progress: bool
-    ) -> Iterator[tuple[int, RequestOutput]]:
-        """Step until every group is done, handing each out when it is."""
-        number_of = {request: number for number, group in enumerate(groups) for request in group}
-        num_open = [len(group) for group in groups]
-        with self._running(list(number_of)) as engine, Progress(len(number_of), enabled=progress) as bar:
-            while engine.has_work:
-                stepped = engine.step()
-                ended = [number_of[request] for request in stepped if request.is_finished]
-                bar.advance(num_tokens=len(stepped), num_requests=len(ended))
-                for number in ended:
-                    num_open[number] -= 1
-                    if not num_open[number]:
-                        yield number, _output(groups[number])
+        def make(number: int) -> list[Request]:
+            ids = self.encode(listed[number])
+            return self.intake.make_requests(
+                ids, each[number], keep_logits=return_logits, keep_scores=return_scores
+            )
+
+        return complete(self.engine, _numbered(make, len(listed)), request_output, progress=progress)
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        pooling: Pooling = "mean",
+        normalize: bool = False,
+        progress: bool = False,
+    ) -> list[EmbeddingOutput]:
+        """One vector per prompt, from the model's final hidden states.
+
+        Args:
+            pooling: `mean` of all tokens, or the `last` one.
+            normalize: scale each vector to length 1.
+
+        Raises:
+            PromptError, RequestError: a prompt or pooling this model cannot take; nothing was computed then.
+        """
+        listed = _listed(prompts)
+
+        def make(number: int) -> list[Request]:
+            return [self.intake.make_embedding(self.encode(listed[number]), pooling)]
+
+        def finish(requests: Sequence[Request]) -> EmbeddingOutput:
+            return embedding_output(requests[0], normalize=normalize)
+
+        outputs = dict(complete(self.engine, _numbered(make, len(listed)), finish, progress=progress))
+        return [outputs[number] for number in range(len(outputs))]
 
     @overload
     def chat(
@@ -267,6 +315,7 @@ class LLM:
         *,
         tools: Sequence[Message] | None = None,
         stream: Literal[False] = False,
+        **sampling: Any,
     ) -> RequestOutput: ...
 
     @overload
@@ -277,6 +326,7 @@ class LLM:
         *,
         tools: Sequence[Message] | None = None,
         stream: Literal[True],
+        **sampling: Any,
     ) -> Iterator[Delta]: ...
 
     def chat(
@@ -286,6 +336,7 @@ class LLM:
         *,
         tools: Sequence[Message] | None = None,
         stream: bool = False,
+        **sampling: Any,
     ) -> RequestOutput | Iterator[Delta]:
         """Answer a conversation.
 
@@ -294,56 +345,19 @@ class LLM:
             params: default `default_params`.
             tools: functions the model may call, OpenAI shape.
             stream: return the answer piece by piece; closing the iterator cancels the rest.
+            sampling: fields of `SamplingParams` that win over `params`: `temperature=0`.
 
         Raises:
             PromptError: messages that this model's chat format cannot express, or too many of them.
+            RequestError: a parameter that this model cannot take, or that there is none of.
         """
         token_ids = self.tokenizer.apply_chat_template(messages, tools)
-        requests = self.intake.make_requests(token_ids, params or self.default_params)
+        params = with_fields(params or self.default_params, sampling)
+        requests = self.intake.make_requests(token_ids, params)
         if stream:
-            return self._stream(requests)
-        [(_, output)] = self._complete([requests], progress=False)
+            return stream_deltas(self.engine, requests)
+        [(_, output)] = complete(self.engine, [requests], request_output)
         return output
-
-    def _stream(self, requests: Sequence[Request]) -> Iterator[Delta]:
-        with self._running(requests) as engine:
-            while engine.has_work:
-                for request in engine.step():
-                    delta = request.take_delta()
-                    if delta is not None:
-                        yield delta
-                    if request.error:
-                        raise request.error
-
-
-def _load(folder: Path, *, device: str, dtype: str, **settings: Any) -> TeleChatModel:
-    is_on_cpu = resolve_device(device) == CPU
-    if dtype == "auto" and is_on_cpu and count_parameters(read_config(folder)) <= _SMALL_MODEL_PARAMETERS:
-        dtype = "float32"
-    return load_model(folder, device=device, dtype=dtype, **settings)
-
-
-def _default_params(generation_config: Mapping[str, Any]) -> SamplingParams:
-    """Sampling as the folder's authors set it; a value out of range is the file's fault, not a request's."""
-    try:
-        return SamplingParams.from_generation_config(generation_config)
-    except RequestError as error:
-        raise ConfigError(f"generation_config.json: {error.message}", hint=error.hint) from error
-
-
-def _eos_token_ids(
-    tokenizer: Tokenizer, generation_config: Mapping[str, Any], *, vocab_size: int
-) -> tuple[int, ...]:
-    """The tokenizer's end token, and those of the generation config, which may be one or a list."""
-    configured = generation_config.get("eos_token_id")
-    ids = [] if configured is None else configured if isinstance(configured, list) else [configured]
-    for token_id in ids:
-        if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
-            raise ConfigError(
-                f"generation_config.json has eos_token_id {configured!r}; "
-                f"this model has ids 0 to {vocab_size - 1}."
-            )
-    return tuple(dict.fromkeys([tokenizer.special.eos, *ids]))
 
 
 def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
@@ -356,27 +370,14 @@ def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return cast("list[Prompt]", listed)
 
 
-def _output(requests: Sequence[Request]) -> RequestOutput:
-    for request in requests:
-        if request.error:
-            raise request.error
-    return RequestOutput(requests[0].prompt_token_ids, [_completion(request) for request in requests])
-
-
-def _completion(request: Request) -> Completion:
-    assert request.finish_reason is not None
-    return Completion(
-        text=request.text,
-        token_ids=request.token_ids,
-        finish_reason=request.finish_reason,
-        logprobs=request.logprobs if request.params.logprobs is not None else None,
-        stop_reason=request.stop_reason,
-        logits=_kept(request.kept_logits, request.keep_logits),
-        scores=_kept(request.kept_scores, request.keep_scores),
-    )
-
-
-def _kept(steps: list[Any], keep: Keep) -> Kept | None:
-    if keep is None:
-        return None
-    return torch.stack(steps) if keep == "all" else steps
+def _numbered(make: Callable[[int], list[Request]], count: int) -> list[list[Request]]:
+    """What `make` makes for each number; its errors say for which prompt, where there are several."""
+    groups = []
+    for number in range(count):
+        try:
+            groups.append(make(number))
+        except TelechatError as error:
+            if count > 1:
+                error.add_note(f"(prompt {number} of {count}, counted from 0)")
+            raise
+    return groups

@@ -8,6 +8,8 @@ from typing import Literal
 from torch import Tensor
 
 FinishReason = Literal["stop", "length", "cancelled"]
+# How the hidden states of a prompt become one vector: their mean, or the last one.
+Pooling = Literal["mean", "last"]
 # How many raw logits or processed scores to keep per step: every one, the N highest, or none.
 Keep = Literal["all"] | int | None
 # Kept ones: fp32 [steps, V] on the CPU for "all"; per step {token id: value}, highest first, for N.
@@ -53,10 +55,17 @@ class Completion:
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """The answers to one prompt."""
+    """The answers to one prompt.
+
+    Attributes:
+        prompt_logprobs: one per prompt token, where asked for; None for the first, which nothing precedes.
+        num_cached_tokens: prompt tokens that were found in the cache.
+    """
 
     prompt_token_ids: list[int]
     outputs: list[Completion]
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    num_cached_tokens: int = 0
 
     @property
     def text(self) -> str:
@@ -88,3 +97,40 @@ class Delta:
     index: int = 0
     logprobs: list[TokenLogprob] | None = None
     stop_reason: str | int | None = None
+
+
+@dataclass(frozen=True)
+class EmbeddingOutput:
+    """The vector of one prompt.
+
+    Attributes:
+        embedding: fp32 [hidden] on the CPU.
+    """
+
+    prompt_token_ids: list[int]
+    embedding: Tensor
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Where an engine stands, and what it has done since it was made.
+
+    Attributes:
+        num_free_blocks: blocks of the cache that no request uses.
+        num_cached_blocks: those of them that still hold a beginning others may share.
+        num_computed_tokens: tokens the model was given, those computed again after a preemption included.
+        num_prefix_hit_tokens: tokens found in the cache instead.
+        num_preemptions: how often a request lost its blocks to another.
+    """
+
+    num_running: int
+    num_waiting: int
+    num_blocks: int
+    num_free_blocks: int
+    num_cached_blocks: int
+    block_size: int
+    num_steps: int
+    num_computed_tokens: int
+    num_generated_tokens: int
+    num_prefix_hit_tokens: int
+    num_preemptions: int

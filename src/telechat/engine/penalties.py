@@ -1,74 +1,101 @@
-"""Penalties and biases on the logits of a batch, each row by its own request's parameters.
+"""Penalties, biases and masks on rows of logits, in plain torch for any device.
 
-Only what some row asks for is computed. Knows nothing of how tokens are chosen afterwards.
-Shapes: B rows, V vocabulary, T longest history, N rows of a subset.
+`ops.cpu.sample` does the same in C. Knows nothing of how tokens are chosen afterwards.
+Shapes: L rows, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from telechat.engine.history import History
-from telechat.engine.request import Request
+
+Mask = npt.NDArray[np.uint32]
 
 
-class Penalties:
-    """Repetition, presence and frequency penalties and logit biases of one batch composition."""
+class Biases:
+    """Numbers added to the logits of some tokens.
 
-    def __init__(self, requests: Sequence[Request], *, device: torch.device) -> None:
-        params = [request.params for request in requests]
+    Args:
+        biases: token id -> number; minus infinity forbids the token.
 
-        def column(values: list[float]) -> Tensor:
-            return torch.tensor(values, device=device)[:, None]
+    Attributes:
+        ids: int32 [N], distinct.
+        values: fp32 [N].
+        ids_at, values_at: addresses of the two.
+    """
 
-        self._repetition: Tensor | None = None
-        if any(p.repetition_penalty != 1 for p in params):
-            self._repetition = column([p.repetition_penalty for p in params])
-        counted = [row for row, p in enumerate(params) if p.presence_penalty or p.frequency_penalty]
-        self._counted = torch.tensor(counted, device=device) if counted else None
-        self._presence = column([params[row].presence_penalty for row in counted])
-        self._frequency = column([params[row].frequency_penalty for row in counted])
-        self._prompt_lengths = torch.tensor(
-            [len(requests[row].prompt_token_ids) for row in counted], device=device
-        )
-        biases = [
-            (row, token_id, bias) for row, p in enumerate(params) for token_id, bias in p.logit_bias.items()
-        ]
-        self._bias: tuple[Tensor, Tensor, Tensor] | None = None
-        if biases:
-            rows, token_ids, values = zip(*biases, strict=True)
-            self._bias = (
-                torch.tensor(rows, device=device),
-                torch.tensor(token_ids, device=device),
-                torch.tensor(values, dtype=torch.float32, device=device),
-            )
+    def __init__(self, biases: Mapping[int, float]) -> None:
+        self.ids = np.array(list(biases), np.int32)
+        self.values = np.array(list(biases.values()), np.float32)
+        self.ids_at, self.values_at = self.ids.ctypes.data, self.values.ctypes.data
 
-    def apply(self, logits_BV: Tensor, history: History) -> Tensor:
-        """Logits fp32 [B, V] after penalties and biases, in place."""
-        if self._repetition is not None:
-            # A column past a row's end repeats the row's first token, which is seen anyway.
-            columns = torch.arange(history.token_ids_BT.shape[1], device=logits_BV.device)
-            is_token = columns < history.lengths_B[:, None]
-            seen = torch.where(is_token, history.token_ids_BT, history.token_ids_BT[:, :1])
-            values = logits_BV.gather(1, seen)
-            values = torch.where(values > 0, values / self._repetition, values * self._repetition)
-            logits_BV.scatter_(1, seen, values)
-        if self._counted is not None:
-            counts = self._count_answers(logits_BV, history, self._counted)
-            penalty = counts * self._frequency + (counts > 0) * self._presence
-            logits_BV.index_add_(0, self._counted, penalty, alpha=-1)
-        if self._bias is not None:
-            rows, token_ids, values = self._bias
-            logits_BV.index_put_((rows, token_ids), values, accumulate=True)
-        return logits_BV
 
-    def _count_answers(self, logits_BV: Tensor, history: History, rows_N: Tensor) -> Tensor:
-        """How often each token stands in the answer so far: fp32 [N, V]."""
-        token_ids = history.token_ids_BT[rows_N]
-        columns = torch.arange(token_ids.shape[1], device=token_ids.device)
-        in_answer = (columns >= self._prompt_lengths[:, None]) & (columns < history.lengths_B[rows_N, None])
-        counts = logits_BV.new_zeros(len(rows_N), logits_BV.shape[1])
-        return counts.scatter_add_(1, token_ids, in_answer.to(counts.dtype))
+@dataclass(frozen=True)
+class Adjustment:
+    """What changes the logits of one row.
+
+    Attributes:
+        row: which.
+        history: the tokens that penalties apply to, or None without penalties.
+        biases: or None.
+        allowed: uint32 words with one bit per token that may come, lowest bit first; None allows all.
+    """
+
+    row: int
+    history: History | None
+    biases: Biases | None
+    allowed: Mask | None
+
+
+def adjust(logits_LV: Tensor, adjustments: Sequence[Adjustment], penalties: npt.NDArray[np.void]) -> None:
+    """Apply adjustments to fp32 logits in place.
+
+    Args:
+        logits_LV: fp32 [L, V].
+        adjustments: of some rows.
+        penalties: [L] with the fields repetition, presence and frequency.
+    """
+    _penalise(logits_LV, adjustments, penalties)
+    biased = [(one.row, one.biases) for one in adjustments if one.biases is not None]
+    if biased:
+        rows = np.concatenate([np.full(len(biases.ids), row) for row, biases in biased])
+        token_ids = np.concatenate([biases.ids for _, biases in biased])
+        values = np.concatenate([biases.values for _, biases in biased])
+        index = _tensor(rows, logits_LV), _tensor(token_ids.astype(np.int64), logits_LV)
+        logits_LV.index_put_(index, _tensor(values, logits_LV), accumulate=True)
+    masked = [(one.row, one.allowed) for one in adjustments if one.allowed is not None]
+    if masked:
+        words = np.stack([allowed for _, allowed in masked]).view(np.uint8)
+        bits = np.unpackbits(words, axis=1, bitorder="little")[:, : logits_LV.shape[1]]
+        rows_N = torch.tensor([row for row, _ in masked], device=logits_LV.device)
+        is_allowed = _tensor(bits.astype(np.bool_), logits_LV)
+        logits_LV[rows_N] = torch.where(is_allowed, logits_LV[rows_N], -torch.inf)
+
+
+def _penalise(logits_LV: Tensor, adjustments: Sequence[Adjustment], penalties: npt.NDArray[np.void]) -> None:
+    penalised = [(one.row, one.history) for one in adjustments if one.history is not None]
+    if not penalised:
+        return
+    rows = np.concatenate([np.full(history.num_seen, row) for row, history in penalised])
+    token_ids = np.concatenate([history.ids for _, history in penalised]).astype(np.int64)
+    counts = _tensor(np.concatenate([history.counts for _, history in penalised]), logits_LV)
+
+    def each(name: str) -> Tensor:
+        return _tensor(penalties[name][rows], logits_LV)
+
+    index = _tensor(rows, logits_LV), _tensor(token_ids, logits_LV)
+    values, repetition = logits_LV[index], each("repetition")
+    values = torch.where(values > 0, values / repetition, values * repetition)
+    values -= torch.where(counts > 0, counts * each("frequency") + each("presence"), 0.0)
+    logits_LV[index] = values
+
+
+def _tensor(array: npt.NDArray[np.generic], like: Tensor) -> Tensor:
+    return torch.from_numpy(array).to(like.device)

@@ -34,7 +34,7 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def advance(self, *, num_tokens: int, num_requests: int) -> None:
+    def advance(self, *, num_tokens: int = 0, num_requests: int = 0) -> None:
         """So many more tokens were generated, so many more requests are done."""
         if self._bar is not None:
             self._num_tokens += num_tokens

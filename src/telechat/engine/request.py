@@ -6,17 +6,21 @@ The record at the heart of the engine. Knows nothing of tensors, models or other
 from __future__ import annotations
 
 import itertools
-import random
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from telechat.engine.outputs import Delta, FinishReason, Keep, TokenLogprob
+from telechat.engine.blocks import BlockName
+from telechat.engine.outputs import Delta, FinishReason, Keep, Pooling, TokenLogprob
+from telechat.engine.rope import Epoch
 from telechat.engine.sampling_params import SamplingParams
 from telechat.engine.text import TextStream
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from telechat.engine.grammar import Grammar
+    from telechat.engine.sampling_state import SamplingState
 
 _numbers = itertools.count()
 
@@ -41,10 +45,24 @@ class Request:
         text_stream: turns its ids into text.
         index: which of its prompt's `n` answers this is.
         keep_logits, keep_scores: what to keep of raw logits and processed scores at each step.
+        priority: lower is sooner.
+        tenant: on whose behalf; tenants share the engine evenly.
+        cache_salt: requests with different salts share no cached keys.
+        pooling: give one vector for the prompt instead of an answer.
+        num_prompt_logprobs: report each prompt token's log-probability and this many likeliest; None: don't.
+        grammar: what the answer must follow, or None.
         number: unique and increasing; names the request in logs.
-        slot: row of the runner's cache while running.
-        uniform: source of its random numbers, its own so that neighbours in the batch change nothing.
+        block_table: its blocks of the cache, in order; empty unless running.
+        block_names: names of its full blocks, as far as they were needed.
+        num_computed_tokens: leading tokens whose keys and values are in its blocks.
+        num_published_blocks: leading blocks that others may share.
+        num_cached_tokens: prompt tokens found in the cache when the request was first admitted.
+        rope_epoch: the rotary table its keys were made with, where that is one for all.
+        draft_token_ids: guesses for the next tokens, which the next step checks.
+        sampling: what the sampler keeps about it from step to step; made when it is first sampled.
         kept_logits, kept_scores: one entry per step: fp32 [V] for "all", {token id: value} for N.
+        prompt_logprobs: of the prompt tokens done so far; None for the first, which nothing precedes.
+        pooled: fp32 [hidden] sum of the hidden states so far, or the last one, by `pooling`.
     """
 
     prompt_token_ids: list[int]
@@ -55,28 +73,66 @@ class Request:
     index: int = 0
     keep_logits: Keep = None
     keep_scores: Keep = None
+    priority: int = 0
+    tenant: str = ""
+    cache_salt: str = ""
+    pooling: Pooling | None = None
+    num_prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
     number: int = field(default_factory=lambda: next(_numbers))
     state: State = State.WAITING
-    slot: int | None = None
+    block_table: list[int] = field(default_factory=list)
+    block_names: list[BlockName] = field(default_factory=list)
+    num_computed_tokens: int = 0
+    num_published_blocks: int = 0
+    num_cached_tokens: int | None = None
+    rope_epoch: Epoch | None = None
+    draft_token_ids: list[int] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     kept_logits: list[Tensor | dict[int, float]] = field(default_factory=list)
     kept_scores: list[Tensor | dict[int, float]] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
+    pooled: Tensor | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     error: Exception | None = None
-    uniform: random.Random = field(init=False)
+    sampling: SamplingState | None = None
     _num_chars_told: int = 0
     _num_tokens_told: int = 0
-
-    def __post_init__(self) -> None:
-        self.uniform = random.Random(self.params.seed)
 
     @property
     def num_tokens(self) -> int:
         """Tokens of prompt and answer so far."""
         return len(self.prompt_token_ids) + len(self.token_ids)
+
+    def tokens(self, start: int, stop: int) -> list[int]:
+        """Ids from position `start` to `stop` - 1 of prompt, answer and drafts, one after the other."""
+        num_prompt = len(self.prompt_token_ids)
+        ids = self.prompt_token_ids[start:stop] if start < num_prompt else []
+        if stop > num_prompt:
+            ids = ids + self.token_ids[max(start - num_prompt, 0) : stop - num_prompt]
+            num_tokens = self.num_tokens
+            if stop > num_tokens:
+                ids += self.draft_token_ids[max(start - num_tokens, 0) : stop - num_tokens]
+        return ids
+
+    @property
+    def needs_prompt_rows(self) -> bool:
+        """The model's output at every prompt token is wanted, so none may be skipped."""
+        if self.num_prompt_logprobs is not None:
+            return len(self.prompt_logprobs) < len(self.prompt_token_ids)
+        return self.pooling == "mean"
+
+    def lose_computed(self) -> None:
+        """What the model computed for it so far is gone; its answer up to here stays."""
+        self.num_computed_tokens = self.num_published_blocks = 0
+        self.rope_epoch = None
+        self.draft_token_ids.clear()
+        self.pooled = None
+        if self.needs_prompt_rows:
+            self.prompt_logprobs.clear()
 
     @property
     def is_finished(self) -> bool:

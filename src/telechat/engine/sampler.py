@@ -1,58 +1,97 @@
-"""From logits to the next token of each request.
+"""From logits to the next tokens of each request.
 
-Rows are independent: each has its own parameters and its own random numbers, one per step, so the neighbours
-in the batch never change a row's choice. Knows nothing of models, text or scheduling.
-Shapes: B rows, V vocabulary, T longest history, N rows of a subset, K candidates.
+Rows are independent: each has its own parameters and its own random numbers, which follow from seed and
+position, so neither the neighbours in the batch nor a second computation change a row's choice. A request
+with k draft tokens owns k + 1 rows; each is sampled as if the drafts before it were the answer, and the
+choices count as far as they equal the drafts. That is exact: every token that counts is the model's own
+choice at its place.
+Knows nothing of models, text or scheduling.
+Shapes: B requests, L rows of logits, V vocabulary, N rows of a subset.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, islice
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from telechat.engine.history import History
+from telechat.engine.draws import streams, uniforms
+from telechat.engine.logprobs import token_logprobs
 from telechat.engine.outputs import Keep, TokenLogprob
-from telechat.engine.penalties import Penalties
+from telechat.engine.penalties import Adjustment, Mask, adjust
 from telechat.engine.request import Request
-from telechat.engine.truncation import keep_mask, pick_candidate, pick_from_all
+from telechat.engine.sampling_state import SamplingState
+from telechat.engine.truncation import choose, keep_mask
+from telechat.errors import RequestError
+from telechat.ops.cpu import library
+from telechat.ops.cpu.context import Context, shared_context
+from telechat.ops.cpu.sample import ROW, obstacle, sample_rows
+
+NOT_A_NUMBER = "The model's output is not a number (NaN) for this request."
 
 Kept = Tensor | dict[int, float]
+Rows = npt.NDArray[np.void]
+# Applies adjustments to logits [L, V] in place and chooses a token per row, -1 where there is none.
+Choose = Callable[[Tensor, Sequence[Adjustment], Rows], list[int]]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Sampled:
-    """The choice for each row.
+    """What one request gained.
 
     Attributes:
-        token_ids: the chosen tokens.
-        broken_rows: rows whose logits are not numbers; their tokens mean nothing.
-        logprobs, logits, scores: row -> what that row's request asked to see.
+        token_ids: drafts that were right, then one token more; none where there is an error.
+        error: why there is no token for this request.
+        logprobs, logits, scores: one per token, where the request asked for them.
     """
 
     token_ids: list[int]
-    broken_rows: list[int]
-    logprobs: dict[int, TokenLogprob]
-    logits: dict[int, Kept]
-    scores: dict[int, Kept]
+    error: RequestError | None = None
+    logprobs: Sequence[TokenLogprob] = ()
+    logits: Sequence[Kept] = ()
+    scores: Sequence[Kept] = ()
 
 
 class Sampler:
-    """Samples for one batch composition; build another when requests join or leave.
+    """Samples for one batch composition; building another when requests join or leave is cheap.
 
     Args:
-        requests: row by row.
-        vocab_size: V.
+        requests: in the order of their logits.
         device: where the logits are.
+        choose: the form to use; by default C where the kernels work on this device, else torch.
     """
 
-    def __init__(self, requests: Sequence[Request], *, device: torch.device) -> None:
+    def __init__(
+        self, requests: Sequence[Request], *, device: torch.device, choose: Choose | None = None
+    ) -> None:
         self.requests = tuple(requests)
-        self._penalties = Penalties(self.requests, device=device)
-        rows = [row for row, request in enumerate(requests) if not request.params.is_greedy]
-        self._sampled_rows = _SampledRows(self.requests, rows, device) if rows else None
+        self._choose = choose or default_choose(device)
+        params = [request.params for request in requests]
+        states = []
+        for request in requests:
+            if request.sampling is None:
+                request.sampling = SamplingState(request)
+            states.append(request.sampling)
+        self._states: list[SamplingState] = states
+        self._rows = np.zeros(len(params), ROW)
+        for name, values in (
+            ("temperature", [p.temperature for p in params]),
+            ("top_k", [p.top_k for p in params]),
+            ("top_p", [p.top_p for p in params]),
+            ("min_p", [p.min_p for p in params]),
+            ("repetition", [p.repetition_penalty for p in params]),
+            ("presence", [p.presence_penalty for p in params]),
+            ("frequency", [p.frequency_penalty for p in params]),
+        ):
+            self._rows[name] = values
+        self._any_drawn = bool(self._rows["temperature"].any())
+        self._streams = streams(state.seed for state in states)
+        self._adjusted = [row for row, state in enumerate(states) if state.is_adjusted]
         self._reporting = [
             row
             for row, request in enumerate(requests)
@@ -62,86 +101,156 @@ class Sampler:
         ]
 
     @torch.inference_mode()
-    def sample(self, logits_BV: Tensor, history: History) -> Sampled:
-        """Choose one token per row. `logits_BV` may be overwritten."""
-        raw = logits_BV.float()
-        before = raw[self._reporting].clone() if self._reporting else None
-        scores = self._penalties.apply(raw, history)
-        best, chosen = scores.max(dim=-1)
-        if self._sampled_rows is not None:
-            chosen[self._sampled_rows.index] = self._sampled_rows.sample(scores)
-        # One NaN in a row makes its maximum NaN.
-        broken_rows: list[int] = best.isnan().nonzero()[:, 0].tolist()
-        sampled = Sampled(chosen.tolist(), broken_rows, {}, {}, {})
-        if before is not None:
-            self._report(before, scores, sampled)
+    def sample(self, logits_LV: Tensor) -> list[Sampled]:
+        """Choose for every request. Changes `logits_LV` (fp32)."""
+        counts = [1 + len(request.draft_token_ids) for request in self.requests]
+        assert len(logits_LV) == sum(counts)
+        has_drafts = len(logits_LV) > len(counts)
+        starts = list(accumulate(counts, initial=0))
+        rows = self._rows.repeat(counts) if has_drafts else self._rows
+        if self._any_drawn:
+            self._fill_draws(rows, counts if has_drafts else None)
+        reported = [row for index in self._reporting for row in range(starts[index], starts[index + 1])]
+        raw_NV = logits_LV[torch.tensor(reported, device=logits_LV.device)] if reported else None
+        errors: dict[int, RequestError] = {}
+        adjustments: list[Adjustment] = []
+        for index in self._adjusted:
+            try:
+                adjustments += self._adjustments(index, starts[index])
+            except RequestError as refusal:
+                errors[index] = refusal
+        chosen = self._choose(logits_LV, adjustments, rows)
+        if has_drafts:
+            sampled = [
+                _verified(chosen[start : start + count], request.draft_token_ids)
+                for request, start, count in zip(self.requests, starts, counts, strict=False)
+            ]
+        else:
+            sampled = [Sampled([token_id]) if token_id >= 0 else _nothing() for token_id in chosen]
+        for index, error in errors.items():
+            sampled[index] = Sampled([], error)
+        if raw_NV is not None:
+            self._report(raw_NV, logits_LV, starts, sampled)
         return sampled
 
-    def _report(self, raw_NV: Tensor, scores_BV: Tensor, sampled: Sampled) -> None:
-        for position, row in enumerate(self._reporting):
-            request = self.requests[row]
-            raw = raw_NV[position]
+    def _fill_draws(self, rows: Rows, counts: Sequence[int] | None) -> None:
+        positions = np.array([len(request.token_ids) for request in self.requests])
+        streams_L = self._streams
+        if counts is not None:
+            streams_L = streams_L.repeat(counts)
+            positions = positions.repeat(counts) + np.concatenate([np.arange(count) for count in counts])
+        rows["uniform"] = uniforms(streams_L, positions)
+
+    def _adjustments(self, index: int, start: int) -> Iterable[Adjustment]:
+        """What changes the rows of one request; with drafts, each row has one more of them behind it."""
+        request, state = self.requests[index], self._states[index]
+        num_tokens, drafts = len(request.token_ids), request.draft_token_ids
+        history = state.history
+        if history is not None:
+            history.catch_up(request.token_ids)
+        masks: Sequence[Mask | None] = [None]
+        if state.grammar is not None:
+            state.grammar.catch_up(request.token_ids)
+            masks = state.grammar.masks(drafts)
+        for offset in range(len(drafts) + 1):
+            yield Adjustment(
+                start + offset,
+                history.followed_by(drafts[:offset]) if history is not None and offset else history,
+                state.biases(num_tokens + offset),
+                # Behind a draft that the grammar forbids there is no mask; such a row is never reached.
+                masks[offset] if offset < len(masks) else None,
+            )
+
+    def _report(
+        self, raw_NV: Tensor, scores_LV: Tensor, starts: Sequence[int], sampled: Sequence[Sampled]
+    ) -> None:
+        """Fill in what requests asked to see of the rows behind their tokens."""
+        rows: list[int] = []
+        num_top: list[int] = []
+        first = 0
+        for index in self._reporting:
+            request, result = self.requests[index], sampled[index]
+            mine = range(first, first + len(result.token_ids))
+            first += starts[index + 1] - starts[index]
             if request.params.logprobs is not None:
-                sampled.logprobs[row] = token_logprob(raw, sampled.token_ids[row], request.params.logprobs)
+                rows += mine
+                num_top += [request.params.logprobs] * len(mine)
             if request.keep_logits is not None:
-                sampled.logits[row] = _kept(raw, request.keep_logits)
+                result.logits = [_kept(raw_NV[row], request.keep_logits) for row in mine]
             if request.keep_scores is not None:
-                params = request.params
-                scores = scores_BV[row].clone()
-                if not params.is_greedy:
-                    scores /= params.temperature
-                    kept = keep_mask(scores, top_k=params.top_k, top_p=params.top_p, min_p=params.min_p)
-                    scores[~kept] = -torch.inf
-                sampled.scores[row] = _kept(scores, request.keep_scores)
+                result.scores = [
+                    _kept(_final_scores(scores_LV[starts[index] + offset], request), request.keep_scores)
+                    for offset in range(len(mine))
+                ]
+        wanting = [index for index in self._reporting if self.requests[index].params.logprobs is not None]
+        token_ids = [token_id for index in wanting for token_id in sampled[index].token_ids]
+        logprobs = iter(token_logprobs(raw_NV[rows], token_ids, num_top))
+        for index in wanting:
+            sampled[index].logprobs = list(islice(logprobs, len(sampled[index].token_ids)))
 
 
-class _SampledRows:
-    """The rows that draw at random, and their parameters as columns."""
-
-    def __init__(self, requests: Sequence[Request], rows: list[int], device: torch.device) -> None:
-        self.index = torch.tensor(rows, device=device)
-        self._requests = [requests[row] for row in rows]
-        params = [request.params for request in self._requests]
-
-        def column(values: list[float]) -> Tensor:
-            return torch.tensor(values, device=device)[:, None]
-
-        self._temperature = column([p.temperature for p in params])
-        self._top_k = [p.top_k for p in params]
-        self._top_p = column([p.top_p for p in params])
-        self._min_p = column([p.min_p for p in params])
-        # Rows cut by rank need their best tokens in order; the others need no sorting at all.
-        ranked = [n for n, p in enumerate(params) if p.top_k > 0 or p.top_p < 1]
-        self._ranked = torch.tensor(ranked, dtype=torch.int64, device=device)
-        self._unranked = torch.tensor(
-            sorted(set(range(len(rows))) - set(ranked)), dtype=torch.int64, device=device
-        )
-
-    def sample(self, scores_BV: Tensor) -> Tensor:
-        """Chosen ids int64 [N]."""
-        draws = torch.tensor([request.uniform.random() for request in self._requests], dtype=torch.float64)
-        draws_N1 = draws.to(scores_BV.device)[:, None]
-        scores = scores_BV[self.index] / self._temperature
-        chosen = torch.empty(len(self._requests), dtype=torch.int64, device=scores.device)
-        for rows, pick in ((self._ranked, self._pick_ranked), (self._unranked, self._pick_unranked)):
-            if len(rows):
-                chosen[rows] = pick(scores[rows], rows, draws_N1[rows])
-        return chosen
-
-    def _pick_ranked(self, scores_NV: Tensor, rows: Tensor, draws_N1: Tensor) -> Tensor:
-        top_k = [self._top_k[row] for row in rows.tolist()]
-        return pick_candidate(scores_NV, top_k, self._top_p[rows], self._min_p[rows], draws_N1)
-
-    def _pick_unranked(self, scores_NV: Tensor, rows: Tensor, draws_N1: Tensor) -> Tensor:
-        return pick_from_all(scores_NV, self._min_p[rows], draws_N1)
+def _verified(chosen: Sequence[int], drafts: Sequence[int]) -> Sampled:
+    """The choices as far as they continue the answer: up to the first that differs from its draft."""
+    num_right = 0
+    while num_right < len(drafts) and chosen[num_right] == drafts[num_right]:
+        num_right += 1
+    token_ids = list(chosen[: num_right + 1])
+    if token_ids[-1] < 0:  # a broken row behind right drafts shows again, first, in the next step
+        token_ids.pop()
+    return Sampled(token_ids) if token_ids else _nothing()
 
 
-def token_logprob(raw_V: Tensor, token_id: int, num_top: int) -> TokenLogprob:
-    """Log-probability of one token, and of the `num_top` most likely ones."""
-    log_probs = torch.log_softmax(raw_V, dim=-1)
-    best = log_probs.topk(min(num_top, len(log_probs)))
-    top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-    return TokenLogprob(token_id, float(log_probs[token_id]), top)
+def _nothing() -> Sampled:
+    return Sampled([], RequestError(NOT_A_NUMBER))
+
+
+def default_choose(device: torch.device) -> Choose:
+    """The fastest form for logits on `device`."""
+    if obstacle(torch.empty(1, 1, device=device)) is None and library.obstacle() is None:
+        return CompiledChoose(shared_context(1))
+    return choose_in_torch
+
+
+def choose_in_torch(logits_LV: Tensor, adjustments: Sequence[Adjustment], rows: Rows) -> list[int]:
+    """The plain form, for any device."""
+    adjust(logits_LV, adjustments, rows)
+    return choose(logits_LV, rows)
+
+
+@dataclass(frozen=True)
+class CompiledChoose:
+    """The form in C.
+
+    Attributes:
+        context: one thread does the work.
+    """
+
+    context: Context
+
+    def __call__(self, logits_LV: Tensor, adjustments: Sequence[Adjustment], rows: Rows) -> list[int]:
+        for one in adjustments:
+            row = rows[one.row]
+            row["num_seen"] = 0
+            if one.history is not None:
+                row["num_seen"] = one.history.num_seen
+                row["seen_ids_at"], row["seen_counts_at"] = one.history.ids_at, one.history.counts_at
+            row["num_biases"] = 0
+            if one.biases is not None:
+                row["num_biases"] = len(one.biases.ids)
+                row["bias_ids_at"], row["biases_at"] = one.biases.ids_at, one.biases.values_at
+            row["allowed_at"] = 0 if one.allowed is None else one.allowed.ctypes.data
+        return sample_rows(self.context, rows, logits_LV)
+
+
+def _final_scores(scores_V: Tensor, request: Request) -> Tensor:
+    """What the token was drawn from, as logits: divided by the temperature, minus infinity where cut."""
+    params = request.params
+    scores = scores_V.clone()
+    if not params.is_greedy:
+        scores /= params.temperature
+        kept = keep_mask(scores, top_k=params.top_k, top_p=params.top_p, min_p=params.min_p)
+        scores[~kept] = -torch.inf
+    return scores
 
 
 def _kept(values_V: Tensor, keep: Keep) -> Kept:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from telechat.errors import RequestError
+from telechat.registry import nearest
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,53 @@ _UNSUPPORTED_SETTINGS: dict[str, tuple[Any, ...]] = {
     "penalty_alpha": (None, 0.0),
     "bad_words_ids": (None, []),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructuredOutputs:
+    """What an answer must look like; exactly one field is given.
+
+    Attributes:
+        json: a JSON schema, as a mapping or as text.
+        json_object: any JSON object.
+        regex: a regular expression that the whole answer matches, in Rust's syntax, without look-around;
+            `\\d` is 0 to 9.
+        choice: the answer is one of these texts.
+        grammar: a context-free grammar in llguidance's variant of Lark; the answer matches `start`.
+
+    Raises:
+        RequestError: none or several are given, or one of the wrong type.
+    """
+
+    json: Mapping[str, Any] | str | None = None
+    json_object: bool = False
+    regex: str | None = None
+    choice: tuple[str, ...] | None = None
+    grammar: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.choice, list):
+            object.__setattr__(self, "choice", tuple(self.choice))
+        names = [field.name for field in dataclasses.fields(self)]
+        given = [name for name in names if getattr(self, name) not in (None, False)]
+        if len(given) != 1:
+            raise RequestError(
+                f"structured_outputs has {' and '.join(given) or 'no field'}; it must have exactly one of "
+                f"{', '.join(names)}.",
+                parameter="structured_outputs",
+            )
+        [name] = given
+        value = getattr(self, name)
+        fits = {
+            "json": isinstance(value, Mapping | str),
+            "json_object": value is True,
+            "choice": isinstance(value, tuple) and bool(value) and all(isinstance(one, str) for one in value),
+        }.get(name, isinstance(value, str) and bool(value))
+        if not fits:
+            raise RequestError(
+                f"structured_outputs.{name} is {value!r}, which is not what it takes.",
+                parameter="structured_outputs",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +108,13 @@ class SamplingParams:
         seed: same seed and prompt, same answer, whatever else is in the batch; None draws one.
         ignore_eos: go on after the model's end token.
         skip_special_tokens: leave control tokens out of the text.
+        min_tokens: no end token and no id of stop_token_ids before the answer has so many tokens. Stop
+            strings end it all the same.
         logprobs: report the log-probability of each token and of this many most likely ones; None reports
             none. They are those of the model, before penalties and temperature.
+        prompt_logprobs: the same for the tokens of the prompt, each given those before it.
+        structured_outputs: what the answer must look like: a JSON schema, a regular expression, choices or a
+            grammar.
 
     Raises:
         RequestError: a value of the wrong type or out of range; `parameter` names the field.
@@ -83,7 +136,10 @@ class SamplingParams:
     seed: int | None = None
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    min_tokens: int = 0
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
         for name in ("stop", "stop_token_ids"):
@@ -103,6 +159,8 @@ class SamplingParams:
             ("max_total_tokens", 1, None),
             ("seed", 0, MAX_SEED),
             ("logprobs", 0, MAX_LOGPROBS),
+            ("prompt_logprobs", 0, MAX_LOGPROBS),
+            ("min_tokens", 0, self.max_tokens),
         ):
             if getattr(self, name) is not None:
                 _check_integer(name, getattr(self, name), low, high)
@@ -112,6 +170,22 @@ class SamplingParams:
                     f"{name} is {getattr(self, name)!r}; it must be true or false.", parameter=name
                 )
         self._check_collections()
+        self._check_structure()
+
+    def _check_structure(self) -> None:
+        if self.structured_outputs is None:
+            return
+        if not isinstance(self.structured_outputs, StructuredOutputs):
+            raise RequestError(
+                f"structured_outputs is {self.structured_outputs!r}; it must be a StructuredOutputs.",
+                parameter="structured_outputs",
+            )
+        for name in ("ignore_eos", "min_tokens"):
+            if getattr(self, name):
+                raise RequestError(
+                    f"{name} does not go with structured_outputs: the structure says where the answer ends.",
+                    parameter=name,
+                )
 
     def _check_collections(self) -> None:
         if not isinstance(self.stop, tuple) or not all(isinstance(text, str) for text in self.stop):
@@ -181,6 +255,20 @@ class SamplingParams:
         elif raw.get("max_length") is not None:
             values["max_total_tokens"] = raw["max_length"]
         return cls(**{**values, **overrides})
+
+
+def with_fields(params: SamplingParams, fields: Mapping[str, Any]) -> SamplingParams:
+    """`params` with some fields given by name; RequestError when there is no such field."""
+    known = [field.name for field in dataclasses.fields(SamplingParams)]
+    for name in fields:
+        if name not in known:
+            guess = nearest(name, known)
+            raise RequestError(
+                f"There is no sampling parameter {name}.",
+                parameter=name,
+                hint=f"Did you mean {guess}?" if guess else f"These exist: {', '.join(known)}.",
+            )
+    return params.replace(**fields) if fields else params
 
 
 def _check_integer(name: str, value: Any, low: int, high: int | None = None) -> None:

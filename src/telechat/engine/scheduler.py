@@ -1,54 +1,100 @@
-"""Which requests run in the next step. Decides with integers; knows no tensors and no text.
+"""What the next step computes. Decides with integers; knows no tensors and no text.
 
-Running requests occupy the slots 0 .. n-1 without gaps, because the model works on the first rows of its
-cache: when one ends, the last one moves into its place, and the caller is told to move its cached row as
-well.
+Running requests get their next token first; what is left of the step's token budget goes to prompts, in
+pieces where they are long. A prompt is admitted when the cache has blocks for all of it. When the blocks run
+out, a running request loses its own and waits again, keeping the tokens it has: what it had computed is
+computed again, or found in the cache where its blocks were published.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+from bisect import insort
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from telechat.engine.blocks import BlockAllocator, BlockName, block_name, root_name
 from telechat.engine.request import Request, State
+from telechat.engine.rope import RopeRule
+from telechat.engine.waiting import WaitingQueue
+
+# Rows of logits over the vocabulary for one piece of a prompt whose every token is wanted.
+MOST_PROMPT_ROWS = 64
+
+
+class Work(NamedTuple):
+    """Tokens of one request to compute, and how many of the last of them the model's output is wanted for.
+
+    A request may have several in a step, one after the other: all of them store their keys before any
+    attends.
+
+    Attributes:
+        start: position of the first token; those before it are in the cache, or in this step's earlier work.
+        rope_length: the length of text whose rotary table these tokens have.
+    """
+
+    request: Request
+    start: int
+    num_new_tokens: int
+    num_logits: int
+    rope_length: int
+
+    @property
+    def stop(self) -> int:
+        """Position behind the last token."""
+        return self.start + self.num_new_tokens
 
 
 @dataclass(frozen=True)
 class Step:
-    """Work of one step.
+    """Work of one step; that of one request stands together."""
+
+    work: tuple[Work, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens to compute."""
+        return sum(work.num_new_tokens for work in self.work)
+
+
+@dataclass
+class Counters:
+    """What has happened since the engine began.
 
     Attributes:
-        decode: requests that get their next token, in slots 0, 1, …
-        prefill: newly admitted requests, in the slots after those, by growing prompt length.
+        num_computed_tokens: tokens that the model was given, those computed again included.
+        num_prefix_hit_tokens: tokens found in the cache instead.
     """
 
-    decode: tuple[Request, ...]
-    prefill: tuple[Request, ...]
-
-
-@dataclass(frozen=True)
-class Move:
-    """A cached row that must follow its request: copy slot `source` to slot `target`."""
-
-    source: int
-    target: int
+    num_steps: int = 0
+    num_computed_tokens: int = 0
+    num_prefix_hit_tokens: int = 0
+    num_preemptions: int = 0
 
 
 class Scheduler:
-    """First come, first served, into a fixed number of slots.
+    """Admission, chunked prefill and preemption over a fixed number of blocks.
 
     Args:
-        max_batch_size: slots.
-        max_prefill_tokens: prompt tokens, padding included, admitted in one step. A longer prompt is admitted
-            alone.
+        blocks: must hold any single request to its end.
+        rope: which rotary table a token has.
+        max_batch_size: requests that run at once; no more than max_batch_tokens count.
+        max_batch_tokens: tokens computed in one step.
     """
 
-    def __init__(self, *, max_batch_size: int, max_prefill_tokens: int) -> None:
-        self.max_batch_size = max_batch_size
-        self.max_prefill_tokens = max_prefill_tokens
-        self.waiting: deque[Request] = deque()
-        self.running: list[Request] = []
+    def __init__(
+        self, blocks: BlockAllocator, rope: RopeRule, *, max_batch_size: int, max_batch_tokens: int
+    ) -> None:
+        self.blocks = blocks
+        self.rope = rope
+        # Every running request gets at least one token a step.
+        self.max_running = min(max_batch_size, max_batch_tokens)
+        self.max_batch_tokens = max_batch_tokens
+        self.waiting = WaitingQueue(welcome_tokens=max_batch_tokens)
+        self.running: list[Request] = []  # by priority, then number
+        self.counters = Counters()
+        self._budget = 0
+        self._work: list[Work] = []
 
     @property
     def has_work(self) -> bool:
@@ -57,39 +103,263 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Queue a request."""
-        assert request.state is State.WAITING and request.slot is None
-        self.waiting.append(request)
+        assert request.state is State.WAITING and not request.block_table
+        self.waiting.enter(request)
 
     def schedule(self) -> Step:
-        """Admit what fits, and say what to run."""
-        decode = tuple(self.running)
-        admitted: list[Request] = []
-        longest = 0
-        while self.waiting and len(self.running) + len(admitted) < self.max_batch_size:
-            longest = max(longest, len(self.waiting[0].prompt_token_ids))
-            if admitted and longest * (len(admitted) + 1) > self.max_prefill_tokens:
-                break
-            admitted.append(self.waiting.popleft())
-        # Neighbours of like length share a padded call in the runner.
-        admitted.sort(key=lambda request: len(request.prompt_token_ids))
-        for request in admitted:
-            request.state, request.slot = State.RUNNING, len(self.running)
-            self.running.append(request)
-        return Step(decode, tuple(admitted))
+        """Say what to compute next; `commit` must follow once it has been computed."""
+        self._budget, self._work = self.max_batch_tokens, []
+        self._make_way()
+        order = self._by_right_to_stay()
+        pending = []
+        for num_before, request in enumerate(list(order)):
+            if request.state is not State.RUNNING:
+                continue
+            if self._has_one_left(request) and not self._continue(request):
+                self._decode(request, order, num_spare=self._budget - (len(self.running) - num_before))
+            if not self._has_one_left(request):
+                pending.append(request)
+        self._prefill_all([request for request in pending if request.state is State.RUNNING])
+        work, self._work = tuple(self._work), []
+        self.counters.num_steps += bool(work)
+        return Step(work)
 
-    def remove(self, requests: Iterable[Request]) -> list[Move]:
-        """Take requests out, waiting or running; returns the moves to make, in order."""
-        moves = []
-        for request in requests:
-            if request.state is State.WAITING:
-                self.waiting.remove(request)
-            elif request.slot is not None:
-                target = request.slot
-                last = self.running.pop()
-                if last is not request:
-                    assert last.slot is not None
-                    moves.append(Move(last.slot, target))
-                    self.running[target] = last
-                    last.slot = target
-            request.state, request.slot = State.FINISHED, None
-        return moves
+    def commit(self, step: Step) -> None:
+        """The step has been computed and the tokens it gave have been handed out."""
+        for work in step.work:
+            request = work.request
+            # Of drafts, those that were refused are no tokens now, and their keys will be overwritten.
+            request.num_computed_tokens = min(work.stop, request.num_tokens - (request.pooling is None))
+            request.draft_token_ids.clear()
+
+    def finish(self, request: Request) -> None:
+        """Take a request out for good, wherever it stands; does nothing to a finished one."""
+        if request.state is State.FINISHED:
+            return
+        if request.state is State.WAITING:
+            self.waiting.take_out(request)
+        else:
+            self._stop_running(request)
+        self.waiting.leave(request)
+        request.state = State.FINISHED
+
+    def abandon_running(self) -> list[Request]:
+        """After a step that failed: finish everything that runs, and trust nothing in the cache."""
+        failed = list(self.running)
+        for request in failed:
+            self.finish(request)
+        self.blocks.forget_names()
+        return failed
+
+    def _stop_running(self, request: Request) -> None:
+        self.running.remove(request)
+        self.waiting.num_running[request.tenant] -= 1
+        self.blocks.release(request.block_table)
+
+    def preempt(self, request: Request) -> None:
+        """Take a running request's blocks; it waits again before its tenant's others and keeps its tokens."""
+        self._stop_running(request)
+        request.lose_computed()
+        request.state = State.WAITING
+        self.waiting.put_back(request)
+        self.counters.num_preemptions += 1
+
+    def _by_right_to_stay(self) -> list[Request]:
+        """Running requests; the last one is the first to lose its blocks.
+
+        That is the least urgent; of the tenant with the most running; the latest.
+        """
+        num_running = self.waiting.num_running
+        if self.waiting.num_tenants < 2:
+            return list(self.running)
+        return sorted(self.running, key=lambda r: (r.priority, num_running[r.tenant], r.number))
+
+    def _make_way(self) -> None:
+        """Preempt for the next waiting request where it has the better right, if that is enough to admit it.
+
+        The better right is a lower priority number, or a tenant with at least two fewer running requests.
+        """
+        candidate = self.waiting.first()
+        if candidate is None or not self.running:
+            return
+        order, victims, num_freed = self._by_right_to_stay(), list[Request](), 0
+        num_running = dict(self.waiting.num_running)
+        while not self._has_room(candidate, num_freed, num_running=len(order)):
+            if not order:
+                return
+            victim = order.pop()
+            surplus = num_running[victim.tenant] - num_running.get(candidate.tenant, 0)
+            is_less_urgent = victim.priority > candidate.priority
+            if not (is_less_urgent or (victim.priority == candidate.priority and surplus >= 2)):
+                return
+            victims.append(victim)
+            num_running[victim.tenant] -= 1
+            num_freed += self.blocks.num_held_alone(victim.block_table)
+        for victim in victims:
+            self.preempt(victim)
+
+    def _has_room(self, request: Request, num_freed: int = 0, *, num_running: int) -> bool:
+        """It could be admitted now, beside `num_running` others, were `num_freed` more blocks free."""
+        shared = self._shared_prefix(request)
+        num_needed = self.blocks.blocks_for(request.num_tokens) - len(shared) + self.blocks.num_unused(shared)
+        # Each of the others will soon need one more block; admitting into those would only mean preempting.
+        num_free = self.blocks.num_free + num_freed - num_running
+        return num_running < self.max_running and num_needed <= num_free
+
+    def _admit(self, request: Request) -> bool:
+        """Give a waiting request its blocks, those found in the cache first; False when there is no room."""
+        if not self._has_room(request, num_running=len(self.running)):
+            return False
+        self.waiting.take_out(request)
+        self.blocks.share(request.block_table, self._shared_prefix(request))
+        request.num_published_blocks = len(request.block_table)
+        request.num_computed_tokens = len(request.block_table) * self.blocks.block_size
+        if request.num_cached_tokens is None:
+            request.num_cached_tokens = request.num_computed_tokens
+        self.counters.num_prefix_hit_tokens += request.num_computed_tokens
+        self._complete_table(request)
+        request.rope_epoch = self.rope.epoch(request.num_tokens)
+        request.state = State.RUNNING
+        insort(self.running, request, key=lambda r: (r.priority, r.number))
+        self.waiting.num_running[request.tenant] += 1
+        return True
+
+    def _shared_prefix(self, request: Request) -> list[int]:
+        """Published blocks that hold its first tokens; never its last token, whose output is wanted."""
+        if not self.blocks.prefix_caching or request.needs_prompt_rows:
+            return []
+        num_tokens = self.rope.num_shareable(len(request.prompt_token_ids), request.num_tokens)
+        count = min(num_tokens, request.num_tokens - 1) // self.blocks.block_size
+        return self.blocks.find(self._names(request, count))
+
+    def _names(self, request: Request, count: int) -> Sequence[BlockName]:
+        """Names of its first `count` blocks."""
+        names, size = request.block_names, self.blocks.block_size
+        if not names and count:
+            epoch = self.rope.epoch(len(request.prompt_token_ids))
+            parent = root_name(f"{epoch} {request.cache_salt}")
+        while len(names) < count:
+            parent = names[-1] if names else parent
+            names.append(block_name(parent, request.tokens(len(names) * size, (len(names) + 1) * size)))
+        return names[:count]
+
+    def _complete_table(self, request: Request) -> None:
+        missing = self.blocks.blocks_for(request.num_tokens) - len(request.block_table)
+        self.blocks.allocate(request.block_table, missing)
+
+    def decoding(self) -> list[Request]:
+        """Running requests that the next step gives a token."""
+        return [request for request in self.running if self._has_one_left(request) and not request.pooling]
+
+    @staticmethod
+    def _has_one_left(request: Request) -> bool:
+        """All its tokens but the last one are computed: the next step gives it a new one."""
+        return request.num_tokens - request.num_computed_tokens == 1
+
+    def _continue(self, request: Request) -> bool:
+        """What nearly every request needs in nearly every step, in few instructions: one token computed, in a
+        block it has and does not fill. False where it needs more than that.
+        """
+        num_tokens, size = request.num_tokens, self.blocks.block_size
+        rope_length = self.rope.single_length(num_tokens)
+        if (
+            rope_length is None
+            or request.draft_token_ids
+            or num_tokens > len(request.block_table) * size
+            or (self.blocks.prefix_caching and num_tokens // size > request.num_published_blocks)
+        ):
+            return False
+        self._budget -= 1
+        self.waiting.charge(request.tenant, 1)
+        self.counters.num_computed_tokens += 1
+        self._work.append(Work(request, num_tokens - 1, 1, 1, rope_length))
+        return True
+
+    def _decode(self, request: Request, order: list[Request], *, num_spare: int) -> None:
+        """Compute its last token and as many of its drafts as the budget, less a token each for those behind
+        it, can spare.
+
+        Where blocks are missing, requests at the end of `order` lose theirs, if need be this one itself.
+        """
+        if self.rope.is_stale(request.rope_epoch, request.num_tokens):
+            self.blocks.release(request.block_table)
+            request.lose_computed()
+            request.rope_epoch = self.rope.epoch(request.num_tokens)
+        num_missing = self.blocks.blocks_for(request.num_tokens) - len(request.block_table)
+        while self.blocks.num_free < num_missing:
+            victim = order.pop()
+            self.preempt(victim)
+            if victim is request:
+                return
+        self._complete_table(request)
+        if self._has_one_left(request):
+            num_drafts = self._keep_drafts(request, num_spare)
+            self._add(request, request.num_tokens + num_drafts, num_logits=1 + num_drafts)
+
+    def _keep_drafts(self, request: Request, num_spare: int) -> int:
+        """Cut its drafts to what can be checked now and still be used, and give them blocks."""
+        drafts, num_tokens = request.draft_token_ids, request.num_tokens
+        room = (len(request.block_table) + self.blocks.num_free) * self.blocks.block_size - num_tokens
+        most = min(len(drafts), num_spare, room, request.max_new_tokens - len(request.token_ids) - 1)
+        if most > 0 and self.rope.is_stale(request.rope_epoch, num_tokens + most):
+            most = 0  # each accepted draft would change the table of all tokens before it
+        del drafts[max(most, 0) :]
+        missing = self.blocks.blocks_for(num_tokens + len(drafts)) - len(request.block_table)
+        self.blocks.allocate(request.block_table, max(missing, 0))
+        return len(drafts)
+
+    def _prefill_all(self, pending: list[Request]) -> None:
+        """Spend the rest of the budget on prompts, begun and waiting ones, in the order of their turns."""
+        may_admit = True
+        while self._budget > 0:
+            request = min(pending, key=self.waiting.rank, default=None)
+            waiting = self.waiting.first() if may_admit else None
+            if waiting and (request is None or self.waiting.rank(waiting) < self.waiting.rank(request)):
+                # Nobody passes the one whose turn it is, or a long prompt might wait for ever.
+                may_admit = self._admit(waiting)
+                if not may_admit:
+                    continue
+                request = waiting
+            elif request is None:
+                return
+            else:
+                pending.remove(request)
+            self._prefill(request)
+
+    def _prefill(self, request: Request) -> None:
+        """Compute as much of its tokens as the budget allows."""
+        request.draft_token_ids.clear()
+        wants_all = request.needs_prompt_rows
+        limit = min(self._budget, MOST_PROMPT_ROWS) if wants_all and not request.pooling else self._budget
+        start, num_tokens = request.num_computed_tokens, request.num_tokens
+        stop = min(num_tokens, start + limit)
+        self._add(request, stop, num_logits=stop - start if wants_all else int(stop == num_tokens))
+
+    def _add(self, request: Request, stop: int, *, num_logits: int) -> None:
+        """Put its tokens up to position `stop` into the step."""
+        start = request.num_computed_tokens
+        num_prompt = len(request.prompt_token_ids)
+        self._budget -= stop - start
+        self.waiting.charge(request.tenant, stop - start)
+        self.counters.num_computed_tokens += stop - start
+        self._publish(request, min(stop, request.num_tokens))
+        first_logit = stop - num_logits
+        for end, rope_length in self.rope.spans(start, stop, num_prompt, request.num_tokens):
+            logits = max(end - max(start, first_logit), 0)
+            self._work.append(Work(request, start, end - start, logits, rope_length))
+            start = end
+
+    def _publish(self, request: Request, stop: int) -> None:
+        """Let others use the blocks that this step fills.
+
+        They may do so in this very step, because all work stores its keys before any attends.
+        """
+        size = self.blocks.block_size
+        if not self.blocks.prefix_caching or stop // size <= request.num_published_blocks:
+            return
+        shareable = self.rope.num_shareable(len(request.prompt_token_ids), request.num_tokens)
+        stop = min(stop, shareable)
+        names = self._names(request, stop // size)
+        for index in range(request.num_published_blocks, len(names)):
+            self.blocks.publish(request.block_table[index], names[index])
+        request.num_published_blocks = max(request.num_published_blocks, len(names))

@@ -2,13 +2,16 @@
 
 Draws invert the cumulative distribution in vocabulary order, one uniform number each: a tiny change of the
 logits moves a boundary by as little and nothing else, so a seeded answer survives another batch size.
-Shapes: N rows, V vocabulary, K candidates. Knows nothing of requests.
+In plain torch for any device; `ops.cpu.sample` does the same in C.
+Shapes: L rows, N some of them, V vocabulary, K candidates. Knows nothing of requests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,6 +19,36 @@ from torch import Tensor
 # ranking a few tokens is many times cheaper than sorting a vocabulary.
 _FIRST_CANDIDATES = 64
 _WIDENING = 16
+
+
+def choose(scores_LV: Tensor, rows: npt.NDArray[np.void]) -> list[int]:
+    """The token of each row; -1 where the scores have no finite maximum.
+
+    Args:
+        scores_LV: fp32 [L, V], penalties, biases and masks applied.
+        rows: [L] with the fields temperature (0: the best token), top_k, top_p, min_p and uniform.
+    """
+    best, chosen = scores_LV.max(dim=-1)  # one NaN in a row makes its maximum NaN
+    is_drawn = rows["temperature"] > 0
+    is_ranked = is_drawn & ((rows["top_k"] > 0) | (rows["top_p"] < 1))
+
+    def column(name: str, index: npt.NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(rows[name][index]).to(scores_LV.device)[:, None]
+
+    for index in (np.flatnonzero(is_drawn & ~is_ranked), np.flatnonzero(is_ranked)):
+        if not len(index):
+            continue
+        index_N = torch.from_numpy(index).to(scores_LV.device)
+        # Distances from the best first, and no temperature that is next to nothing: no infinity arises.
+        scores_NV = (scores_LV[index_N] - best[index_N, None]) / column("temperature", index).clamp_min(1e-30)
+        min_p, draws = column("min_p", index), column("uniform", index)
+        if is_ranked[index[0]]:
+            top_k = rows["top_k"][index].tolist()
+            chosen[index_N] = pick_candidate(scores_NV, top_k, column("top_p", index), min_p, draws)
+        else:
+            chosen[index_N] = pick_from_all(scores_NV, min_p, draws)
+    ids: list[int] = torch.where(best.isfinite(), chosen, -1).tolist()
+    return ids
 
 
 def keep_mask(scores_V: Tensor, *, top_k: int, top_p: float, min_p: float) -> Tensor:
@@ -54,17 +87,17 @@ def pick_candidate(
     """
     vocab_size = scores_NV.shape[1]
     width = min(vocab_size, max(*top_k, num_candidates if 0 in top_k else 1))
-    best = scores_NV.topk(width)
+    best_NK, ids_NK = _best(scores_NV, width)
     ranks = torch.tensor([k or vocab_size for k in top_k], device=scores_NV.device)[:, None]
     in_rank = torch.arange(width, device=scores_NV.device) < ranks
     # Probabilities among the first `ranks` tokens; for rows without top-k that is the whole vocabulary.
-    total = torch.where(in_rank, best.values, -torch.inf).logsumexp(-1, keepdim=True)
+    total = torch.where(in_rank, best_NK, -torch.inf).logsumexp(-1, keepdim=True)
     if 0 in top_k and width < vocab_size:
         total = torch.where(ranks < vocab_size, total, scores_NV.logsumexp(-1, keepdim=True))
-    probs = torch.where(in_rank, (best.values - total).exp(), 0.0).double()
+    probs = torch.where(in_rank, (best_NK - total).exp(), 0.0).double()
     mass = probs.cumsum(-1)
     kept = (mass - probs < top_p_N1) & (probs >= min_p_N1 * probs[:, :1])
-    token_ids, order = best.indices.sort(-1)
+    token_ids, order = ids_NK.sort(-1)
     weights = torch.where(kept, probs, 0.0).gather(-1, order)
     chosen = token_ids.gather(-1, _invert(weights, draws_N1))[:, 0]
     is_short = (ranks > width) & (mass[:, -1:] < top_p_N1)
@@ -79,6 +112,18 @@ def pick_candidate(
             num_candidates=width * _WIDENING,
         )
     return chosen
+
+
+def _best(scores_NV: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The `width` highest scores of each row, best first, and their ids; of equal ones the first ids."""
+    best = scores_NV.topk(width)
+    has_tie_outside = (scores_NV >= best.values[:, -1:]).sum(-1) > width
+    if bool(has_tie_outside.any()):  # which of them topk takes is its own affair
+        ranked = scores_NV.sort(dim=-1, descending=True, stable=True)
+        return ranked.values[:, :width], ranked.indices[:, :width]
+    token_ids, order = best.indices.sort(-1)
+    values, by_value = best.values.gather(-1, order).sort(dim=-1, descending=True, stable=True)
+    return values, token_ids.gather(-1, by_value)
 
 
 def _invert(weights_NK: Tensor, draws_N1: Tensor) -> Tensor:

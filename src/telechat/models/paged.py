@@ -8,7 +8,7 @@ wanted, V vocabulary. Knows nothing of requests, blocks' owners or sampling.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -100,6 +100,8 @@ class TorchExecutor:
     Args:
         model: in eval mode, on its device.
         kv_dtype: of the cache; the model's by default, int8 halves the memory of bf16.
+        deterministic: a row's result must not depend on the other rows of a step. torch's products do not
+            promise that, so tokens are then computed one by one.
         kernels: by default the fastest that can run here; chosen when the cache is made, and logged.
         why_torch: why no faster executor was taken, for `describe`.
     """
@@ -109,11 +111,13 @@ class TorchExecutor:
         model: TeleChatModel,
         *,
         kv_dtype: torch.dtype | None = None,
+        deterministic: bool = False,
         kernels: PagedKernels | None = None,
         why_torch: str = "asked for by name",
     ) -> None:
         self.model = model
         self.kv_dtype = kv_dtype or model.dtype
+        self.deterministic = deterministic
         self.why_torch = why_torch
         self._given_kernels = self._kernels = kernels
         self._caches: list[PagedCache] = []
@@ -172,12 +176,21 @@ class TorchExecutor:
     @torch.inference_mode()
     def forward(self, batch: PagedBatch) -> Tensor:
         """Logits fp32 [L, V]."""
-        return self.model.project(self._run(batch)).float()
+        hidden = self._hidden(batch)
+        rows = hidden.split(1) if self.deterministic and len(hidden) else (hidden,)
+        return torch.cat([self.model.project(row).float() for row in rows])
 
     @torch.inference_mode()
     def hidden_states(self, batch: PagedBatch) -> Tensor:
         """Final hidden states fp32 [L, hidden]."""
-        return self._run(batch).float()
+        return self._hidden(batch).float()
+
+    def _hidden(self, batch: PagedBatch) -> Tensor:
+        """Final hidden states [L, hidden]."""
+        if not self.deterministic:
+            return self._run(batch)
+        rows = torch.cat([self._run(token) for token in single_tokens(batch)])
+        return rows[batch.logit_rows_L.to(self._device)]
 
     def _run(self, batch: PagedBatch) -> Tensor:
         assert self._caches and self._kernels is not None, "allocate comes first"
@@ -210,6 +223,34 @@ class TorchExecutor:
     def close(self) -> None:
         """Give the cache back."""
         self._caches = []
+
+
+def single_tokens(batch: PagedBatch) -> Iterator[PagedBatch]:
+    """The batch as batches of one token each, in order; the result of every one is wanted."""
+    starts, lengths = batch.sequences.query_starts.tolist(), batch.sequences.kv_lengths.tolist()
+    runs = iter(batch.rope_runs)
+    stop, rope_length = next(runs)
+    for index, kv_length in enumerate(lengths):
+        for row in range(starts[index], starts[index + 1]):
+            if row == stop:
+                stop, rope_length = next(runs)
+            length = kv_length - (starts[index + 1] - 1 - row)
+            sequences = Sequences(
+                torch.tensor([0, 1], dtype=torch.int32),
+                torch.tensor([length], dtype=torch.int32),
+                batch.sequences.block_tables[index : index + 1],
+                most_new=1,
+                longest=length,
+            )
+            here = slice(row, row + 1)
+            yield PagedBatch(
+                batch.token_ids_T[here],
+                batch.positions_T[here],
+                [(1, rope_length)],
+                batch.slots_T[here],
+                sequences,
+                torch.zeros(1, dtype=torch.int64),
+            )
 
 
 def rotary_rows(

@@ -222,22 +222,60 @@ def paged_attention_reference(q_THd: Tensor, cache: PagedCache, sequences: Seque
 
 
 def paged_attention_sdpa(q_THd: Tensor, cache: PagedCache, sequences: Sequences) -> Tensor:
-    """The same through torch's fused attention, sequence by sequence: where no kernel of ours can run."""
+    """The same through torch's fused attention, where no kernel of ours can run.
+
+    Chunks of prompts are taken one by one, decoding sequences of like length together.
+    """
     out = torch.empty_like(q_THd)
-    starts = sequences.query_starts.tolist()
-    for index, length in enumerate(sequences.kv_lengths.tolist()):
-        first, end = starts[index], starts[index + 1]
-        if first == end:
-            continue
-        blocks = sequences.block_tables[index, : -(-length // cache.block_size)].long()
-        keys, values = gather(cache, blocks, length, q_THd.dtype)
-        num_new = end - first
-        mask = None
-        if 1 < num_new < length:
-            positions = torch.arange(length - num_new, length, device=q_THd.device)
-            seen = torch.arange(length, device=q_THd.device) <= positions[:, None]
-            mask = seen[None, None]
-        out[first:end] = sdpa_attention(
-            q_THd[None, first:end], keys[None], values[None], mask=mask, is_causal=1 < num_new == length
-        )[0]
+    starts, lengths = sequences.query_starts.tolist(), sequences.kv_lengths.tolist()
+    decoding = []
+    for index, length in enumerate(lengths):
+        num_new = starts[index + 1] - starts[index]
+        if num_new == 1:
+            decoding.append(index)
+        elif num_new:
+            rows = slice(starts[index], starts[index + 1])
+            out[rows] = _attend_chunk(q_THd[rows], cache, sequences.block_tables[index], length)
+    for group in groups_of_like_length(decoding, lengths):
+        rows_S = torch.tensor([starts[index] for index in group], device=q_THd.device)
+        most = -(-lengths[group[-1]] // cache.block_size)
+        tables = sequences.block_tables[group, :most]
+        out[rows_S] = _attend_tokens(q_THd[rows_S], cache, tables, [lengths[index] for index in group])
     return out
+
+
+def groups_of_like_length(indices: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+    """The indices by growing length, cut into groups whose shortest has at least half of the longest."""
+    groups: list[list[int]] = []
+    for index in sorted(indices, key=lambda index: lengths[index]):
+        if groups and 2 * lengths[groups[-1][0]] >= lengths[index]:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+def _attend_chunk(q_SHd: Tensor, cache: PagedCache, table: Tensor, length: int) -> Tensor:
+    """Attention of the last S tokens of one sequence, [S, H, d]."""
+    num_new = len(q_SHd)
+    keys, values = gather(cache, table[: -(-length // cache.block_size)].long(), length, q_SHd.dtype)
+    mask = None
+    if num_new < length:
+        positions = torch.arange(length - num_new, length, device=q_SHd.device)
+        mask = (torch.arange(length, device=q_SHd.device) <= positions[:, None])[None, None]
+    return sdpa_attention(q_SHd[None], keys[None], values[None], mask=mask, is_causal=mask is None)[0]
+
+
+def _attend_tokens(q_SHd: Tensor, cache: PagedCache, tables: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Attention of one token of each of S sequences, [S, H, d]; `tables` int32 [S, blocks of the longest]."""
+    count, num_blocks = tables.shape
+    longest = num_blocks * cache.block_size
+    seen = torch.arange(longest, device=q_SHd.device) < torch.tensor(lengths, device=q_SHd.device)[:, None]
+    # Of tables, entries past a sequence's end may be anything.
+    flat = tables.long().clamp(min=0, max=cache.keys.shape[0] - 1).flatten()
+    keys, values = (
+        # A mask does not stop what is not a number; a block may hold such of its owner before.
+        x.view(count, longest, cache.num_kv_heads, cache.head_dim).masked_fill_(~seen[:, :, None, None], 0)
+        for x in gather(cache, flat, count * longest, q_SHd.dtype)
+    )
+    return sdpa_attention(q_SHd[:, None], keys, values, mask=seen[:, None, None])[:, 0]

@@ -55,6 +55,11 @@ class ServiceEngine(Protocol):
 
     @property
     def llm(self) -> ServiceModel: ...
+    @property
+    def is_alive(self) -> bool:
+        """Requests are taken and answered."""
+        ...
+
     def stream(self, prompt_ids: list[int], params: SamplingParams) -> DeltaStream:
         """Start `params.n` answers. Cancelling the task that waits for a delta ends them.
 

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from telechat.engine.async_engine import EngineClosedError, QueueFullError
+from telechat.engine import EngineClosedError, EngineDiedError, QueueFullError
 from telechat.errors import ContextLengthError, PromptError, RequestError, TelechatError
 
 logger = logging.getLogger(__name__)
@@ -131,6 +131,8 @@ def as_api_error(error: TelechatError) -> ApiError:
         return queue_full(str(error))
     if isinstance(error, EngineClosedError):
         return unavailable("The service is shutting down.")
+    if isinstance(error, EngineDiedError):
+        return unavailable(str(error))
     logger.error("request failed: %s", error, exc_info=error)
     return internal_error()
 

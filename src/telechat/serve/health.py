@@ -20,6 +20,8 @@ def health_router(service: Service) -> APIRouter:
     async def ready() -> dict[str, str]:
         if service.admission.is_draining:
             raise unavailable("The service is shutting down.")
+        if not service.engine.is_alive:
+            raise unavailable("The engine is not running.")
         return {"status": "ready"}
 
     return router

@@ -18,10 +18,10 @@ from types import FrameType
 
 import uvicorn
 
-from telechat.engine import LLM, AsyncEngine
 from telechat.errors import TelechatError, UsageError
 from telechat.serve.admission import Admission
 from telechat.serve.app import create_app
+from telechat.serve.contract import ServiceEngine
 from telechat.serve.keys import resolve_keys
 from telechat.serve.settings import ServeSettings
 
@@ -31,11 +31,11 @@ logger = logging.getLogger(__name__)
 KEEP_ALIVE_SECONDS = 75
 
 
-def run_server(load: Callable[[], LLM], settings: ServeSettings) -> int:
+def run_server(start_engine: Callable[[], ServiceEngine], settings: ServeSettings) -> int:
     """Serve until stopped; returns the exit code.
 
     Args:
-        load: loads the model; called once the port is ours.
+        start_engine: loads the model; called once the port is ours.
         settings: how to listen and whom to let in.
 
     Raises:
@@ -45,7 +45,7 @@ def run_server(load: Callable[[], LLM], settings: ServeSettings) -> int:
     listener = bind(settings.host, settings.port)
     with listener:
         keys = resolve_keys(settings)
-        engine = AsyncEngine(load())
+        engine = start_engine()
         admission = Admission(settings.max_pending_requests)
         app = create_app(engine, settings, keys=keys, admission=admission)
         server = Server(app, settings, admission, listener.getsockname()[1])

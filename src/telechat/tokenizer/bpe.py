@@ -48,6 +48,7 @@ class BytePairVocabulary:
         special = {token["id"] for token in added if token.get("special")}
         self.control_ids = frozenset(named | special | set(hidden_ids))
         self.skipped_ids = self.control_ids - {self._ids.get(tag) for tag in TOOL_TAGS}
+        self.dropped_space_ids = frozenset[int]()
         self._bytes = _byte_table(self._names, {token["content"] for token in added}, self.vocab_size)
         self._plain = _build(_without_control_tokens(definition, self.control_ids), source)
         self._plain.encode_special_tokens = True
@@ -60,6 +61,12 @@ class BytePairVocabulary:
     def id_to_token(self, token_id: int) -> str | None:
         """Token string of an id, in the byte alphabet; None for an id the vocabulary does not hold."""
         return self._names.get(token_id)
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """The bytes that a token stands for; None for a control token or an id without a token."""
+        if token_id in self.control_ids or token_id not in self._names:
+            return None
+        return self._bytes[token_id]
 
     def encode(self, text: str, *, parse_special: bool) -> list[int]:
         """Ids of `text`; with `parse_special` the literal strings of added tokens become those tokens."""

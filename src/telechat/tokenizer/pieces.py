@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from telechat.errors import TokenizerError
-from telechat.tokenizer.piece_decoder import PieceRun
+from telechat.tokenizer.piece_decoder import SPACE_MARK, PieceRun
 from telechat.tokenizer.piece_model import load_processor, with_control_pieces
 from telechat.tokenizer.registered import RegisteredToken, split_at_registered
 from telechat.tokenizer.special import TOOL_TAGS, is_control_name
@@ -62,6 +62,11 @@ class PieceVocabulary:
             token.token_id for token in registered if token.is_special and token.content not in TOOL_TAGS
         )
         hidden = frozenset(names[token_id] for token_id in self.control_ids if token_id < num_pieces)
+        self.dropped_space_ids = frozenset(
+            token_id
+            for token_id, name in enumerate(names)
+            if name.startswith(SPACE_MARK) and token_id not in self.control_ids
+        )
         self._plain = load_processor(with_control_pieces(model, hidden), source)
 
     def token_to_id(self, token: str) -> int | None:
@@ -77,6 +82,17 @@ class PieceVocabulary:
         if 0 <= token_id < self._official.get_piece_size():
             return str(self._official.id_to_piece(token_id))
         return None
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """The bytes that a token stands for behind other text; None for one that is no text."""
+        if token_id in self.control_ids or not 0 <= token_id < self._official.get_piece_size():
+            return None
+        if self._official.is_control(token_id) or self._official.is_unknown(token_id):
+            return None
+        piece: str = self._official.id_to_piece(token_id)
+        if self._official.is_byte(token_id):
+            return bytes([int(piece[3:-1], 16)])
+        return piece.replace(SPACE_MARK, " ").encode()
 
     def encode(self, text: str, *, parse_special: bool) -> list[int]:
         """Ids of `text`; `parse_special` is the official wrapper, quirks included."""

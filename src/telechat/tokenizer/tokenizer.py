@@ -26,9 +26,11 @@ class Vocabulary(Protocol):
     vocab_size: int
     control_ids: frozenset[int]
     skipped_ids: frozenset[int]
+    dropped_space_ids: frozenset[int]
 
     def token_to_id(self, token: str) -> int | None: ...
     def id_to_token(self, token_id: int) -> str | None: ...
+    def token_bytes(self, token_id: int) -> bytes | None: ...
     def encode(self, text: str, *, parse_special: bool) -> list[int]: ...
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool) -> str: ...
@@ -47,6 +49,7 @@ class Tokenizer:
     Attributes:
         vocab_size: highest id + 1.
         control_ids: ids that `encode` never returns for any text (with `parse_special` off).
+        dropped_space_ids: ids whose first space decoding drops at the beginning of a text.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Tokenizer:
         self.folder = folder
         self.vocab_size = vocabulary.vocab_size
         self.control_ids = vocabulary.control_ids | (special.ids() - {special.unk})
+        self.dropped_space_ids = vocabulary.dropped_space_ids
 
     @property
     def supports_system(self) -> bool:
@@ -110,6 +114,10 @@ class Tokenizer:
     def id_to_token(self, token_id: int) -> str | None:
         """Token string of an id, None for an id outside the vocabulary."""
         return self.vocabulary.id_to_token(token_id)
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """The bytes that a token adds to a text, in the middle of one; None for a token that is no text."""
+        return None if token_id in self.control_ids else self.vocabulary.token_bytes(token_id)
 
     def apply_chat_template(
         self,

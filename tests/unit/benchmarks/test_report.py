@@ -43,6 +43,12 @@ def test_a_selection_runs_only_what_it_needs() -> None:
     assert turn.arguments["batch"] == 1
 
 
+def test_kernels_by_themselves_take_part_in_decoding_and_prefill_only() -> None:
+    rows = [row for group in all_groups() for row in group.without_engine().rows]
+    assert "M int4 decode b1" in {row.name for row in rows}
+    assert not [row.name for row in rows if "no compiler" in row.name or "generate" in row.name]
+
+
 @pytest.mark.parametrize(
     ("value", "lower_is_better", "verdict"),
     [(1.2, False, "goal"), (1.05, False, "floor"), (0.9, False, "BELOW"), (1.2, True, "BELOW")],
@@ -132,8 +138,10 @@ def test_the_slope_is_of_the_last_half_in_mb_per_thousand_requests() -> None:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc here")
 def test_resident_memory_counts_children() -> None:
     alone = soak.resident_mb(os.getpid())
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+    words = [sys.executable, "-c", "print(flush=True); input()"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         try:
+            assert child.stdout is not None and child.stdout.readline()  # it has started
             assert soak.resident_mb(os.getpid()) > alone + 1
         finally:
             child.kill()

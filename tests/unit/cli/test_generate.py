@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -62,26 +63,30 @@ def test_goes_on_where_it_stopped(
     assert out.read_bytes() == kept + lines[1] + lines[2]
 
 
-def test_batches_are_written_as_they_are_done(
+def test_rows_are_written_in_order_as_soon_as_those_before_them_are(
     tiny_model_folder: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Answers that come early wait for the rows before them; an interruption keeps what is in order."""
     from telechat.engine import LLM
 
     out = tmp_path / "out.jsonl"
-    sizes = []
-    original = LLM.generate
+    whole = tmp_path / "whole.jsonl"
+    words = ("--input-file", prompts, "--max-new-tokens", 2)
+    assert run(tiny_model_folder, *words, "--output", whole) == 0
+    original = LLM.generate_each
+    written = []
 
-    def stop_at_third(self: LLM, prompts: list, *rest: object, **more: object) -> object:
-        sizes.append(len(prompts))
-        if len(sizes) == 2:
-            assert len(answers(out)) == 2
-            raise KeyboardInterrupt
-        return original(self, prompts, *rest, **more)
+    def in_another_order(self: LLM, *rest: object, **more: object) -> Iterator[object]:
+        found = dict(original(self, *rest, **more))
+        for number in (1, 0):
+            yield number, found[number]
+            written.append(len(answers(out)))
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(LLM, "generate", stop_at_third)
-    words = ("--input-file", prompts, "--output", out, "--max-new-tokens", 2, "--max-batch-size", 2)
-    assert run(tiny_model_folder, *words) == 130
-    assert sizes == [2, 1] and len(answers(out)) == 2
+    monkeypatch.setattr(LLM, "generate_each", in_another_order)
+    assert run(tiny_model_folder, *words, "--output", out) == 130
+    assert written == [0, 2]
+    assert answers(out) == answers(whole)[:2]
 
 
 def test_another_files_answers_are_not_continued(

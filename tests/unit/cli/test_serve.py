@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+import telechat.checkpoint
 import telechat.engine
 import telechat.serve.server
+from telechat.checkpoint import resolve_model
 from telechat.cli.main import main
 from telechat.serve.settings import ServeSettings
 
@@ -23,6 +25,8 @@ class Recorder:
         self.loaded: dict[str, Any] = {}
         monkeypatch.setattr(telechat.serve.server, "run_server", self.run)
         monkeypatch.setattr(telechat.engine, "LLM", self.load)
+        monkeypatch.setattr(telechat.engine.AsyncEngine, "spawn", lambda load, tokenizer: load())
+        monkeypatch.setattr(telechat.checkpoint, "resolve_model", lambda name: resolve_model("demo"))
 
     def run(self, load: Any, settings: ServeSettings) -> int:
         self.settings = settings

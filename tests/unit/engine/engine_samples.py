@@ -33,8 +33,16 @@ class ByteTokenizer:
     def encode(self, text: str) -> list[int]:
         return [FIRST_BYTE + byte for byte in text.encode()]
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         return b"".join(self._bytes(token_id) for token_id in ids).decode(errors="replace")
+
+    dropped_space_ids = frozenset[int]()
+
+    def id_to_token(self, token_id: int) -> str:
+        return f"<{token_id}>"
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        return self._bytes(token_id) or None
 
     def stream_decoder(self, *, skip_special_tokens: bool = True) -> StreamDecoder:
         if skip_special_tokens:

@@ -14,7 +14,10 @@ import pytest
 from tests.unit.engine.engine_samples import GREEDY, random_prompts, tiny_llm
 
 from telechat.engine import AsyncEngine, Delta, SamplingParams
-from telechat.engine.async_engine import EngineClosedError, EngineStepError, QueueFullError
+from telechat.engine.async_engine import QueueFullError
+from telechat.engine.engine import Engine
+from telechat.engine.engine_thread import EngineThread
+from telechat.engine.loop import EngineClosedError, EngineStepError
 from telechat.errors import ContextLengthError, PromptError
 
 pytestmark = pytest.mark.timeout(60)
@@ -30,7 +33,13 @@ def running(**settings: Any) -> Iterator[AsyncEngine]:
         yield engine
     finally:
         engine.close()
-    assert not engine._worker.is_alive()
+    assert not engine.is_alive and not engine.worker.is_alive
+
+
+def inner(engine: AsyncEngine) -> Engine:
+    """The engine on the worker's thread."""
+    assert isinstance(engine.worker, EngineThread)
+    return engine.worker.loop.engine
 
 
 async def collect(engine: AsyncEngine, prompt: list[int], params: SamplingParams) -> list[Delta]:
@@ -45,13 +54,13 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def slow_down(engine: AsyncEngine, seconds: float = 0.01) -> None:
     """Let every step take at least this long, so that a test can act while requests run."""
-    run = engine._engine.runner.run
+    run = inner(engine).runner.logits
 
     def slow(step: Any) -> Any:
         time.sleep(seconds)
         return run(step)
 
-    engine._engine.runner.run = slow  # type: ignore[method-assign]
+    inner(engine).runner.logits = slow  # type: ignore[method-assign]
 
 
 def test_concurrent_streams_give_what_each_gives_alone() -> None:
@@ -94,7 +103,7 @@ def test_leaving_a_stream_frees_its_slot(how: str) -> None:
             stream = engine.stream([30], LONG)
             await stream.__anext__()
             assert engine.num_running == 1
-            request = stream.requests[0]
+            [request] = inner(engine).scheduler.running
             if how == "cancel task":
                 task = asyncio.create_task(_drain(stream))
                 await asyncio.sleep(0.02)
@@ -148,15 +157,15 @@ def test_bad_requests_fail_at_once_and_alone() -> None:
 def test_a_failing_step_ends_the_running_requests_and_the_engine_goes_on() -> None:
     async def scenario() -> None:
         with running(max_batch_size=2) as engine:
-            run = engine._engine.runner.run
+            run = inner(engine).runner.logits
             failures = iter([True])
 
             def failing(step: Any) -> Any:
-                if len(step.decode) == 2 and next(failures, False):
+                if len(step) == 2 and next(failures, False):
                     raise RuntimeError("out of memory")
                 return run(step)
 
-            engine._engine.runner.run = failing  # type: ignore[method-assign]
+            inner(engine).runner.logits = failing  # type: ignore[method-assign]
             results = await asyncio.gather(
                 *(collect(engine, [30 + n], GREEDY) for n in range(3)), return_exceptions=True
             )
@@ -223,7 +232,7 @@ def test_an_idle_engine_does_not_spin() -> None:
     with running() as engine:
         asyncio.run(collect(engine, [30], GREEDY))
         steps: list[float] = []
-        engine._engine.step = lambda: steps.append(time.monotonic()) or []  # type: ignore[method-assign, func-returns-value]
+        inner(engine).step = lambda: steps.append(time.monotonic()) or []  # type: ignore[method-assign, func-returns-value]
         time.sleep(0.2)
         assert steps == []
         assert threading.active_count() >= 2

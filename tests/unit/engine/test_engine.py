@@ -20,8 +20,7 @@ from tests.unit.engine.engine_samples import (
 
 from telechat.engine import LLM, SamplingParams
 from telechat.engine.engine import Engine
-from telechat.engine.request import Request
-from telechat.engine.runner import groups_by_length
+from telechat.engine.request import Request, State
 from telechat.errors import ContextLengthError, PromptError, RequestError, TokenizerError
 
 PROMPT = [20, 30, 40]
@@ -38,7 +37,7 @@ def make_request(llm: LLM, prompt: list[int], params: SamplingParams, **settings
 
 
 def run(llm: LLM, prompt: list[int], params: SamplingParams, **settings: Any) -> Request:
-    engine = llm.new_engine()
+    engine = llm.engine
     request = make_request(llm, prompt, params, **settings)
     engine.add(request)
     finish(engine, request)
@@ -61,7 +60,7 @@ def test_answers_do_not_depend_on_the_batch(kind: str) -> None:
     }[kind]
     prompts = random_prompts(24, seed=2)
     each = [params.replace(max_tokens=3 + index % 11) for index in range(len(prompts))]
-    together = tiny_llm(max_batch_size=7, max_prefill_tokens=100).generate(prompts, each)
+    together = tiny_llm(max_batch_size=7, max_batch_tokens=100).generate(prompts, each)
     llm = tiny_llm(max_batch_size=1)
     for prompt, one, output in zip(prompts, each, together, strict=True):
         assert output.outputs[0].token_ids == llm.generate(prompt, one)[0].outputs[0].token_ids
@@ -70,7 +69,7 @@ def test_answers_do_not_depend_on_the_batch(kind: str) -> None:
 def test_a_request_that_joins_changes_nothing_for_the_others() -> None:
     llm = tiny_llm()
     expected = run(llm, PROMPT, GREEDY).token_ids
-    engine = llm.new_engine()
+    engine = llm.engine
     first = make_request(llm, PROMPT, GREEDY)
     engine.add(first)
     for joined in range(4):
@@ -146,7 +145,7 @@ def test_length_limits() -> None:
 
 def test_prompts_that_do_not_fit() -> None:
     llm = tiny_llm(max_model_len=16)
-    engine = llm.new_engine()
+    engine = llm.engine
     with pytest.raises(ContextLengthError, match="17 tokens") as caught:
         make_request(llm, [20] * 17, GREEDY)
     assert (caught.value.num_tokens, caught.value.limit) == (17, 15)
@@ -177,14 +176,14 @@ def test_parameters_that_do_not_fit_the_model() -> None:
         make_request(llm, PROMPT, GREEDY, keep_logits=0)
 
 
-def test_cancelling_frees_the_slot_for_the_next_step() -> None:
+def test_cancelling_frees_the_place_for_the_next_step() -> None:
     llm = tiny_llm(max_batch_size=2)
-    engine = llm.new_engine()
+    engine = llm.engine
     requests = [make_request(llm, [30 + n], GREEDY.replace(max_tokens=50)) for n in range(3)]
     for request in requests:
         engine.add(request)
     engine.step()
-    assert requests[2].slot is None
+    assert requests[2].state is State.WAITING
     engine.cancel(requests[0])
     assert requests[0].finish_reason == "cancelled"
     stepped = engine.step()
@@ -198,7 +197,7 @@ def test_cancelling_frees_the_slot_for_the_next_step() -> None:
 
 def test_a_waiting_request_can_be_cancelled() -> None:
     llm = tiny_llm(max_batch_size=1)
-    engine = llm.new_engine()
+    engine = llm.engine
     first, second = (make_request(llm, [30 + n], GREEDY) for n in range(2))
     engine.add(first)
     engine.add(second)
@@ -221,7 +220,7 @@ def test_kept_logits_are_the_models() -> None:
 
 def test_an_undecodable_token_fails_its_own_request_only() -> None:
     llm = tiny_llm()
-    engine = llm.new_engine()
+    engine = llm.engine
     bad, good = (make_request(llm, [30 + n], GREEDY) for n in range(2))
 
     class Refusing:
@@ -242,7 +241,7 @@ def test_an_undecodable_token_fails_its_own_request_only() -> None:
 
 def test_deltas_join_to_the_answer() -> None:
     llm = tiny_llm()
-    engine = llm.new_engine()
+    engine = llm.engine
     request = make_request(llm, PROMPT, GREEDY.replace(max_tokens=40, logprobs=0))
     engine.add(request)
     deltas = []
@@ -258,8 +257,3 @@ def test_deltas_join_to_the_answer() -> None:
     assert [logprob.token_id for logprob in logprobs] == request.token_ids
     assert [delta.finish_reason for delta in deltas[:-1]] == [None] * (len(deltas) - 1)
     assert deltas[-1].finish_reason == "length"
-
-
-def test_prompts_of_like_length_share_a_call() -> None:
-    assert groups_by_length([]) == []
-    assert groups_by_length([8, 9, 10, 30, 31, 100]) == [slice(0, 3), slice(3, 5), slice(5, 6)]

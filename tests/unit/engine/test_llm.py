@@ -95,12 +95,6 @@ def test_chat_uses_the_conversation_format_and_streams_the_same() -> None:
     assert with_tools.prompt_token_ids[0] == 7
 
 
-def idle_engine(llm: LLM) -> Engine:
-    """The engine that the last call left behind."""
-    assert llm._idle_engine is not None
-    return llm._idle_engine
-
-
 def test_a_closed_stream_leaves_nothing_behind() -> None:
     llm = tiny_llm()
     stream = llm.chat(MESSAGES, GREEDY.replace(max_tokens=100), stream=True)
@@ -108,7 +102,7 @@ def test_a_closed_stream_leaves_nothing_behind() -> None:
     # Another call beside an open stream does not disturb it, nor it the call.
     assert llm.generate("hi", GREEDY)[0].text == tiny_llm().generate("hi", GREEDY)[0].text
     stream.close()  # type: ignore[attr-defined]
-    assert not idle_engine(llm).has_work
+    assert not llm.engine.has_work
     assert llm.chat(MESSAGES, GREEDY).text == tiny_llm().chat(MESSAGES, GREEDY).text
 
 
@@ -126,7 +120,7 @@ def test_an_interrupted_batch_leaves_nothing_behind(monkeypatch: pytest.MonkeyPa
         patch.setattr(Engine, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             llm.generate(["a", "b", "c"], GREEDY)
-    assert not idle_engine(llm).has_work
+    assert not llm.engine.has_work
     assert llm.generate("a", GREEDY)[0].text == tiny_llm().generate("a", GREEDY)[0].text
 
 

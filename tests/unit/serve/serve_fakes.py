@@ -98,9 +98,11 @@ class FakeEngine:
         scripts: last user message -> steps of the answer.
         params: of the last request.
         num_open: streams started and not closed.
+        is_alive: False as of an engine that has died.
     """
 
     def __init__(self) -> None:
+        self.is_alive = True
         self.llm = FakeLLM()
         self.scripts: dict[str, Sequence[Step]] = {}
         self.params: SamplingParams | None = None

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from tests.unit.serve.conftest import MakeClient
 from tests.unit.serve.serve_fakes import FakeEngine
 
-from telechat.engine.async_engine import EngineClosedError, QueueFullError
+from telechat.engine import EngineClosedError, QueueFullError
 from telechat.errors import ConfigError
 from telechat.serve.admission import Admission
 from telechat.serve.app import create_app

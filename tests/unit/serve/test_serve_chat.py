@@ -9,7 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 from tests.unit.serve.serve_fakes import MAX_MODEL_LEN, FakeEngine
 
-from telechat.engine.async_engine import EngineStepError
+from telechat.engine import EngineStepError
 from telechat.errors import ContextLengthError, RequestError
 
 URL = "/v1/chat/completions"

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 from tests.unit.serve.conftest import MakeClient
 from tests.unit.serve.serve_fakes import FakeEngine
 
-from telechat.engine.async_engine import EngineStepError
+from telechat.engine import EngineStepError
 
 ROUTES = ("/telechat/gptDialog/v2", "/telechat/gptDialog/v4")
 DIALOG = [{"role": "user", "content": "hi"}]

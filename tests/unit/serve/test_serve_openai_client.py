@@ -9,7 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 from tests.unit.serve.serve_fakes import FakeEngine
 
-from telechat.engine.async_engine import EngineStepError, QueueFullError
+from telechat.engine import EngineStepError, QueueFullError
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
 

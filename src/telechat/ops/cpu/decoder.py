@@ -49,8 +49,8 @@ class DecoderLayer:
 class Decoder:
     """Layers, final norm and head bound to a cache.
 
-    With several ranks each holds some heads and some of the feed-forward's inner width (or some experts), all
-    of the residual stream, and the biases of `dense` and `down` in full.
+    With several ranks each holds some heads and some of the feed-forward's inner width (or some experts), and
+    all of the residual stream; one of them has the biases of `dense` and `down`.
 
     Args:
         caches: one per layer, all of one shape and dtype.

@@ -180,6 +180,7 @@ _FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "tc_rope_and_store": (None, [c_void_p, POINTER(Rope), c_int64]),
     "tc_attend": (None, [c_void_p, POINTER(Attention)]),
     "tc_decode": (None, [c_void_p, POINTER(Decoder), POINTER(Batch)]),
+    "tc_sample": (None, [c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_void_p]),
 }
 
 

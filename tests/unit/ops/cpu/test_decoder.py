@@ -234,13 +234,14 @@ def test_ranks_add_up(any_context: Context, moe: MoeConfig | None) -> None:
 
 def test_a_partial_sum_is_replaced(any_context: Context) -> None:
     model = make_model()
+    ids = tokens(5, 8)
     doubled = make_decoder(any_context, model, "float32", reduce=lambda x: x.mul_(2))
+    (logits,) = run(doubled, model, [Chunk(ids, 0, [0])])
     for block in model.transformer.h:
         for linear in (block.self_attention.dense, block.mlp.down_proj):
             linear.weight.mul_(2)
-    ids = tokens(5, 8)
+            linear.bias.mul_(2)
     (expected,) = run(make_decoder(any_context, model, "float32"), model, [Chunk(ids, 0, [0])])
-    (logits,) = run(doubled, model, [Chunk(ids, 0, [0])])
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -130,6 +130,13 @@ def test_api_down_is_502_with_an_error_object() -> None:
                 assert response.json()["error"]["code"] == "api_unreachable"
 
 
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert condition()
+
+
 @pytest.mark.parametrize("question", ["fake:slow", "fake:silent"])
 def test_leaving_closes_the_request_to_the_api(page_url: str, api: FakeApi, question: str) -> None:
     abandoned = api.num_abandoned
@@ -140,10 +147,8 @@ def test_leaving_closes_the_request_to_the_api(page_url: str, api: FakeApi, ques
     ):
         if question == "fake:slow":
             next(response.iter_bytes())
-    deadline = time.monotonic() + 5
-    while api.num_open and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert api.num_open == 0
+        _wait_until(lambda: api.num_open == 1)
+    _wait_until(lambda: api.num_open == 0)
     assert api.num_abandoned == abandoned + 1
 
 

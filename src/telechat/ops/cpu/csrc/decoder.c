@@ -44,26 +44,20 @@ typedef struct {
     float *normed, *query, *key_value, *attended, *gate, *up, *partial;
 } buffers;
 
-/* x += sum of the ranks' partial results, + bias. */
-static void add_partial(const tc_decoder *d, const tc_batch *b, const buffers *t, const float *bias) {
+/* x += sum of the ranks' partial results. */
+static void add_partial(const tc_decoder *d, const tc_batch *b, const buffers *t) {
     int64_t count = b->num_tokens * d->hidden;
     if (d->reduce) d->reduce(t->partial, count, d->reduce_state);
-    for (int64_t row = 0; row < b->num_tokens; row++) {
-        float *x = b->x + row * d->hidden, *partial = t->partial + row * d->hidden;
-        if (bias)
-            for (int64_t i = 0; i < d->hidden; i++) x[i] += partial[i] + bias[i];
-        else
-            for (int64_t i = 0; i < d->hidden; i++) x[i] += partial[i];
-    }
+    for (int64_t i = 0; i < count; i++) b->x[i] += t->partial[i];
 }
 
-/* x += source x weight + bias, over all ranks. */
+/* x += source x weight + bias, over all ranks; one of them has the bias. */
 static void project(tc_context *c, const tc_decoder *d, const tc_batch *b, buffers *t, const tc_source *source,
                     const tc_weight *weight, const float *bias) {
     tc_product product = {weight, tc_into(b->x, d->hidden, bias, 1)};
-    if (d->reduce) product.output = tc_into(t->partial, d->hidden, NULL, 0);
+    if (d->reduce) product.output = tc_into(t->partial, d->hidden, bias, 0);
     tc_multiply(c, source, b->num_tokens, &product, 1, d->deterministic);
-    if (d->reduce) add_partial(d, b, t, bias);
+    if (d->reduce) add_partial(d, b, t);
 }
 
 static void attention_part(tc_context *c, const tc_decoder *d, const tc_layer *l, const tc_batch *b, buffers *t) {
@@ -86,7 +80,7 @@ static void feed_forward_part(tc_context *c, const tc_decoder *d, const tc_layer
                               buffers *t) {
     if (l->mixture) {
         tc_mix(c, l->mixture, t->normed, t->partial, b->num_tokens, d->hidden, d->deterministic);
-        add_partial(d, b, t, NULL);
+        add_partial(d, b, t);
         return;
     }
     tc_source normed = {t->normed, NULL, TC_F32, d->hidden}, gated = {t->gate, t->up, TC_F32, d->ffn};

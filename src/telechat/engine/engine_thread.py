@@ -1,0 +1,52 @@
+"""An engine on a thread of this process, behind the channel. For tests and for models already loaded."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from telechat.engine.channel import Close, Order, Report
+from telechat.engine.loop import EngineLoop
+
+
+class EngineThread:
+    """Runs a loop on a thread.
+
+    Args:
+        loop: belongs to the thread from now on.
+        deliver: called there with each report.
+    """
+
+    def __init__(self, loop: EngineLoop, deliver: Callable[[Report], None]) -> None:
+        self.loop = loop
+        self._orders: deque[Order] = deque()
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(
+            target=loop.run, args=(self._receive, deliver), name="telechat-engine", daemon=True
+        )
+        self._thread.start()
+
+    def send(self, order: Order) -> None:
+        """Hand over an order; any thread may call it."""
+        with self._changed:
+            self._orders.append(order)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End everything and wait for the thread. Calling it again does nothing."""
+        self.send(Close())
+        self._thread.join()
+
+    @property
+    def is_alive(self) -> bool:
+        """Orders are still carried out."""
+        return self._thread.is_alive()
+
+    def _receive(self, wait: bool) -> Sequence[Order]:
+        with self._changed:
+            while wait and not self._orders:
+                self._changed.wait()
+            orders = list(self._orders)
+            self._orders.clear()
+        return orders

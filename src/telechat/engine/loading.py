@@ -1,0 +1,127 @@
+"""What an `LLM` is made of: weights, sampling defaults and end tokens from a folder, and a cache that fits.
+
+Knows files' meanings and memory; nothing of requests.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+from telechat.checkpoint import load_model, read_config
+from telechat.device import CPU, resolve_device
+from telechat.engine.plan import CachePlan, cache_memory, default_block_size, plan_cache, workspace_bytes
+from telechat.engine.sampling_params import SamplingParams
+from telechat.engine.scheduler import MOST_PROMPT_ROWS
+from telechat.errors import ConfigError, RequestError
+from telechat.models import TeleChatModel, count_parameters
+from telechat.models.paged import Executor
+from telechat.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+KvCacheDtype = Literal["auto", "int8"]
+
+# Long prompts keep the others waiting for one step at most; larger steps would not be faster.
+_BATCH_TOKENS_ON_CPU = 512
+_BATCH_TOKENS_ELSEWHERE = 2048
+# Below this, `dtype="auto"` computes in fp32 on the CPU: the weights are small enough that it costs little,
+# and answers then do not depend on how a CPU rounds bf16.
+_SMALL_MODEL_PARAMETERS = 500_000_000
+
+
+def load_weights(folder: Path, *, device: str, dtype: str, **settings: Any) -> TeleChatModel:
+    """`load_model`, but small models compute in fp32 on a CPU unless told otherwise."""
+    is_on_cpu = resolve_device(device) == CPU
+    if dtype == "auto" and is_on_cpu and count_parameters(read_config(folder)) <= _SMALL_MODEL_PARAMETERS:
+        dtype = "float32"
+    return load_model(folder, device=device, dtype=dtype, **settings)
+
+
+def check_positive(**settings: int | None) -> None:
+    """Refuse numbers below 1; None stands for a default."""
+    for name, value in settings.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1.")
+
+
+def default_batch_tokens(device: torch.device) -> int:
+    """Tokens of one step where nobody asked for another number."""
+    return _BATCH_TOKENS_ON_CPU if device == CPU else _BATCH_TOKENS_ELSEWHERE
+
+
+def plan_for(
+    executor: Executor,
+    *,
+    max_model_len: int,
+    max_batch_size: int,
+    max_batch_tokens: int,
+    block_size: int | None,
+    num_blocks: int | None,
+    memory_limit: int | None,
+) -> CachePlan:
+    """The cache of an executor whose weights are in memory; None stands for the default.
+
+    Raises:
+        ConfigError: it cannot hold max_model_len tokens.
+    """
+    available = None
+    if num_blocks is None:
+        workspace = workspace_bytes(
+            executor.config,
+            max_batch_tokens=max_batch_tokens,
+            num_logit_rows=max_batch_size + MOST_PROMPT_ROWS,
+        )
+        available = cache_memory(executor.device, memory_limit=memory_limit, workspace=workspace)
+    elif memory_limit is not None:
+        raise ConfigError(
+            "num_blocks and memory_limit both say how large the cache is.", hint="Give one of them."
+        )
+    plan = plan_cache(
+        executor.cache_bytes_per_block,
+        max_model_len=max_model_len,
+        max_batch_size=max_batch_size,
+        block_size=default_block_size(executor.device) if block_size is None else block_size,
+        num_blocks=num_blocks,
+        available_bytes=available,
+    )
+    log.info("%s", plan.describe())
+    return plan
+
+
+def kv_dtype(name: KvCacheDtype) -> torch.dtype | None:
+    """The dtype of a cache by its name; None is the model's.
+
+    Raises:
+        ConfigError: any other name.
+    """
+    if name not in get_args(KvCacheDtype):
+        raise ConfigError(f"kv_cache_dtype is {name!r}; it must be {' or '.join(get_args(KvCacheDtype))}.")
+    return torch.int8 if name == "int8" else None
+
+
+def default_params(generation_config: Mapping[str, Any]) -> SamplingParams:
+    """Sampling as the folder's authors set it; a value out of range is the file's fault, not a request's."""
+    try:
+        return SamplingParams.from_generation_config(generation_config)
+    except RequestError as error:
+        raise ConfigError(f"generation_config.json: {error.message}", hint=error.hint) from error
+
+
+def eos_token_ids(
+    tokenizer: Tokenizer, generation_config: Mapping[str, Any], *, vocab_size: int
+) -> tuple[int, ...]:
+    """The tokenizer's end token, and those of the generation config, which may be one or a list."""
+    configured = generation_config.get("eos_token_id")
+    ids = [] if configured is None else configured if isinstance(configured, list) else [configured]
+    for token_id in ids:
+        if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
+            raise ConfigError(
+                f"generation_config.json has eos_token_id {configured!r}; "
+                f"this model has ids 0 to {vocab_size - 1}."
+            )
+    return tuple(dict.fromkeys([tokenizer.special.eos, *ids]))

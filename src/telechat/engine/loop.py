@@ -1,0 +1,109 @@
+"""The loop that carries out orders: take them, step the engine, report.
+
+Runs on whatever thread or process calls it and sleeps, inside `receive`, when there is nothing to do. Knows
+neither who sends orders nor how they arrive.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from telechat.engine.channel import Add, Cancel, Close, Letter, Order, Report
+from telechat.engine.engine import Engine
+from telechat.engine.intake import Intake
+from telechat.engine.request import Request
+from telechat.errors import TelechatError
+
+log = logging.getLogger(__name__)
+
+# Called with whether to wait for an order; without waiting, it may return none.
+Receive = Callable[[bool], Sequence[Order]]
+
+
+class EngineClosedError(TelechatError):
+    """The engine has been closed."""
+
+
+class EngineStepError(TelechatError):
+    """The model failed while this request was running."""
+
+
+class EngineLoop:
+    """An engine that takes orders.
+
+    Args:
+        engine: touched by nobody else from now on.
+        intake: makes the requests of prompts.
+    """
+
+    def __init__(self, engine: Engine, intake: Intake) -> None:
+        self.engine = engine
+        self._intake = intake
+        self._requests: dict[int, list[Request]] = {}
+        self._key_of: dict[Request, int] = {}
+
+    def run(self, receive: Receive, send: Callable[[Report], None]) -> None:
+        """Work until told to close; then every open request ends with an error."""
+        while True:
+            refused: list[Letter] = []
+            for order in receive(not self.engine.has_work):
+                if isinstance(order, Close):
+                    send(self._report(refused + self._end_all()))
+                    return
+                if isinstance(order, Cancel):
+                    self._cancel(order.key)
+                else:
+                    refused += self._add(order)
+            # After a cancellation too: whoever watches the numbers sees that the place is free.
+            send(self._report(refused + self._step()))
+
+    def _report(self, letters: list[Letter]) -> Report:
+        return Report(letters, self.engine.stats())
+
+    def _add(self, order: Add) -> list[Letter]:
+        try:
+            requests = self._intake.make_requests(
+                order.prompt_token_ids, order.params, tenant=order.tenant, priority=order.priority
+            )
+        except TelechatError as error:
+            return [Letter(order.key, error)]
+        self._requests[order.key] = requests
+        for request in requests:
+            self._key_of[request] = order.key
+            self.engine.add(request)
+        return []
+
+    def _cancel(self, key: int) -> None:
+        for request in self._requests.pop(key, []):
+            self.engine.cancel(request)
+            self._key_of.pop(request, None)
+
+    def _step(self) -> list[Letter]:
+        if not self.engine.has_work:
+            return []
+        try:
+            stepped = self.engine.step()
+        except Exception as error:  # whatever the model raised ends its requests, and the engine goes on
+            log.exception("a step failed")
+            failure = EngineStepError(f"The model failed: {type(error).__name__}: {error}")
+            stepped = self.engine.fail_running(failure)
+        return [letter for request in stepped for letter in self._letters(request)]
+
+    def _letters(self, request: Request) -> list[Letter]:
+        key = self._key_of[request]
+        item = request.error or request.take_delta()
+        if request.is_finished:
+            del self._key_of[request]
+            siblings = self._requests[key]
+            siblings.remove(request)
+            if not siblings:
+                del self._requests[key]
+        return [] if item is None else [Letter(key, item)]
+
+    def _end_all(self) -> list[Letter]:
+        keys = list(self._requests)
+        for key in keys:
+            self._cancel(key)
+        error = EngineClosedError("The engine was closed while this request was running.")
+        return [Letter(key, error) for key in keys]

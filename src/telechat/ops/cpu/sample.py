@@ -1,0 +1,66 @@
+"""The next token of every row of logits in one call: penalties, biases, masks, then the best token or a draw.
+
+Knows numbers only; what they mean and where they come from is the sampler's business
+(`telechat.engine.sampler`, which has the same in plain torch).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from telechat.ops.cpu.context import Context
+from telechat.ops.cpu.tensors import require
+
+# tc_draw of csrc/sample.h: how each row is drawn. Fields ending in _at are addresses of arrays that the
+# caller keeps alive: int32 ids and counts, fp32 biases, uint32 words of one bit per allowed token (0: all).
+ROW = np.dtype(
+    [
+        ("top_p", np.float64),
+        ("uniform", np.float64),
+        ("top_k", np.int64),
+        ("temperature", np.float32),
+        ("min_p", np.float32),
+        ("repetition", np.float32),
+        ("presence", np.float32),
+        ("frequency", np.float32),
+        ("unused", np.int32),
+        ("num_seen", np.int64),
+        ("num_biases", np.int64),
+        ("seen_ids_at", np.uintp),
+        ("seen_counts_at", np.uintp),
+        ("bias_ids_at", np.uintp),
+        ("biases_at", np.uintp),
+        ("allowed_at", np.uintp),
+    ],
+    align=True,
+)
+
+
+def obstacle(logits_LV: Tensor) -> str | None:
+    """Why `sample_rows` cannot take these logits, or None."""
+    if logits_LV.device.type != "cpu":
+        return f"the logits are on {logits_LV.device}"
+    if logits_LV.dtype != torch.float32 or not logits_LV.is_contiguous():
+        return "the logits are not contiguous float32"
+    return None
+
+
+def sample_rows(context: Context, rows: npt.NDArray[np.void], logits_LV: Tensor) -> list[int]:
+    """The token of each row, -1 for one whose logits have no finite maximum.
+
+    Args:
+        context: gives the instruction set level and scratch memory; one thread does the work.
+        rows: of dtype ROW, one for each row of logits.
+        logits_LV: fp32 [L, V]; left with penalties, biases and masks applied.
+    """
+    require(obstacle(logits_LV))
+    num_rows, vocab_size = logits_LV.shape
+    assert rows.dtype == ROW and rows.shape == (num_rows,) and rows.flags.c_contiguous
+    chosen = np.empty(num_rows, np.int32)
+    context.library.tc_sample(
+        context.handle, rows.ctypes.data, num_rows, logits_LV.data_ptr(), vocab_size, chosen.ctypes.data
+    )
+    return chosen.tolist()

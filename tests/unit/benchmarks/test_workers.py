@@ -1,0 +1,46 @@
+"""Our own workers still fit the engine: every case once, on a tiny shape."""
+
+from __future__ import annotations
+
+import pytest
+from benchmarks.workers import kernels, telechat
+
+from telechat.ops.cpu import library
+
+CALLS: dict[str, dict[str, object]] = {
+    "decode": {"batch": 2, "prompt": 8, "steps": 3},
+    "prefill": {"prompt": 40},
+    "prefix": {"shared": 128, "own": 8},
+    "fairness": {"flood": 20, "prompt": 8, "new_tokens": 4},
+    "generate": {"batch": 2, "prompt": 8, "new_tokens": 3},
+    "concurrent": {"batch": 3, "prompt": 8, "new_tokens": 3},
+    "arrivals": {"arrivals": [[0.0, 8, 3], [0.01, 12, 2]]},
+    "overhead": {"batch": 4, "steps": 3, "is_random": True},
+}
+
+
+def test_the_engine_does_every_case() -> None:
+    without = [] if library.obstacle() is None else ["--without-kernels"]
+    cases, about = telechat.open_worker(["--shape", "tiny", "--format", "int8", "--threads", "1", *without])
+    assert set(cases) == set(CALLS)
+    results = {name: cases[name](**arguments) for name, arguments in CALLS.items()}
+    assert all(result["seconds"] > 0 for result in results.values())
+    counted = {name: results[name]["tokens"] for name in ("decode", "prefill", "generate", "arrivals")}
+    assert counted == {"decode": 6, "prefill": 40, "generate": 6, "arrivals": 5}
+    assert 0 < results["overhead"]["share"] < results["overhead"]["share_outside_model"] < 1
+    assert about["executor"]
+
+
+def test_a_worker_that_was_to_have_no_kernels_says_so() -> None:
+    if library.obstacle() is not None:
+        pytest.skip(f"no CPU kernels: {library.obstacle()}")
+    words = ["--shape", "tiny", "--threads", "1", "--without-kernels"]
+    assert "are to be absent" in str(telechat.open_worker(words)[1]["unfit"])
+
+
+def test_the_kernels_by_themselves() -> None:
+    if library.obstacle() is not None:
+        pytest.skip(f"no CPU kernels: {library.obstacle()}")
+    cases, _ = kernels.open_worker(["--shape", "tiny", "--format", "int4", "--threads", "1"])
+    assert cases["decode"](batch=2, prompt=8, steps=3)["tokens"] == 6
+    assert cases["prefill"](prompt=40)["seconds"] > 0
