@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -236,3 +237,5 @@ def run_engine(connection: Connection, load: Callable[[], LLM], log_level: int) 
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         connection.send(ready)
         loop.run(receive, connection.send)
+    if loop.failure is not None:
+        sys.exit(1)  # the owner starts another

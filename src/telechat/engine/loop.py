@@ -13,7 +13,7 @@ from telechat.engine.channel import Add, Cancel, Close, Letter, Order, Report
 from telechat.engine.engine import Engine
 from telechat.engine.intake import Intake
 from telechat.engine.request import Request
-from telechat.errors import TelechatError
+from telechat.errors import RankError, TelechatError
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,9 @@ class EngineLoop:
     Args:
         engine: touched by nobody else from now on.
         intake: makes the requests of prompts.
+
+    Attributes:
+        failure: what ended the loop, where it was not told to close.
     """
 
     def __init__(self, engine: Engine, intake: Intake) -> None:
@@ -42,21 +45,29 @@ class EngineLoop:
         self._intake = intake
         self._requests: dict[int, list[Request]] = {}
         self._key_of: dict[Request, int] = {}
+        self.failure: TelechatError | None = None
 
     def run(self, receive: Receive, send: Callable[[Report], None]) -> None:
-        """Work until told to close; then every open request ends with an error."""
+        """Work until told to close, or until a rank of the model is gone; every open request ends then."""
         while True:
             refused: list[Letter] = []
             for order in receive(not self.engine.has_work):
                 if isinstance(order, Close):
-                    send(self._report(refused + self._end_all()))
+                    error = EngineClosedError("The engine was closed while this request was running.")
+                    send(self._report(refused + self._end_all(error)))
                     return
                 if isinstance(order, Cancel):
                     self._cancel(order.key)
                 else:
                     refused += self._add(order)
             # After a cancellation too: whoever watches the numbers sees that the place is free.
-            send(self._report(refused + self._step()))
+            try:
+                letters = self._step()
+            except RankError as error:  # no later step could succeed either
+                self.failure = error
+                send(self._report(refused + self._end_all(error)))
+                return
+            send(self._report(refused + letters))
 
     def _report(self, letters: list[Letter]) -> Report:
         return Report(letters, self.engine.stats())
@@ -84,6 +95,8 @@ class EngineLoop:
             return []
         try:
             stepped = self.engine.step()
+        except RankError:
+            raise
         except Exception as error:  # whatever the model raised ends its requests, and the engine goes on
             log.exception("a step failed")
             failure = EngineStepError(f"The model failed: {type(error).__name__}: {error}")
@@ -101,9 +114,8 @@ class EngineLoop:
                 del self._requests[key]
         return [] if item is None else [Letter(key, item)]
 
-    def _end_all(self) -> list[Letter]:
+    def _end_all(self, error: TelechatError) -> list[Letter]:
         keys = list(self._requests)
         for key in keys:
             self._cancel(key)
-        error = EngineClosedError("The engine was closed while this request was running.")
         return [Letter(key, error) for key in keys]
