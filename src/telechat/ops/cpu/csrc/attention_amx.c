@@ -233,13 +233,15 @@ INLINE void gather(const work *w, running *r, int64_t key, int64_t count, int64_
     FENCE();
 }
 
+INLINE v16i select_least(v16i a, v16i b) { return (v16i)_mm512_min_epi32((__m512i)a, (__m512i)b); }
+
 /* One block of queries over keys first .. end - 1, which are a segment; `position` is that of its first query. */
 static void over_segment(const work *w, running *r, int64_t first, int64_t end, int64_t position, int64_t count) {
     v16i lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     v16i last = splat_int((int32_t)(position + count - 1)), positions[2];
     for (int i = 0; i < 2; i++) {
         positions[i] = lanes + splat_int((int32_t)position + i * 16);
-        positions[i] = (positions[i] < last & positions[i]) | (positions[i] >= last & last);
+        positions[i] = select_least(positions[i], last); /* rows that fill up see what the last query sees */
     }
     if (end > position + count) end = position + count;
     for (int64_t key = first; key < end; key += KEYS) {

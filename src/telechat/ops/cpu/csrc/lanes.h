@@ -91,13 +91,26 @@ INLINE void store_bf16(uint16_t *p, v16f v) {
     v16h h = __builtin_convertvector(bf16_bits(v), v16h);
     memcpy(p, &h, sizeof h);
 }
+/* GCC 12 makes sixteen scalar conversions of these where it could use one or two instructions. */
 INLINE v16f load_int8(const int8_t *p) {
     v16b b;
     memcpy(&b, p, sizeof b);
+#if defined(__AVX512F__)
+    return (v16f)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)b));
+#elif defined(__AVX2__)
+    __m256 low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32((__m128i)b));
+    __m256 high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128((__m128i)b, 8)));
+    return __builtin_shufflevector((v8f)low, (v8f)high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#else
     return __builtin_convertvector(__builtin_convertvector(b, v16i), v16f);
+#endif
 }
 INLINE void store_int8(int8_t *p, v16i v) {
+#if defined(__AVX512F__)
+    v16b b = (v16b)_mm512_cvtepi32_epi8((__m512i)v);
+#else
     v16b b = __builtin_convertvector(v, v16b);
+#endif
     memcpy(p, &b, sizeof b);
 }
 INLINE v16f round_bf16(v16f v) { return (v16f)(bf16_bits(v) << 16); }

@@ -34,47 +34,55 @@ INLINE v16f sum_each(const v16f v[KEYS]) {
 #endif
 }
 
-/* Scores of one query row and 16 keys whose rows are `stride` floats apart. */
-INLINE v16f score_keys(const float *q, const float *keys, int64_t stride, const int dim) {
+/* Sixteen elements of a cached row from element i on; `scale` is that of an int8 row. */
+INLINE v16f cached(const void *rows, int64_t i, float scale, const int dtype) {
+    return dtype == TC_INT8 ? load_int8((const int8_t *)rows + i) * scale : load16(rows, i, dtype);
+}
+
+/* 16 rows of keys or values of one type: themselves in the cache, or converted to fp32. */
+typedef struct {
+    const void *rows;
+    int64_t stride;      /* elements between rows */
+    const float *scales; /* one per row of int8 */
+} tile_rows;
+
+/* Scores of one query row and 16 keys. */
+INLINE v16f score_keys(const float *q, const tile_rows *k, const int dim, const int dtype) {
     v16f sums[KEYS];
-    for (int t = 0; t < KEYS; t++) sums[t] = load_f32(q) * load_f32(keys + t * stride);
+    for (int t = 0; t < KEYS; t++) {
+        float scale = dtype == TC_INT8 ? k->scales[t] : 1.0f;
+        sums[t] = load_f32(q) * cached(k->rows, t * k->stride, scale, dtype);
+    }
     for (int j = 16; j < dim; j += 16) {
         v16f qj = load_f32(q + j);
-        for (int t = 0; t < KEYS; t++) sums[t] += qj * load_f32(keys + t * stride + j);
+        for (int t = 0; t < KEYS; t++) {
+            float scale = dtype == TC_INT8 ? k->scales[t] : 1.0f;
+            sums[t] += qj * cached(k->rows, t * k->stride + j, scale, dtype);
+        }
     }
     return sum_each(sums);
 }
 
 /* out = out * rescale + weights x values, for the first `count` keys. */
-INLINE void add_values(float *out, float rescale, const float *weights, const float *values, int64_t stride,
-                       int64_t count, const int dim) {
+INLINE void add_values(float *out, float rescale, const float *weights, const tile_rows *v, int64_t count,
+                       const int dim, const int dtype) {
     v16f sums[dim / 16];
     for (int j = 0; j < dim / 16; j++) sums[j] = load_f32(out + j * 16) * rescale;
     for (int64_t t = 0; t < count; t++) {
         v16f weight = splat(weights[t]);
-        for (int j = 0; j < dim / 16; j++) sums[j] += weight * load_f32(values + t * stride + j * 16);
+        float scale = dtype == TC_INT8 ? v->scales[t] : 1.0f;
+        for (int j = 0; j < dim / 16; j++) sums[j] += weight * cached(v->rows, t * v->stride + j * 16, scale, dtype);
     }
     for (int j = 0; j < dim / 16; j++) store_f32(out + j * 16, sums[j]);
 }
 
-/* A tile of a cache as fp32 rows: itself where it is fp32, else converted into `buffer`. `scales` belong to the
- * rows of int8. */
-INLINE const float *as_float(const void *cache, int64_t at, const float *scales, int64_t *stride, int dtype,
-                             float *buffer, int64_t dim) {
-    if (dtype == TC_F32) return (const float *)cache + at;
-    if (dtype == TC_INT8) {
-        const int8_t *bytes = (const int8_t *)cache + at;
-        for (int64_t t = 0; t < KEYS; t++)
-            for (int64_t j = 0; j < dim; j += 16)
-                store_f32(buffer + t * dim + j, load_int8(bytes + t * *stride + j) * scales[t]);
-        *stride = dim;
-        return buffer;
-    }
-    const uint16_t *rows = (const uint16_t *)cache + at;
+/* The same rows in fp32, in `buffer`. */
+INLINE void convert(tile_rows *r, float *buffer, int64_t dim, const int dtype) {
     for (int64_t t = 0; t < KEYS; t++)
-        for (int64_t j = 0; j < dim; j += 16) store_f32(buffer + t * dim + j, load_bf16(rows + t * *stride + j));
-    *stride = dim;
-    return buffer;
+        for (int64_t j = 0; j < dim; j += 16)
+            store_f32(buffer + t * dim + j,
+                      cached(r->rows, t * r->stride + j, dtype == TC_INT8 ? r->scales[t] : 1.0f, dtype));
+    *r = (tile_rows){buffer, dim, NULL};
 }
 
 typedef struct {
@@ -86,12 +94,12 @@ typedef struct {
 } state;
 
 /* One query row and the tile of keys that starts at position `first`. */
-INLINE void row_step(state *s, int64_t r, int64_t first, const float *keys, int64_t key_stride,
-                     const float *values, int64_t value_stride, const int dim) {
+INLINE void row_step(state *s, int64_t r, int64_t first, const tile_rows *k, const tile_rows *v, const int dim,
+                     const int dtype) {
     int64_t count = s->visible[r] - first < KEYS ? s->visible[r] - first : KEYS;
     v16i lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     v16i seen = lanes < splat_int((int32_t)count);
-    v16f scores = score_keys(s->queries + r * dim, keys, key_stride, dim);
+    v16f scores = score_keys(s->queries + r * dim, k, dim, dtype);
     /* What lies past the sequence may be anything, NaN included: selected away, never multiplied. */
     scores = select16(seen, scores, splat(-INFINITY));
     float before = s->highest[r], now = highest16(scores);
@@ -102,28 +110,42 @@ INLINE void row_step(state *s, int64_t r, int64_t first, const float *keys, int6
     s->total[r] = s->total[r] * rescale + weights;
     float lanes_of[KEYS];
     store_f32(lanes_of, weights);
-    add_values(s->out + r * dim, rescale, lanes_of, values, value_stride, count, dim);
+    add_values(s->out + r * dim, rescale, lanes_of, v, count, dim, dtype);
 }
 
-INLINE void attend_dim(const tc_attention *a, int64_t sequence, int64_t kv_head, state *s, float *buffers,
-                       const int dim) {
-    const int32_t *table = a->block_tables + sequence * a->max_blocks;
+/* All rows over all keys. A single row reads the cache itself; several rows have it converted once, which gives
+ * the same bits. */
+INLINE void over_keys(const tc_attention *a, const int32_t *table, int64_t kv_head, state *s, float *buffers,
+                      const int dim, const int dtype) {
     const tc_cache *c = &a->cache;
+    const int64_t width = dtype == TC_F32 ? 4 : dtype == TC_BF16 ? 2 : 1;
     int64_t end = 0;
     for (int64_t r = 0; r < s->num_rows; r++) end = s->visible[r] > end ? s->visible[r] : end;
     for (int64_t first = 0; first < end; first += KEYS) {
         int64_t block = table[first / c->block_size], place = first % c->block_size;
         int64_t at = block * c->block_stride + kv_head * c->head_stride + place * c->token_stride;
         int64_t scale_at = block * c->scale_block_stride + kv_head * c->scale_head_stride + place;
-        const float *key_scales = c->key_scales ? c->key_scales + scale_at : NULL;
-        const float *value_scales = c->value_scales ? c->value_scales + scale_at : NULL;
-        int64_t key_stride = c->token_stride, value_stride = c->token_stride;
-        const float *keys = as_float(c->keys, at, key_scales, &key_stride, c->dtype, buffers, dim);
-        const float *values = as_float(c->values, at, value_scales, &value_stride, c->dtype,
-                                       buffers + KEYS * dim, dim);
+        tile_rows k = {(const char *)c->keys + at * width, c->token_stride, NULL};
+        tile_rows v = {(const char *)c->values + at * width, c->token_stride, NULL};
+        if (dtype == TC_INT8) k.scales = c->key_scales + scale_at, v.scales = c->value_scales + scale_at;
+        if (dtype == TC_F32 || s->num_rows == 1) {
+            for (int64_t r = 0; r < s->num_rows; r++)
+                if (s->visible[r] > first) row_step(s, r, first, &k, &v, dim, dtype);
+            continue;
+        }
+        convert(&k, buffers, dim, dtype);
+        convert(&v, buffers + KEYS * dim, dim, dtype);
         for (int64_t r = 0; r < s->num_rows; r++)
-            if (s->visible[r] > first) row_step(s, r, first, keys, key_stride, values, value_stride, dim);
+            if (s->visible[r] > first) row_step(s, r, first, &k, &v, dim, TC_F32);
     }
+}
+
+INLINE void attend_dim(const tc_attention *a, int64_t sequence, int64_t kv_head, state *s, float *buffers,
+                       const int dim) {
+    const int32_t *table = a->block_tables + sequence * a->max_blocks;
+    if (a->cache.dtype == TC_F32) over_keys(a, table, kv_head, s, buffers, dim, TC_F32);
+    else if (a->cache.dtype == TC_BF16) over_keys(a, table, kv_head, s, buffers, dim, TC_BF16);
+    else over_keys(a, table, kv_head, s, buffers, dim, TC_INT8);
 }
 
 /* Tokens first_token .. of `sequence` (counted within its new tokens) and query heads first_head ..; at most

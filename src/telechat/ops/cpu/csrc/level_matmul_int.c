@@ -163,6 +163,7 @@ INLINE void all_rows(const int format, const tc_weight *w, int64_t panel, const 
     int64_t row = 0;
 #if defined(__AVX512VNNI__)
     while (height - row >= 8) row = some_rows(format, 8, w, panel, acts, tile, height, row, y);
+    if (height - row == 3) row = some_rows(format, 3, w, panel, acts, tile, height, row, y);
 #endif
     while (height - row >= 4) row = some_rows(format, 4, w, panel, acts, tile, height, row, y);
     while (height - row >= 2) row = some_rows(format, 2, w, panel, acts, tile, height, row, y);

@@ -5,7 +5,7 @@
 #include "telechat.h"
 
 /* From so many rows on, an AMX tile product per block beats vector dot products (both give the same bits). */
-#define AMX_INT_MIN_ROWS 4
+#define AMX_INT_MIN_ROWS 5
 /* From so many rows on, turning quantised weights into bf16 beats integer products. */
 #define AMX_BF16_MIN_ROWS 48 /* above 32: quantised weights have no form for few rows */
 /* So much of bf16 activations, with two panels of bf16 weights, fits the second-level cache. */
