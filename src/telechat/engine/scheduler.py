@@ -310,21 +310,35 @@ class Scheduler:
 
     def _prefill_all(self, pending: list[Request]) -> None:
         """Spend the rest of the budget on prompts, begun and waiting ones, in the order of their turns."""
-        may_admit = True
+        may_admit, unspent, served = True, self._budget, set[str]()
         while self._budget > 0:
             request = min(pending, key=self.waiting.rank, default=None)
             waiting = self.waiting.first() if may_admit else None
             if waiting and (request is None or self.waiting.rank(waiting) < self.waiting.rank(request)):
+                request = waiting
+            if request is None or self._is_too_much(request, unspent - self._budget, served):
+                return
+            if request is waiting:
                 # Nobody passes the one whose turn it is, or a long prompt might wait for ever.
-                may_admit = self._admit(waiting)
+                may_admit = self._admit(request)
                 if not may_admit:
                     continue
-                request = waiting
-            elif request is None:
-                return
             else:
                 pending.remove(request)
+            served.add(request.tenant)
             self._prefill(request)
+
+    def _is_too_much(self, request: Request, num_spent: int, served: set[str]) -> bool:
+        """This prompt would make the step longer than those who wait for it should bear.
+
+        One prompt may fill a step, several together may not: once half a budget is spent on prompts, no
+        further one is begun, so that a step is short for whoever arrives during it. And beside the prompt of
+        a tenant with at least two fewer running requests, the flood of another has no place.
+        """
+        if num_spent and 2 * num_spent >= self.max_batch_tokens:
+            return True
+        num_running = self.waiting.num_running
+        return any(num_running[request.tenant] - num_running[other] >= 2 for other in served)
 
     def _prefill(self, request: Request) -> None:
         """Compute as much of its tokens as the budget allows."""
