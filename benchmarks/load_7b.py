@@ -3,8 +3,9 @@
     python -m benchmarks.load_7b --folder /tmp
 
 Writes a folder of random weights in the shape of TeleChat-7B, quantised by us, reads it once with an empty
-page cache at the best rate the disk gives, empties the cache again, and loads it in a fresh process, which then
-fills its whole context and answers. The folder (5.4 GB) is deleted afterwards. A figure never fails the run.
+page cache at the best rate the disk gives, empties the cache again, and loads it in a fresh process, which
+then fills its whole context and answers. The folder (5.4 GB) is deleted afterwards. A figure never fails the
+run.
 """
 
 from __future__ import annotations
