@@ -20,6 +20,7 @@ from telechat.engine.scheduler import MOST_PROMPT_ROWS
 from telechat.errors import ConfigError, RequestError
 from telechat.models import TeleChatModel, count_parameters
 from telechat.models.paged import Executor
+from telechat.parallel.executor import TensorParallelExecutor
 from telechat.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,12 @@ def plan_for(
             max_batch_tokens=max_batch_tokens,
             num_logit_rows=max_batch_size * rows_per_request + MOST_PROMPT_ROWS,
         )
-        available = cache_memory(executor.device, memory_limit=memory_limit, workspace=workspace)
+        available = cache_memory(
+            executor.device,
+            memory_limit=memory_limit,
+            workspace=workspace,
+            held_by_ranks=executor.memory_of_others() if isinstance(executor, TensorParallelExecutor) else 0,
+        )
     elif memory_limit is not None:
         raise ConfigError(
             "num_blocks and memory_limit both say how large the cache is.", hint="Give one of them."
