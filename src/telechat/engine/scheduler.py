@@ -26,7 +26,7 @@ class Work(NamedTuple):
     """Tokens of one request to compute, and how many of the last of them the model's output is wanted for.
 
     A request may have several in a step, one after the other: all of them store their keys before any
-    attends.
+    attends. Requests that are pooled come after the others.
 
     Attributes:
         start: position of the first token; those before it are in the cache, or in this step's earlier work.
@@ -131,6 +131,8 @@ class Scheduler:
             # Of drafts, those that were refused are no tokens now, and their keys will be overwritten.
             request.num_computed_tokens = min(work.stop, request.num_tokens - (request.pooling is None))
             request.draft_token_ids.clear()
+            if request.pooling is not None:
+                self._publish(request, request.num_computed_tokens)
 
     def finish(self, request: Request) -> None:
         """Take a request out for good, wherever it stands; does nothing to a finished one."""
@@ -356,7 +358,8 @@ class Scheduler:
         self._budget -= stop - start
         self.waiting.charge(request.tenant, stop - start)
         self.counters.num_computed_tokens += stop - start
-        self._publish(request, min(stop, request.num_tokens))
+        if request.pooling is None:
+            self._publish(request, min(stop, request.num_tokens))
         first_logit = stop - num_logits
         for end, rope_length in self.rope.spans(start, stop, num_prompt, request.num_tokens):
             logits = max(end - max(start, first_logit), 0)
@@ -366,7 +369,8 @@ class Scheduler:
     def _publish(self, request: Request, stop: int) -> None:
         """Let others use the blocks that this step fills.
 
-        They may do so in this very step, because all work stores its keys before any attends.
+        They may do so in this very step, because all work stores its keys before any attends; but prompts to
+        be pooled are computed after the others, and publish when that is done.
         """
         size = self.blocks.block_size
         if not self.blocks.prefix_caching or stop // size <= request.num_published_blocks:

@@ -204,6 +204,24 @@ def test_pooling_wants_rows_but_no_tokens() -> None:
     assert mean.token_ids == last.token_ids == []
 
 
+def test_a_prompt_to_be_pooled_is_computed_last_and_shared_afterwards() -> None:
+    policy = scheduler()
+    prompt = list(range(2 * BLOCK_SIZE + 1))
+    policy.add(pooled := request(prompt, pooling="last"))
+    policy.add(second := request(prompt))
+    policy.add(third := request(prompt, pooling="last"))
+    # The second must not read what the first computes only after it; the third may read the second's.
+    assert lengths(run_step(policy)) == {pooled: 9, second: 9, third: 1}
+    drain(policy)
+    policy.add(embedded := request([*range(50, 60)], pooling="last"))
+    drain(policy)
+    policy.add(request([*range(50, 60)]))
+    run_step(policy)
+    assert embedded.num_computed_tokens == 10
+    assert policy.counters.num_prefix_hit_tokens == 8 + 8
+    drain(policy)
+
+
 def test_drafts_are_checked_within_budget_answer_and_blocks() -> None:
     policy = scheduler(max_batch_tokens=8)
     one, other = request(3, max_tokens=9), request(2, max_tokens=20)
