@@ -15,7 +15,7 @@ SOURCES := src tests tools benchmarks deploy.py hatch_build.py
 BENCH_ARGS ?=
 
 .PHONY: help setup test check lint types pages wheel oracles size format demo-model clean
-.PHONY: bench-peers bench-decode bench-soak
+.PHONY: bench-peers bench-decode bench-soak bench-load
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -71,6 +71,10 @@ bench-decode: setup ## decoding, prefill and serving beside llama.cpp and transf
 bench-soak: export PYTHONPATH := src:.
 bench-soak: setup ## memory over 20,000 short requests
 	$(RUN) -m benchmarks.soak $(BENCH_ARGS)
+
+bench-load: export PYTHONPATH := src:.
+bench-load: setup ## a whole 7B at int4: seconds to load, memory with a 4K context (some minutes, 5.4 GB of disk)
+	$(RUN) -m benchmarks.load_7b $(BENCH_ARGS)
 
 clean: ## remove what tests and builds leave behind; the environment stays
 	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .oracles

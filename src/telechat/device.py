@@ -132,16 +132,19 @@ def _container_limit() -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def memory_in_use(device: torch.device) -> int | None:
+def memory_in_use(device: torch.device, *, pid: int | None = None) -> int | None:
     """Bytes that this process holds of a device's memory: its resident memory, for the CPU.
 
     None where it cannot be asked.
+
+    Args:
+        pid: another process of this machine; for the CPU only.
     """
     if device.type != CPU.type:
         module = torch.get_device_module(device)
         return int(module.memory_reserved(device)) if hasattr(module, "memory_reserved") else None
     try:
-        with open("/proc/self/statm", encoding="ascii") as file:
+        with open(f"/proc/{pid or 'self'}/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, AttributeError):
         return None

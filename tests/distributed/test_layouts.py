@@ -5,13 +5,14 @@ The ranks are threads with gloo groups between them, which costs no launch; proc
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
-from tests.distributed.models import build_rank, executor_of, run_case, whole_model
+from tests.distributed.models import build_rank, executor_of, prompt_batch, run_case, whole_model
 from tests.unit.ops.cpu.conftest import skip_without_kernels
 
 from telechat.device import CPU
@@ -88,6 +89,19 @@ def test_ranks_together_equal_one(layout: Layout, shape: dict[str, Any]) -> None
     for ours, whole in zip(found[0], expected, strict=True):
         assert ours.shape == whole.shape and ours.dtype == torch.float32
         assert (ours - whole).abs().max() <= TOLERANCE
+
+
+def test_no_wanted_rows_are_no_logits() -> None:
+    """A step that only works on the middle of prompts."""
+    batch = dataclasses.replace(prompt_batch([1, 2, 3], [0]), logit_rows_L=torch.empty(0, dtype=torch.int64))
+
+    def logits(groups: Groups) -> torch.Tensor | None:
+        executor = build_rank({"heads": 4, "kv_heads": 4}, groups)
+        executor.allocate(4, 16)
+        return Together(executor, groups).forward(batch)
+
+    found = on_ranks(Layout(tp=2), logits)
+    assert found[0] is not None and found[0].shape == (0, 101)
 
 
 def test_sums_do_not_depend_on_the_rest_of_the_batch() -> None:

@@ -16,7 +16,7 @@ import torch
 from tests.distributed.models import BLOCK_SIZE, BUILD, NUM_BLOCKS, prompt_batch, run_case, whole_model
 
 from telechat.errors import ConfigError, RankError
-from telechat.models.paged import TorchExecutor
+from telechat.models.paged import PagedBatch, TorchExecutor
 from telechat.parallel.executor import RankSettings, TensorParallelExecutor
 from telechat.parallel.sharding import Layout
 
@@ -44,6 +44,7 @@ def test_processes_equal_one_and_end() -> None:
     pids = executor.pids
     try:
         assert executor.describe().startswith("2 ranks, each: torch modules")
+        assert executor.memory_of_others() > 1 << 26  # torch alone takes more
         whole = TorchExecutor(whole_model(SHAPE))
         assert executor.cache_bytes_per_block(16) == whole.cache_bytes_per_block(16)
         for ours, expected in zip(run_case(executor), run_case(whole), strict=True):
@@ -80,6 +81,44 @@ def test_a_rank_that_is_killed_is_an_error_within_seconds(is_idle: bool) -> None
         executor.close()
 
 
+def test_an_interrupt_waits_for_the_end_of_the_step() -> None:
+    """Ctrl-C in a conversation ends an answer, not the engine: the ranks stay in step."""
+    executor = start()
+    try:
+        executor.allocate(NUM_BLOCKS, BLOCK_SIZE)
+        expected = executor.forward(prompt_batch([1, 2, 3], [0]))
+        forward = executor._local.forward
+
+        def interrupted(batch: PagedBatch) -> torch.Tensor:
+            signal.raise_signal(signal.SIGINT)
+            return forward(batch)
+
+        executor._local.forward = interrupted  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            executor.forward(prompt_batch([1, 2, 3], [0]))
+        executor._local.forward = forward  # type: ignore[method-assign]
+        assert torch.equal(executor.forward(prompt_batch([1, 2, 3], [0])), expected)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        executor.close()
+
+
+def test_a_step_that_fails_here_ends_the_ranks() -> None:
+    executor = start()
+    [pid] = executor.pids
+    executor.allocate(NUM_BLOCKS, BLOCK_SIZE)
+
+    def failing(batch: PagedBatch) -> torch.Tensor:
+        raise MemoryError("no room")
+
+    executor._local.forward = failing  # type: ignore[method-assign]
+    with pytest.raises(MemoryError):
+        executor.forward(prompt_batch([1, 2], [0]))
+    assert not is_alive(pid)
+    with pytest.raises(RankError, match="MemoryError: no room"):
+        executor.forward(prompt_batch([1, 2], [0]))
+
+
 def test_a_rank_that_cannot_load_says_why() -> None:
     with pytest.raises(RankError, match="Rank 1 of 2 failed: the disk of rank 1 is gone"):
         start(build="tests.distributed.models:build_only_rank_0")
@@ -97,6 +136,22 @@ def test_a_port_that_is_taken_is_refused() -> None:
             start(port=port)
 
 
+def test_ranks_on_accelerators_use_torchs_default_group() -> None:
+    """With gloo in the place of the vendor's library; see `accelerator_rank`."""
+    command = [sys.executable, "-m", "tests.distributed.accelerator_rank"]
+    first = subprocess.Popen([*command, "0", "0"], stdout=subprocess.PIPE, text=True, env=environment())
+    assert first.stdout is not None
+    port = first.stdout.readline().strip()
+    second = subprocess.run([*command, "1", port], text=True, capture_output=True, env=environment())
+    rest, _ = first.communicate()
+    assert (first.returncode, rest) == (0, "done\n")
+    assert (second.returncode, second.stdout) == (0, "done\n"), second.stderr
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+
+
 def test_ranks_end_with_rank_0_however_it_ends() -> None:
     code = (
         "from tests.distributed.test_rank_processes import start\n"
@@ -105,9 +160,8 @@ def test_ranks_end_with_rank_0_however_it_ends() -> None:
         "print(*executor.pids, flush=True)\n"
         "time.sleep(600)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment()
     ) as process:
         assert process.stdout is not None
         [pid] = map(int, process.stdout.readline().split())

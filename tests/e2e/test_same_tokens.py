@@ -32,15 +32,25 @@ EXACT: dict[str, dict[str, Any]] = {
         "num_blocks": FEWEST_BLOCKS // 2 + 3,
         "max_batch_tokens": 40,
     },
+    "4-bit weights, 8-bit cache": {"quantize": "int4", "kv_cache_dtype": "int8", "max_batch_tokens": 64},
+    "a model that guesses": {"speculate": "demo", "num_draft_tokens": 3, "max_batch_tokens": 64},
+    "preemption, prompt-lookup": {
+        "speculate": "prompt-lookup",
+        "num_blocks": FEWEST_BLOCKS + 4,
+        "max_batch_size": 16,
+    },
 }
 # Settings, and the difference of the two best scores below which rounding may decide.
 CLOSE: dict[str, tuple[dict[str, Any], float]] = {
     "fp32": ({"dtype": "float32", "max_batch_tokens": 64}, 1e-3),
     "bf16": ({"dtype": "bfloat16", "max_batch_tokens": 64}, 2e-2),
+    "int4": ({"quantize": "int4", "max_batch_tokens": 64}, 2e-2),
     "tp 2": ({"dtype": "float32", "max_batch_tokens": 64, "tp": 2}, 1e-3),
     "tp 4": ({"dtype": "float32", "max_batch_tokens": 64, "tp": 4}, 1e-3),
 }
 MOST_CLOSE_ROWS = 0.01
+# What the request alone is computed with as well.
+MODEL_SETTINGS = ("dtype", "quantize", "kv_cache_dtype")
 
 
 @dataclass(frozen=True)
@@ -115,17 +125,16 @@ def run(llm: LLM, asked: tuple[Case, ...]) -> list[Request]:
     return requests
 
 
+def alone(settings: dict[str, Any], *, greedy: bool, deterministic: bool) -> list[Request]:
+    """The oracle of an engine configuration: the same model, and one request at a time."""
+    chosen = tuple((name, settings[name]) for name in MODEL_SETTINGS if name in settings)
+    return _alone(chosen, greedy=greedy, deterministic=deterministic)
+
+
 @cache
-def alone(*, greedy: bool, deterministic: bool, dtype: str) -> list[Request]:
-    """The oracle: one at a time, each prompt in one piece, nothing cached."""
-    llm = LLM(
-        "demo",
-        max_model_len=MAX_MODEL_LEN,
-        dtype=dtype,
-        max_batch_size=1,
-        prefix_caching=False,
-        deterministic=deterministic,
-    )
+def _alone(settings: tuple[tuple[str, Any], ...], *, greedy: bool, deterministic: bool) -> list[Request]:
+    """Each prompt in one piece, and nothing cached."""
+    llm = demo(max_batch_size=1, prefix_caching=False, deterministic=deterministic, **dict(settings))
     return run(llm, cases(greedy=greedy))
 
 
@@ -142,9 +151,9 @@ def test_deterministic_answers_are_those_of_each_request_alone(name: str) -> Non
     if name.startswith("preemption"):
         assert stats.num_preemptions >= 10
     assert (stats.num_prefix_hit_tokens > 2000) == (name != "no prefix caching")
-    for request, expected in zip(
-        together, alone(greedy=False, deterministic=True, dtype="auto"), strict=True
-    ):
+    assert (stats.num_accepted_drafts > 0) == ("speculate" in EXACT[name])
+    lone = alone(EXACT[name], greedy=False, deterministic=True)
+    for request, expected in zip(together, lone, strict=True):
         assert request.token_ids == expected.token_ids
         assert request.text == expected.text
         assert request.logprobs == expected.logprobs
@@ -156,8 +165,8 @@ def test_other_answers_differ_only_behind_a_near_tie(name: str) -> None:
     llm = demo(**settings, deterministic=False)
     together = run(llm, cases(greedy=True))
     num_different = 0
-    expected_all = alone(greedy=True, deterministic=False, dtype=settings["dtype"])
-    for request, expected in zip(together, expected_all, strict=True):
+    lone = alone(settings, greedy=True, deterministic=False)
+    for request, expected in zip(together, lone, strict=True):
         if request.token_ids == expected.token_ids:
             continue
         num_different += 1

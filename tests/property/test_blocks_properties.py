@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.unit.engine.scheduling import BLOCK_SIZE, request, run_step, scheduler
 
 from telechat.engine.request import Request, State
-from telechat.engine.scheduler import Scheduler, Step
+from telechat.engine.scheduler import Scheduler, Step, Work
 
 NUM_BLOCKS = 12
 MAX_LENGTH = NUM_BLOCKS * BLOCK_SIZE
@@ -22,16 +22,23 @@ class Cache:
     def __init__(self) -> None:
         self.texts: dict[tuple[int, int], tuple[int, ...]] = {}
 
-    def store(self, step: Step) -> None:
-        for work in step.work:
+    def run(self, step: Step) -> None:
+        """As the engine does: answers first, then what is pooled; in each, all store before any attends."""
+        for is_pooled in (False, True):
+            works = [work for work in step.work if (work.request.pooling is not None) == is_pooled]
+            self._store(works)
+            self._check(works)
+
+    def _store(self, works: list[Work]) -> None:
+        for work in works:
             ids = work.request.tokens(0, work.stop)
             for position in range(work.start, work.stop):
                 block = work.request.block_table[position // BLOCK_SIZE]
                 self.texts[block, position % BLOCK_SIZE] = tuple(ids[: position + 1])
 
-    def check(self, step: Step) -> None:
+    def _check(self, works: list[Work]) -> None:
         """Each token finds at its earlier positions exactly its own text."""
-        for work in step.work:
+        for work in works:
             ids = work.request.tokens(0, work.stop)
             for position in range(work.stop):
                 block = work.request.block_table[position // BLOCK_SIZE]
@@ -57,8 +64,7 @@ def one_step(policy: Scheduler, cache: Cache, *, num_accepted: int = 0, token_id
 
     def watched() -> Step:
         step = schedule()
-        cache.store(step)
-        cache.check(step)
+        cache.run(step)
         return step
 
     policy.schedule = watched  # type: ignore[method-assign]

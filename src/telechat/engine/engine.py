@@ -19,6 +19,7 @@ from telechat.engine.rope import RopeRule
 from telechat.engine.runner import Runner
 from telechat.engine.sampler import NOT_A_NUMBER, Sampled, Sampler
 from telechat.engine.scheduler import Scheduler, Work
+from telechat.engine.speculation import Proposer
 from telechat.errors import RequestError, TelechatError
 from telechat.models.paged import Executor
 
@@ -32,6 +33,7 @@ class Engine:
         max_batch_size: requests that run at once.
         max_batch_tokens: tokens computed in one step.
         prefix_caching: requests that begin alike share the blocks of what they have in common.
+        proposer: guesses tokens for the model to check, or None.
     """
 
     def __init__(
@@ -43,8 +45,10 @@ class Engine:
         max_batch_size: int,
         max_batch_tokens: int,
         prefix_caching: bool = True,
+        proposer: Proposer | None = None,
     ) -> None:
         self.executor = executor
+        self._proposer = proposer
         self.scheduler = Scheduler(
             BlockAllocator(num_blocks, block_size, prefix_caching=prefix_caching),
             RopeRule(executor.rope_mode, executor.config.rope, executor.static_length),
@@ -54,6 +58,8 @@ class Engine:
         self.runner = Runner(executor, num_blocks=num_blocks, block_size=block_size)
         self._sampler: Sampler | None = None
         self.num_generated_tokens = 0
+        self.num_draft_tokens = 0
+        self.num_accepted_drafts = 0
 
     @property
     def has_work(self) -> bool:
@@ -80,13 +86,19 @@ class Engine:
 
         A request whose own text or logits fail ends with `error` set; the others go on.
         """
+        if self._proposer is not None:
+            self._proposer.propose(self.scheduler.decoding())
         step = self.scheduler.schedule()
         try:
+            if self._proposer is not None:
+                self._proposer.fill(step.work)
             generating = [work for work in step.work if work.request.pooling is None]
             if generating:
                 self._generate(generating)
             if len(generating) < len(step.work):
                 self._pool([work for work in step.work if work.request.pooling is not None])
+            if self._proposer is not None:
+                self._proposer.follow(step.work)
         except BaseException:
             # Blocks were published that this step was to fill.
             self.scheduler.blocks.forget_names()
@@ -115,6 +127,8 @@ class Engine:
             num_generated_tokens=self.num_generated_tokens,
             num_prefix_hit_tokens=counters.num_prefix_hit_tokens,
             num_preemptions=counters.num_preemptions,
+            num_draft_tokens=self.num_draft_tokens,
+            num_accepted_drafts=self.num_accepted_drafts,
         )
 
     def fail_running(self, error: Exception) -> list[Request]:
@@ -127,24 +141,11 @@ class Engine:
     def _generate(self, work: Sequence[Work]) -> None:
         """Compute, sample and hand out the next tokens of those whose known tokens are all done."""
         logits_LV = self.runner.logits(work)
-        requests: list[Request] = []
-        rows: list[int] = []
-        first = 0
-        for one in work:
-            request, stop = one.request, first + one.num_logits
-            sampled_rows = range(first, stop)
-            if request.needs_prompt_rows:
-                self._report_prompt(one, logits_LV[first:stop])
-                sampled_rows = range(stop - 1, stop) if one.stop == request.num_tokens else range(0)
-            if sampled_rows and not request.error:
-                rows += sampled_rows
-                if not requests or requests[-1] is not request:
-                    requests.append(request)
-            first = stop
+        if any(one.request.num_prompt_logprobs is not None for one in work):
+            work, logits_LV = self._report_prompts(work, logits_LV)
+        requests = list(dict.fromkeys(one.request for one in work if one.num_logits))
         if not requests:
             return
-        if len(rows) < first:
-            logits_LV = logits_LV[torch.tensor(rows, device=logits_LV.device)]
         if self._sampler is None or self._sampler.requests != tuple(requests):
             self._sampler = Sampler(requests, device=logits_LV.device)
         for request, sampled in zip(requests, self._sampler.sample(logits_LV), strict=True):
@@ -165,6 +166,24 @@ class Engine:
         request.kept_logits += sampled.logits[:num_gained]
         request.kept_scores += sampled.scores[:num_gained]
         self.num_generated_tokens += num_gained
+        self.num_draft_tokens += len(request.draft_token_ids)
+        self.num_accepted_drafts += max(len(sampled.token_ids) - 1, 0)
+
+    def _report_prompts(self, work: Sequence[Work], logits_LV: Tensor) -> tuple[list[Work], Tensor]:
+        """Report on prompts where that was asked for; returns the work and the rows that are for sampling."""
+        rest: list[Work] = []
+        rows: list[int] = []
+        first = 0
+        for one in work:
+            stop = first + one.num_logits
+            if one.request.needs_prompt_rows:
+                self._report_prompt(one, logits_LV[first:stop])
+                is_complete = one.stop == one.request.num_tokens and not one.request.error
+                one = one._replace(num_logits=int(is_complete))
+            rest.append(one)
+            rows += range(stop - one.num_logits, stop)
+            first = stop
+        return rest, logits_LV[torch.tensor(rows, dtype=torch.int64, device=logits_LV.device)]
 
     @staticmethod
     def _report_prompt(work: Work, logits_LV: Tensor) -> None:

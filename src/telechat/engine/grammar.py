@@ -51,6 +51,10 @@ class Grammar:
             self._matcher.try_consume_tokens(list(gained))
             self._num_taken += len(gained)
 
+    def num_allowed(self, drafts: Sequence[int]) -> int:
+        """How many of the drafts, from the first on, the grammar would take."""
+        return self._matcher.validate_tokens(list(drafts))
+
     def masks(self, drafts: Sequence[int] = ()) -> list[Mask]:
         """Which tokens may come next, and behind each of the drafts as far as they follow the grammar.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast, overload
@@ -27,6 +28,7 @@ from telechat.engine.loading import (
 from telechat.engine.opening import open_model
 from telechat.engine.outputs import Delta, EmbeddingOutput, EngineStats, Keep, Pooling, RequestOutput
 from telechat.engine.plan import DEFAULT_MAX_BATCH_SIZE
+from telechat.engine.proposers import open_speculation
 from telechat.engine.request import Request
 from telechat.engine.results import embedding_output, request_output
 from telechat.engine.sampling_params import SamplingParams, with_fields
@@ -67,6 +69,9 @@ class LLM:
         ep: the same for the experts of a mixture; the ranks are as many as the larger of the two.
         master_port: where several ranks meet; 0 takes a free port.
         bind_cpu: keep each of several ranks to the cores of one NUMA node, where there are several nodes.
+        speculate: guess tokens that the model then checks several at a time: `prompt-lookup` from the text
+            itself, or a small model with the same tokens (folder, hub id or loaded). Answers stay the same.
+        num_draft_tokens: with speculate, most guesses for one request in a step; default 4.
         generation_config: contents of a `generation_config.json`; by default the folder's.
 
     Raises:
@@ -98,6 +103,8 @@ class LLM:
         ep: int = 1,
         master_port: int = 0,
         bind_cpu: bool = True,
+        speculate: str | Path | TeleChatModel | None = None,
+        num_draft_tokens: int | None = None,
         generation_config: Mapping[str, Any] | None = None,
     ) -> None:
         check_positive(
@@ -106,18 +113,17 @@ class LLM:
             max_batch_tokens=max_batch_tokens,
             memory_limit=memory_limit,
         )
+        place: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention}
+        place["kv_cache_dtype"] = kv_cache_dtype
         opened = open_model(
             model,
             tokenizer,
             generation_config,
+            **place,
             deterministic=deterministic,
-            kv_cache_dtype=kv_cache_dtype,
             layout=Layout(tp=tp, ep=ep),
             master_port=master_port,
             bind_cpu=bind_cpu,
-            device=device,
-            dtype=dtype,
-            attention=attention,
             rope_mode=rope_mode,
             static_length=max_model_len,
             quantize=quantize,
@@ -130,15 +136,23 @@ class LLM:
         self.deterministic = opened.is_deterministic
         self.executor = opened.executor
         # Ranks in other processes end with the engine, not only with this process.
-        self._close = weakref.finalize(self, self.executor.close)
+        resources = ExitStack()
+        resources.callback(self.executor.close)
+        self._close = weakref.finalize(self, resources.close)
         self.max_model_len = max_model_len or self.config.training_seqlen
         self.max_batch_size = max_batch_size
         self.max_batch_tokens = max_batch_tokens or default_batch_tokens(self.executor.device)
         self.prefix_caching = prefix_caching
         try:
             self._prepare()
+            self._speculation = open_speculation(
+                speculate, num_draft_tokens, target=opened, max_model_len=self.max_model_len, **place
+            )
+            if self._speculation is not None:
+                resources.callback(self._speculation.close)
             self.cache_plan = plan_for(
                 self.executor,
+                self._speculation,
                 max_model_len=self.max_model_len,
                 max_batch_size=max_batch_size,
                 max_batch_tokens=self.max_batch_tokens,
@@ -178,19 +192,20 @@ class LLM:
         return self.executor.config
 
     def close(self) -> None:
-        """Give the cache back and end other ranks; happens by itself when nobody refers to this any more."""
+        """Give caches back and end other ranks; happens by itself when nobody refers to this any more."""
         self._close()
 
     @cached_property
     def engine(self) -> Engine:
         """The one engine over this model, made when first asked for. One thread at a time may use it."""
+        blocks = {"num_blocks": self.cache_plan.num_blocks, "block_size": self.cache_plan.block_size}
         return Engine(
             self.executor,
-            num_blocks=self.cache_plan.num_blocks,
-            block_size=self.cache_plan.block_size,
+            **blocks,
             max_batch_size=self.max_batch_size,
             max_batch_tokens=self.max_batch_tokens,
             prefix_caching=self.prefix_caching,
+            proposer=None if self._speculation is None else self._speculation.proposer(**blocks),
         )
 
     def stats(self) -> EngineStats:

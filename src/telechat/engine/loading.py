@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 
@@ -20,6 +20,7 @@ from telechat.engine.scheduler import MOST_PROMPT_ROWS
 from telechat.errors import ConfigError, RequestError
 from telechat.models import TeleChatModel, count_parameters
 from telechat.models.paged import Executor
+from telechat.parallel.executor import TensorParallelExecutor
 from telechat.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -54,8 +55,17 @@ def default_batch_tokens(device: torch.device) -> int:
     return _BATCH_TOKENS_ON_CPU if device == CPU else _BATCH_TOKENS_ELSEWHERE
 
 
+class Guesses(Protocol):
+    """What guessing tokens costs (`proposers.Speculation`)."""
+
+    @property
+    def num_draft_tokens(self) -> int: ...
+    def cache_bytes_per_block(self, block_size: int) -> int: ...
+
+
 def plan_for(
     executor: Executor,
+    guesses: Guesses | None = None,
     *,
     max_model_len: int,
     max_batch_size: int,
@@ -66,23 +76,37 @@ def plan_for(
 ) -> CachePlan:
     """The cache of an executor whose weights are in memory; None stands for the default.
 
+    Args:
+        guesses: how tokens are guessed, which takes memory too; None: not at all.
+
     Raises:
         ConfigError: it cannot hold max_model_len tokens.
     """
+
+    def bytes_per_block(size: int) -> int:
+        beside = 0 if guesses is None else guesses.cache_bytes_per_block(size)
+        return executor.cache_bytes_per_block(size) + beside
+
+    rows_per_request = 1 if guesses is None else 1 + guesses.num_draft_tokens
     available = None
     if num_blocks is None:
         workspace = workspace_bytes(
             executor.config,
             max_batch_tokens=max_batch_tokens,
-            num_logit_rows=max_batch_size + MOST_PROMPT_ROWS,
+            num_logit_rows=max_batch_size * rows_per_request + MOST_PROMPT_ROWS,
         )
-        available = cache_memory(executor.device, memory_limit=memory_limit, workspace=workspace)
+        available = cache_memory(
+            executor.device,
+            memory_limit=memory_limit,
+            workspace=workspace,
+            held_by_ranks=executor.memory_of_others() if isinstance(executor, TensorParallelExecutor) else 0,
+        )
     elif memory_limit is not None:
         raise ConfigError(
             "num_blocks and memory_limit both say how large the cache is.", hint="Give one of them."
         )
     plan = plan_cache(
-        executor.cache_bytes_per_block,
+        bytes_per_block,
         max_model_len=max_model_len,
         max_batch_size=max_batch_size,
         block_size=default_block_size(executor.device) if block_size is None else block_size,

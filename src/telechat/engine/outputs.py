@@ -121,6 +121,8 @@ class EngineStats:
         num_computed_tokens: tokens the model was given, those computed again after a preemption included.
         num_prefix_hit_tokens: tokens found in the cache instead.
         num_preemptions: how often a request lost its blocks to another.
+        num_draft_tokens: guesses that the model has checked (see `LLM(speculate=…)`).
+        num_accepted_drafts: those of them that were right.
     """
 
     num_running: int
@@ -134,3 +136,5 @@ class EngineStats:
     num_generated_tokens: int
     num_prefix_hit_tokens: int
     num_preemptions: int
+    num_draft_tokens: int = 0
+    num_accepted_drafts: int = 0

@@ -133,13 +133,16 @@ def workspace_bytes(config: TeleChatConfig, *, max_batch_tokens: int, num_logit_
     return 4 * (max_batch_tokens * width + 3 * num_logit_rows * config.vocab_size)
 
 
-def cache_memory(device: torch.device, *, memory_limit: int | None, workspace: int) -> int | None:
+def cache_memory(
+    device: torch.device, *, memory_limit: int | None, workspace: int, held_by_ranks: int = 0
+) -> int | None:
     """Bytes that the cache may have now that the weights are in memory; None where that cannot be asked.
 
     Args:
         memory_limit: most bytes of this process on the device, weights included; by default a share of what
             is free.
         workspace: bytes to leave for the steps themselves.
+        held_by_ranks: bytes that other processes of this model hold of the same memory.
 
     Raises:
         ConfigError: the weights alone exceed `memory_limit`.
@@ -156,6 +159,7 @@ def cache_memory(device: torch.device, *, memory_limit: int | None, workspace: i
             f"The memory in use on {device} cannot be asked, so memory_limit means nothing there.",
             hint="Use --num-blocks.",
         )
+    in_use += held_by_ranks
     left = memory_limit - in_use - workspace
     if left <= 0:
         raise ConfigError(

@@ -116,7 +116,8 @@ class Sampler:
         adjustments: list[Adjustment] = []
         for index in self._adjusted:
             try:
-                adjustments += self._adjustments(index, starts[index])
+                drafts = self.requests[index].draft_token_ids
+                adjustments += self._adjustments(index, starts[index], drafts)
             except RequestError as refusal:
                 errors[index] = refusal
         chosen = self._choose(logits_LV, adjustments, rows)
@@ -133,6 +134,28 @@ class Sampler:
             self._report(raw_NV, logits_LV, starts, sampled)
         return sampled
 
+    @torch.inference_mode()
+    def guess(self, logits_BV: Tensor, num_drafts: int) -> list[int]:
+        """A token per request for the place behind its first `num_drafts` drafts, by another model's logits.
+
+        Drawn as the request's own token at that place will be, so that like distributions give like tokens.
+        Changes `logits_BV` (fp32).
+        """
+        rows = self._rows
+        if self._any_drawn:
+            positions = np.array([len(request.token_ids) + num_drafts for request in self.requests])
+            rows["uniform"] = uniforms(self._streams, positions)
+        adjustments = []
+        for index in self._adjusted:
+            drafts = self.requests[index].draft_token_ids[:num_drafts]
+            try:
+                *_, last = self._adjustments(index, index - num_drafts, drafts)
+            except RequestError:  # the request's own step will say so
+                continue
+            adjustments.append(last)
+        # A model that does not know guesses all the same; the token is checked like any other.
+        return [max(token_id, 0) for token_id in self._choose(logits_BV, adjustments, rows)]
+
     def _fill_draws(self, rows: Rows, counts: Sequence[int] | None) -> None:
         positions = np.array([len(request.token_ids) for request in self.requests])
         streams_L = self._streams
@@ -141,10 +164,10 @@ class Sampler:
             positions = positions.repeat(counts) + np.concatenate([np.arange(count) for count in counts])
         rows["uniform"] = uniforms(streams_L, positions)
 
-    def _adjustments(self, index: int, start: int) -> Iterable[Adjustment]:
-        """What changes the rows of one request; with drafts, each row has one more of them behind it."""
+    def _adjustments(self, index: int, start: int, drafts: Sequence[int]) -> Iterable[Adjustment]:
+        """What changes the rows of one request; each of them has one more of the drafts behind it."""
         request, state = self.requests[index], self._states[index]
-        num_tokens, drafts = len(request.token_ids), request.draft_token_ids
+        num_tokens = len(request.token_ids)
         history = state.history
         if history is not None:
             history.catch_up(request.token_ids)

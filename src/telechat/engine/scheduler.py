@@ -26,7 +26,7 @@ class Work(NamedTuple):
     """Tokens of one request to compute, and how many of the last of them the model's output is wanted for.
 
     A request may have several in a step, one after the other: all of them store their keys before any
-    attends.
+    attends. Requests that are pooled come after the others.
 
     Attributes:
         start: position of the first token; those before it are in the cache, or in this step's earlier work.
@@ -131,6 +131,8 @@ class Scheduler:
             # Of drafts, those that were refused are no tokens now, and their keys will be overwritten.
             request.num_computed_tokens = min(work.stop, request.num_tokens - (request.pooling is None))
             request.draft_token_ids.clear()
+            if request.pooling is not None:
+                self._publish(request, request.num_computed_tokens)
 
     def finish(self, request: Request) -> None:
         """Take a request out for good, wherever it stands; does nothing to a finished one."""
@@ -310,21 +312,35 @@ class Scheduler:
 
     def _prefill_all(self, pending: list[Request]) -> None:
         """Spend the rest of the budget on prompts, begun and waiting ones, in the order of their turns."""
-        may_admit = True
+        may_admit, unspent, served = True, self._budget, set[str]()
         while self._budget > 0:
             request = min(pending, key=self.waiting.rank, default=None)
             waiting = self.waiting.first() if may_admit else None
             if waiting and (request is None or self.waiting.rank(waiting) < self.waiting.rank(request)):
+                request = waiting
+            if request is None or self._is_too_much(request, unspent - self._budget, served):
+                return
+            if request is waiting:
                 # Nobody passes the one whose turn it is, or a long prompt might wait for ever.
-                may_admit = self._admit(waiting)
+                may_admit = self._admit(request)
                 if not may_admit:
                     continue
-                request = waiting
-            elif request is None:
-                return
             else:
                 pending.remove(request)
+            served.add(request.tenant)
             self._prefill(request)
+
+    def _is_too_much(self, request: Request, num_spent: int, served: set[str]) -> bool:
+        """This prompt would make the step longer than those who wait for it should bear.
+
+        One prompt may fill a step, several together may not: once half a budget is spent on prompts, no
+        further one is begun, so that a step is short for whoever arrives during it. And beside the prompt of
+        a tenant with at least two fewer running requests, the flood of another has no place.
+        """
+        if num_spent and 2 * num_spent >= self.max_batch_tokens:
+            return True
+        num_running = self.waiting.num_running
+        return any(num_running[request.tenant] - num_running[other] >= 2 for other in served)
 
     def _prefill(self, request: Request) -> None:
         """Compute as much of its tokens as the budget allows."""
@@ -342,7 +358,8 @@ class Scheduler:
         self._budget -= stop - start
         self.waiting.charge(request.tenant, stop - start)
         self.counters.num_computed_tokens += stop - start
-        self._publish(request, min(stop, request.num_tokens))
+        if request.pooling is None:
+            self._publish(request, min(stop, request.num_tokens))
         first_logit = stop - num_logits
         for end, rope_length in self.rope.spans(start, stop, num_prompt, request.num_tokens):
             logits = max(end - max(start, first_logit), 0)
@@ -352,7 +369,8 @@ class Scheduler:
     def _publish(self, request: Request, stop: int) -> None:
         """Let others use the blocks that this step fills.
 
-        They may do so in this very step, because all work stores its keys before any attends.
+        They may do so in this very step, because all work stores its keys before any attends; but prompts to
+        be pooled are computed after the others, and publish when that is done.
         """
         size = self.blocks.block_size
         if not self.blocks.prefix_caching or stop // size <= request.num_published_blocks:

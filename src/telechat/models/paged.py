@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from telechat.layers.attention import AttentionInputs
+from telechat.layers.quantized import bind_products
 from telechat.layers.rotary import RotaryTables
 from telechat.models.config import TeleChatConfig
 from telechat.models.decoder import RopeMode, TeleChatModel
@@ -122,6 +123,8 @@ class TorchExecutor:
         self._given_kernels = self._kernels = kernels
         self._caches: list[PagedCache] = []
         self._device = model.device
+        for chosen, count in bind_products(model).items():
+            log.info("products of %d quantised layers: %s", count, chosen)
 
     @property
     def config(self) -> TeleChatConfig:

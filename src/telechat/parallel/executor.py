@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from telechat.device import CPU
+from telechat.device import CPU, memory_in_use
 from telechat.errors import RankError, TelechatError
 from telechat.models.config import TeleChatConfig
 from telechat.models.decoder import RopeMode
@@ -138,6 +138,12 @@ class TensorParallelExecutor:
         """Memory of one block: of all ranks on a CPU, whose memory they share, else of one rank."""
         bytes_here = self._local.cache_bytes_per_block(block_size)
         return bytes_here * (self._layout.world_size if self.device.type == CPU.type else 1)
+
+    def memory_of_others(self) -> int:
+        """Bytes that the other ranks hold of the memory that this one works in: on a CPU, all they hold."""
+        if self.device.type != CPU.type:
+            return 0
+        return sum(memory_in_use(CPU, pid=pid) or 0 for pid in self.pids)
 
     def allocate(self, num_blocks: int, block_size: int) -> None:
         """Make an empty cache on every rank."""

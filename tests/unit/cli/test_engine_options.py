@@ -49,6 +49,8 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         ("--max-batch-tokens 99", "max_batch_tokens", 99),
         ("--max-num-batched-tokens 99", "max_batch_tokens", 99),
         ("--no-prefix-caching", "prefix_caching", False),
+        ("--speculate prompt-lookup", "speculate", "prompt-lookup"),
+        ("--num-draft-tokens 3", "num_draft_tokens", 3),
         ("--deterministic", "deterministic", True),
         ("--no-deterministic", "deterministic", False),
         ("--quantize int4", "quantize", "int4"),

@@ -1,4 +1,4 @@
-"""Ranks on the command line: flag, then environment, then default, for every verb that loads a model."""
+"""Ranks on the command line of `chat`, `generate`, `serve` and `eval demo`: flag, environment, default."""
 
 from __future__ import annotations
 

@@ -37,6 +37,21 @@ def test_a_flood_delays_another_tenants_first_token_by_at_most_twice(
         assert flooded <= max(2 * alone, 1), f"{flooded} steps instead of {alone}"
 
 
+@pytest.mark.parametrize("prompt_length", [256, 512, 1500])
+def test_a_flood_of_like_prompts_delays_another_by_at_most_twice_in_work(prompt_length: int) -> None:
+    """Work counted in tokens: half of the step during which it arrives, and all until its first token."""
+    for steps_before in (8, 20, 50):
+        policy = scheduler(20000, max_batch_size=64, max_batch_tokens=512)
+        for _ in range(500):
+            policy.add(request(prompt_length, max_tokens=16, tenant="flood"))
+        for _ in range(steps_before):
+            work = run_step(policy).num_tokens / 2
+        policy.add(one := request(prompt_length, tenant="other"))
+        while not one.token_ids:
+            work += run_step(policy).num_tokens
+        assert work <= 2 * prompt_length, f"{work} tokens"
+
+
 def test_two_floods_share_evenly() -> None:
     policy = scheduler(max_batch_size=8)
     for number in range(200):

@@ -81,6 +81,7 @@ def test_memory_limit_counts_what_is_in_use(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(plan, "memory_in_use", lambda device: 5 * GIB)
     assert cache_memory(CPU, memory_limit=8 * GIB, workspace=GIB) == 2 * GIB
     assert cache_memory(CPU, memory_limit=80 * GIB, workspace=GIB) == 10 * GIB
+    assert cache_memory(CPU, memory_limit=9 * GIB, workspace=GIB, held_by_ranks=2 * GIB) == GIB
     with pytest.raises(ConfigError, match=r"memory_limit is 6.00 GiB; .* 5.00 GiB"):
         cache_memory(CPU, memory_limit=6 * GIB, workspace=GIB)
     monkeypatch.setattr(plan, "memory_in_use", lambda device: None)

@@ -49,6 +49,20 @@ def test_long_prompts_are_cut_and_running_requests_are_not_kept_waiting() -> Non
     drain(policy)
 
 
+def test_several_prompts_share_a_step_up_to_half_its_budget() -> None:
+    policy = scheduler(max_batch_tokens=20)
+    small = [request(4) for _ in range(4)]
+    for one in small:
+        policy.add(one)
+    assert list(lengths(run_step(policy))) == small[:3]
+    policy.add(long := request(40))
+    assert lengths(run_step(policy)) == {small[0]: 1, small[1]: 1, small[2]: 1, small[3]: 4}
+    for one in small:
+        policy.finish(one)
+    assert lengths(run_step(policy)) == {long: 20}
+    drain(policy)
+
+
 def test_a_batch_may_not_hold_more_requests_than_tokens() -> None:
     policy = scheduler(max_batch_size=8, max_batch_tokens=3)
     requests = [request(1, max_tokens=20) for _ in range(5)]
@@ -56,7 +70,7 @@ def test_a_batch_may_not_hold_more_requests_than_tokens() -> None:
         policy.add(one)
     for _ in range(10):
         run_step(policy)
-    assert [len(one.token_ids) for one in requests] == [10, 10, 10, 0, 0]
+    assert [len(one.token_ids) for one in requests] == [10, 10, 9, 0, 0]
     drain(policy)
 
 
@@ -180,7 +194,7 @@ def test_pooling_wants_rows_but_no_tokens() -> None:
     mean, last = request(12, pooling="mean"), request(12, pooling="last")
     for one in (mean, last):
         policy.add(one)
-    steps = [run_step(policy) for _ in range(3)]
+    steps = [run_step(policy) for _ in range(4)]
     rows = [
         [work.num_logits for step in steps for work in step.work if work.request is one]
         for one in (mean, last)
@@ -188,6 +202,24 @@ def test_pooling_wants_rows_but_no_tokens() -> None:
     assert rows == [[8, 4], [0, 1]]
     assert not policy.has_work
     assert mean.token_ids == last.token_ids == []
+
+
+def test_a_prompt_to_be_pooled_is_computed_last_and_shared_afterwards() -> None:
+    policy = scheduler()
+    prompt = list(range(2 * BLOCK_SIZE + 1))
+    policy.add(pooled := request(prompt, pooling="last"))
+    policy.add(second := request(prompt))
+    policy.add(third := request(prompt, pooling="last"))
+    # The second must not read what the first computes only after it; the third may read the second's.
+    assert lengths(run_step(policy)) == {pooled: 9, second: 9, third: 1}
+    drain(policy)
+    policy.add(embedded := request([*range(50, 60)], pooling="last"))
+    drain(policy)
+    policy.add(request([*range(50, 60)]))
+    run_step(policy)
+    assert embedded.num_computed_tokens == 10
+    assert policy.counters.num_prefix_hit_tokens == 8 + 8
+    drain(policy)
 
 
 def test_drafts_are_checked_within_budget_answer_and_blocks() -> None:
