@@ -113,6 +113,21 @@ INLINE void row_step(state *s, int64_t r, int64_t first, const tile_rows *k, con
     add_values(s->out + r * dim, rescale, lanes_of, v, count, dim, dtype);
 }
 
+/* Where the tile of keys or values that starts at position `first` lies, in elements. */
+INLINE int64_t place_of(const tc_cache *c, const int32_t *table, int64_t kv_head, int64_t first) {
+    return table[first / c->block_size] * c->block_stride + kv_head * c->head_stride +
+           first % c->block_size * c->token_stride;
+}
+
+/* A cache is seldom in the processor's: 16 rows ahead hides the latency of memory. */
+INLINE void fetch_rows(const tc_cache *c, int64_t at, int64_t width, int64_t dim) {
+    for (int64_t t = 0; t < KEYS; t++)
+        for (int64_t j = 0; j < dim * width; j += 64) {
+            __builtin_prefetch((const char *)c->keys + (at + t * c->token_stride) * width + j);
+            __builtin_prefetch((const char *)c->values + (at + t * c->token_stride) * width + j);
+        }
+}
+
 /* All rows over all keys. A single row reads the cache itself; several rows have it converted once, which gives
  * the same bits. */
 INLINE void over_keys(const tc_attention *a, const int32_t *table, int64_t kv_head, state *s, float *buffers,
@@ -122,9 +137,10 @@ INLINE void over_keys(const tc_attention *a, const int32_t *table, int64_t kv_he
     int64_t end = 0;
     for (int64_t r = 0; r < s->num_rows; r++) end = s->visible[r] > end ? s->visible[r] : end;
     for (int64_t first = 0; first < end; first += KEYS) {
-        int64_t block = table[first / c->block_size], place = first % c->block_size;
-        int64_t at = block * c->block_stride + kv_head * c->head_stride + place * c->token_stride;
-        int64_t scale_at = block * c->scale_block_stride + kv_head * c->scale_head_stride + place;
+        int64_t at = place_of(c, table, kv_head, first);
+        if (first + KEYS < end) fetch_rows(c, place_of(c, table, kv_head, first + KEYS), width, dim);
+        int64_t scale_at = table[first / c->block_size] * c->scale_block_stride + kv_head * c->scale_head_stride +
+                           first % c->block_size;
         tile_rows k = {(const char *)c->keys + at * width, c->token_stride, NULL};
         tile_rows v = {(const char *)c->values + at * width, c->token_stride, NULL};
         if (dtype == TC_INT8) k.scales = c->key_scales + scale_at, v.scales = c->value_scales + scale_at;
