@@ -49,8 +49,16 @@ def make_folder(folder: Path, preset_name: str, bits: int, group_size: int) -> N
     scheme = WeightScheme(bits, group_size)
     table = {parameter.name: parameter for parameter in parameter_table(config)}
     generator = torch.Generator().manual_seed(0)
+    # Random numbers by the gigabyte take minutes: some millions, repeated.
+    some_bytes = torch.randint(256, (2**24 + 1,), generator=generator, dtype=torch.uint8)
+    some_values = (torch.randn(2**22 + 1, generator=generator) * 0.02).bfloat16()
     # Integers spread evenly over their range; with this scale weights deviate by 0.02.
     scale = 0.02 * 12**0.5 / 2**bits
+
+    def repeat(some: torch.Tensor, out: torch.Tensor) -> None:
+        flat = out.view(some.dtype).view(-1)
+        for start in range(0, len(flat), len(some)):
+            flat[start : start + len(some)] = some[: len(flat) - start]
 
     def content(names: list[str]) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = {}
@@ -59,7 +67,7 @@ def make_folder(folder: Path, preset_name: str, bits: int, group_size: int) -> N
             if is_quantisable(parameter):
                 rows, columns = parameter.shape
                 weight = QuantizedWeight.allocate(rows, columns, scheme)
-                weight.qweight.view(torch.uint8).random_(generator=generator)
+                repeat(some_bytes, weight.qweight)
                 weight.scales.fill_(scale)
                 tensors.update(stored_tensors(name, weight))
             elif parameter.kind == "norm":
@@ -67,8 +75,8 @@ def make_folder(folder: Path, preset_name: str, bits: int, group_size: int) -> N
             elif parameter.kind == "bias":
                 tensors[name] = torch.zeros(parameter.shape, dtype=torch.bfloat16)
             else:
-                values = torch.empty(parameter.shape, dtype=torch.bfloat16)
-                tensors[name] = values.normal_(0.0, 0.02, generator=generator)
+                tensors[name] = torch.empty(parameter.shape, dtype=torch.bfloat16)
+                repeat(some_values, tensors[name])
         return tensors
 
     sizes = parameter_bytes(config, torch.bfloat16, scheme)

@@ -45,6 +45,16 @@ CASES = [
     pytest.param(
         Layout(tp=2, ep=4), {"heads": 4, "kv_heads": 4, "experts": 4, "bits": 8}, id="moe-tp2-ep4-int8"
     ),
+    pytest.param(
+        Layout(tp=2, ep=4),
+        {"heads": 4, "kv_heads": 2, "experts": 8, "native": True},
+        id="moe-ep4-kernels",
+    ),
+    pytest.param(
+        Layout(tp=2, ep=2),
+        {"heads": 4, "kv_heads": 2, "experts": 4, "native": True, "bits": 4},
+        id="moe-tp2-ep2-kernels-int4",
+    ),
     pytest.param(Layout(tp=4, ep=4), {"heads": 4, "kv_heads": 4, "experts": 4}, id="moe-tp4-ep4"),
 ]
 

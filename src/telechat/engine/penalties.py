@@ -7,7 +7,7 @@ Shapes: L rows, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +37,7 @@ class Biases:
         self.ids_at, self.values_at = self.ids.ctypes.data, self.values.ctypes.data
 
 
-@dataclass(frozen=True)
-class Adjustment:
+class Adjustment(NamedTuple):
     """What changes the logits of one row.
 
     Attributes:

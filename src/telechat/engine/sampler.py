@@ -11,7 +11,7 @@ Shapes: B requests, L rows of logits, V vocabulary, N rows of a subset.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
 
@@ -115,11 +115,13 @@ class Sampler:
         errors: dict[int, RequestError] = {}
         adjustments: list[Adjustment] = []
         for index in self._adjusted:
+            drafts = self.requests[index].draft_token_ids
             try:
-                drafts = self.requests[index].draft_token_ids
                 adjustments += self._adjustments(index, starts[index], drafts)
             except RequestError as refusal:
                 errors[index] = refusal
+                # Its rows are computed with the others all the same, and must not keep an old mask.
+                adjustments += [_unadjusted(starts[index] + offset) for offset in range(len(drafts) + 1)]
         chosen = self._choose(logits_LV, adjustments, rows)
         if has_drafts:
             sampled = [
@@ -149,10 +151,9 @@ class Sampler:
         for index in self._adjusted:
             drafts = self.requests[index].draft_token_ids[:num_drafts]
             try:
-                *_, last = self._adjustments(index, index - num_drafts, drafts)
+                adjustments.append(self._adjustments(index, index - num_drafts, drafts)[-1])
             except RequestError:  # the request's own step will say so
-                continue
-            adjustments.append(last)
+                adjustments.append(_unadjusted(index))
         # A model that does not know guesses all the same; the token is checked like any other.
         return [max(token_id, 0) for token_id in self._choose(logits_BV, adjustments, rows)]
 
@@ -164,7 +165,7 @@ class Sampler:
             positions = positions.repeat(counts) + np.concatenate([np.arange(count) for count in counts])
         rows["uniform"] = uniforms(streams_L, positions)
 
-    def _adjustments(self, index: int, start: int, drafts: Sequence[int]) -> Iterable[Adjustment]:
+    def _adjustments(self, index: int, start: int, drafts: Sequence[int]) -> list[Adjustment]:
         """What changes the rows of one request; each of them has one more of the drafts behind it."""
         request, state = self.requests[index], self._states[index]
         num_tokens = len(request.token_ids)
@@ -175,14 +176,13 @@ class Sampler:
         if state.grammar is not None:
             state.grammar.catch_up(request.token_ids)
             masks = state.grammar.masks(drafts)
-        for offset in range(len(drafts) + 1):
-            yield Adjustment(
-                start + offset,
-                history.followed_by(drafts[:offset]) if history is not None and offset else history,
-                state.biases(num_tokens + offset),
-                # Behind a draft that the grammar forbids there is no mask; such a row is never reached.
-                masks[offset] if offset < len(masks) else None,
-            )
+        adjustments = [Adjustment(start, history, state.biases(num_tokens), masks[0])]
+        for offset in range(1, len(drafts) + 1):
+            longer = None if history is None else history.followed_by(drafts[:offset])
+            # Behind a draft that the grammar forbids there is no mask; such a row is never reached.
+            mask = masks[offset] if offset < len(masks) else None
+            adjustments.append(Adjustment(start + offset, longer, state.biases(num_tokens + offset), mask))
+        return adjustments
 
     def _report(
         self, raw_NV: Tensor, scores_LV: Tensor, starts: Sequence[int], sampled: Sequence[Sampled]
@@ -210,6 +210,10 @@ class Sampler:
         logprobs = iter(token_logprobs(raw_NV[rows], token_ids, num_top))
         for index in wanting:
             sampled[index].logprobs = list(islice(logprobs, len(sampled[index].token_ids)))
+
+
+def _unadjusted(row: int) -> Adjustment:
+    return Adjustment(row, None, None, None)
 
 
 def _verified(chosen: Sequence[int], drafts: Sequence[int]) -> Sampled:
@@ -251,17 +255,20 @@ class CompiledChoose:
     context: Context
 
     def __call__(self, logits_LV: Tensor, adjustments: Sequence[Adjustment], rows: Rows) -> list[int]:
-        for one in adjustments:
-            row = rows[one.row]
-            row["num_seen"] = 0
-            if one.history is not None:
-                row["num_seen"] = one.history.num_seen
-                row["seen_ids_at"], row["seen_counts_at"] = one.history.ids_at, one.history.counts_at
-            row["num_biases"] = 0
-            if one.biases is not None:
-                row["num_biases"] = len(one.biases.ids)
-                row["bias_ids_at"], row["biases_at"] = one.biases.ids_at, one.biases.values_at
-            row["allowed_at"] = 0 if one.allowed is None else one.allowed.ctypes.data
+        if adjustments:
+            # Column by column: single fields of a numpy record cost more than all the rest of the row.
+            index, histories, biases, masks = zip(*adjustments, strict=True)
+            changed = list(index)
+            for name, values in (
+                ("num_seen", [0 if one is None else one.num_seen for one in histories]),
+                ("seen_ids_at", [0 if one is None else one.ids_at for one in histories]),
+                ("seen_counts_at", [0 if one is None else one.counts_at for one in histories]),
+                ("num_biases", [0 if one is None else len(one.ids) for one in biases]),
+                ("bias_ids_at", [0 if one is None else one.ids_at for one in biases]),
+                ("biases_at", [0 if one is None else one.values_at for one in biases]),
+                ("allowed_at", [0 if one is None else one.ctypes.data for one in masks]),
+            ):
+                rows[name][changed] = values
         return sample_rows(self.context, rows, logits_LV)
 
 

@@ -78,13 +78,16 @@ def test_flags_that_cannot_be(loaded: dict[str, Any], capsys: pytest.CaptureFixt
     assert words.split()[0] in capsys.readouterr().err
 
 
-def test_devices_win_over_the_environment(loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("verb", VERBS)
+def test_devices_win_over_the_environment(
+    loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
     for variable in ("CUDA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES"):
         monkeypatch.setenv(variable, "5")
     monkeypatch.setattr("telechat.device.resolve_device", lambda name: torch.device("meta"))
-    settings_of(loaded, "")
+    settings_of(loaded, "", verb)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == os.environ["ASCEND_RT_VISIBLE_DEVICES"] == "5"
-    settings_of(loaded, "--devices 3,1")
+    settings_of(loaded, "--devices 3,1", verb)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == os.environ["ASCEND_RT_VISIBLE_DEVICES"] == "3,1"
 
 
