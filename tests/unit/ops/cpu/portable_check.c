@@ -1,4 +1,5 @@
-/* The portable kernels against plain loops, as a program: so that they can be run for another processor. */
+/* The portable kernels against plain loops, as a program: so that they can be run for another processor. Prints
+ * what failed and a hash of all results, which is to be the same everywhere. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,8 +16,14 @@ void tc_norm(tc_context *c, void *x, const void *add, void *y, const void *weigh
              float eps, int dtype);
 void tc_swiglu(tc_context *c, const void *gate, const void *up, void *y, int64_t count, int dtype);
 void tc_attend(tc_context *c, const tc_attention *attention);
+void tc_rope_and_store(tc_context *c, const tc_rope *rope, int64_t tokens);
 
 static int failures = 0;
+static uint64_t hash = 14695981039346656037u; /* FNV-1a */
+
+static void note(const void *results, size_t bytes) {
+    for (size_t i = 0; i < bytes; i++) hash = (hash ^ ((const uint8_t *)results)[i]) * 1099511628211u;
+}
 
 static void expect(const char *what, double actual, double expected, double tolerance) {
     if (fabs(actual - expected) <= tolerance) return;
@@ -47,6 +54,7 @@ static void check_matmul(tc_context *c, int format, int64_t rows) {
     tc_source from = {x, NULL, TC_F32, K};
     tc_output to = {out, NULL, TC_F32, 0, N};
     tc_matmul(c, &w, &from, rows, &to, 1);
+    note(out, (size_t)(rows * N) * sizeof *out);
     for (int64_t m = 0; m < rows; m++) {
         for (int64_t n = 0; n < N; n++) {
             double sum = 0;
@@ -61,8 +69,10 @@ static void check_rows(tc_context *c) {
     float *x = random_values(W), *weight = random_values(W), out[W], squares = 0;
     for (int i = 0; i < W; i++) squares += x[i] * x[i];
     tc_norm(c, x, NULL, out, weight, 1, W, 1e-5f, TC_F32);
+    note(out, sizeof out);
     for (int i = 0; i < W; i++) expect("norm", out[i], x[i] / sqrtf(squares / W + 1e-5f) * weight[i], 1e-5);
     tc_swiglu(c, x, weight, out, W, TC_F32);
+    note(out, sizeof out);
     for (int i = 0; i < W; i++) expect("swiglu", out[i], x[i] / (1 + exp(-x[i])) * weight[i], 1e-5);
 }
 
@@ -73,6 +83,7 @@ static void check_attention(tc_context *c) {
     tc_cache cache = {k, v, NULL, NULL, TC_F32, 1, D, BS, BS * D, BS * D, D, 0, 0};
     tc_attention a = {q, out, cache, TC_F32, 1, 1, 1, BLOCKS, starts, lengths, table};
     tc_attend(c, &a);
+    note(out, sizeof out);
     double weights[KEYS], total = 0;
     for (int t = 0; t < KEYS; t++) {
         double score = 0;
@@ -86,12 +97,37 @@ static void check_attention(tc_context *c) {
     }
 }
 
+/* Keys that are turned by no angle, and values, through an int8 cache. */
+static void check_int8_cache(tc_context *c) {
+    enum { D = 48, T = 21, BS = 16, BLOCKS = 2 };
+    float *q = random_values(T * D), *kv = random_values(T * 2 * D), *cos = malloc(T * D * sizeof *cos);
+    float *sin = calloc(T * D, sizeof *sin), scales[2][BLOCKS * BS], *out = malloc(T * D * sizeof *out);
+    int8_t keys[BLOCKS * BS * D], values[BLOCKS * BS * D];
+    int64_t slots[T];
+    for (int i = 0; i < T * D; i++) cos[i] = 1;
+    for (int t = 0; t < T; t++) slots[t] = (1 - t / BS) * BS + t % BS; /* block 1, then block 0 */
+    tc_cache cache = {keys, values, scales[0], scales[1], TC_INT8, 1, D, BS, BS * D, BS * D, D, BS, BS};
+    tc_rope rope = {q, kv, cos, sin, slots, cache, TC_F32, 1};
+    tc_rope_and_store(c, &rope, T);
+    for (int t = 0; t < T; t++)
+        for (int j = 0; j < D; j++) {
+            expect("int8 key", keys[slots[t] * D + j] * scales[0][slots[t]], kv[t * 2 * D + j], 0.005);
+            expect("int8 value", values[slots[t] * D + j] * scales[1][slots[t]], kv[(t * 2 + 1) * D + j], 0.005);
+        }
+    int32_t starts[] = {0, T}, lengths[] = {T}, table[] = {1, 0};
+    tc_attention a = {q, out, cache, TC_F32, 1, 1, 1, BLOCKS, starts, lengths, table};
+    tc_attend(c, &a);
+    note(out, T * D * sizeof *out);
+    for (int j = 0; j < D; j++) expect("first token", out[j], kv[D + j], 0.005); /* it sees itself alone */
+}
+
 int main(void) {
     tc_context *c = tc_context_new(2, TC_PORTABLE);
     for (int format = 0; format < 4; format++)
         for (int64_t rows = 1; rows < 40; rows += 7) check_matmul(c, format, rows);
     check_rows(c);
     check_attention(c);
-    printf("%d failures\n", failures);
+    check_int8_cache(c);
+    printf("%d failures, results %016llx\n", failures, (unsigned long long)hash);
     return failures != 0;
 }
