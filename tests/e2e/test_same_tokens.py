@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from telechat.checkpoint.hub import demo_folder
+from telechat.data.demo import generate_rows
 from telechat.engine import LLM, SamplingParams
 from telechat.engine.request import Request
+from telechat.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -44,7 +47,8 @@ EXACT: dict[str, dict[str, Any]] = {
 CLOSE: dict[str, tuple[dict[str, Any], float]] = {
     "fp32": ({"dtype": "float32", "max_batch_tokens": 64}, 1e-3),
     "bf16": ({"dtype": "bfloat16", "max_batch_tokens": 64}, 2e-2),
-    "int4": ({"quantize": "int4", "max_batch_tokens": 64}, 2e-2),
+    # Fewer than 48 rows are multiplied in 8 bits, more in bf16, which moves a score by more than bf16 does.
+    "int4": ({"quantize": "int4", "max_batch_tokens": 64}, 5e-2),
     "tp 2": ({"dtype": "float32", "max_batch_tokens": 64, "tp": 2}, 1e-3),
     "tp 4": ({"dtype": "float32", "max_batch_tokens": 64, "tp": 4}, 1e-3),
 }
@@ -83,22 +87,37 @@ def random_params(draw: random.Random, *, greedy: bool) -> SamplingParams:
         **settings,
         seed=draw.randrange(1000),
         max_tokens=draw.randrange(1, 16) if draw.random() < 0.9 else draw.randrange(40, 80),
-        ignore_eos=draw.random() < 0.7,
+        ignore_eos=not greedy and draw.random() < 0.7,
         logprobs=draw.choice((None, None, 2)),
     )
 
 
+def questions(count: int) -> list[list[int]]:
+    """Questions of the demo tasks, in the chat format, that leave room for an answer."""
+    tokenizer = load_tokenizer(demo_folder())
+    rows = generate_rows(2 * count, "test", 5)
+    prompts = [tokenizer.apply_chat_template(row.messages[:-1], row.tools) for row in rows]
+    return [prompt for prompt in prompts if len(prompt) < 130][:count]
+
+
 @cache
 def cases(*, greedy: bool) -> tuple[Case, ...]:
-    """Prompts of 1 to about 130 tokens; half of them begin like others do."""
+    """300 requests in random order.
+
+    Where nothing may differ: random prompts of 1 to about 130 tokens, half of which begin like others do, and
+    answers that go on past their end. To random tokens the model has no answer and its best scores nearly tie
+    at many steps; where only near ties may differ, the prompts are therefore questions that it can answer.
+    """
     draw = random.Random(11)
     heads = [[draw.randrange(300, 4000) for _ in range(length)] for length in (16, 40, 96)]
+    known = questions(NUM_REQUESTS) if greedy else []
     found = []
-    for _ in range(NUM_REQUESTS):
+    for number in range(NUM_REQUESTS):
         head = draw.choice(heads) if draw.random() < 0.5 else []
         tail = [draw.randrange(300, 4000) for _ in range(draw.randrange(1, 40))]
         params = random_params(draw, greedy=greedy)
-        found.append(Case((*head, *tail), params, draw.randrange(60), draw.randrange(3), draw.choice("ab")))
+        prompt = known[number] if known else [*head, *tail]
+        found.append(Case(tuple(prompt), params, draw.randrange(60), draw.randrange(3), draw.choice("ab")))
     draw.shuffle(found)
     return tuple(found)
 
