@@ -40,24 +40,26 @@ def worker_spec(
         ours_module: worker that stands for ours: `telechat` (the engine) or `kernels` (without it).
     """
     common = ("--threads", str(threads))
+    stored = ("--models", str(environment_folder() / "models"))
     environment = {"OMP_NUM_THREADS": str(threads)}
     ours = [sys.executable, "-m", f"benchmarks.workers.{ours_module}"]
     if plan.kind == MEMORY:
         return WorkerSpec([sys.executable, "-m", "benchmarks.workers.memory"], environment)
     if plan.kind == OURS:
+        if ours_module == "telechat":
+            ours += stored
         return WorkerSpec([*ours, *plan.options, *common], environment)
     if plan.kind == TORCH:  # a machine without a compiler: none to be found, and nothing built before
-        ours = [sys.executable, "-m", "benchmarks.workers.telechat"]
+        ours = [sys.executable, "-m", "benchmarks.workers.telechat", *stored]
         without = {**environment, "CC": "/no/compiler", "TELECHAT_CACHE": empty_folder}
         return WorkerSpec([*ours, *plan.options, *common, "--without-kernels"], without)
     if plan.kind == TRANSFORMERS:
         module = "benchmarks.workers.transformers_peer"
         return WorkerSpec([sys.executable, "-m", module, *plan.options, *common], environment)
     assert plan.kind == LLAMA, plan.kind
-    models = str(environment_folder() / "models")
-    command = [str(peer_python()), "-m", "benchmarks.workers.llamacpp", *plan.options, *common]
+    command = [str(peer_python()), "-m", "benchmarks.workers.llamacpp", *stored, *plan.options, *common]
     unfit = None if is_built() else "not built here; run: make bench-peers"
-    return WorkerSpec([*command, "--models", models], environment, unfit)
+    return WorkerSpec(command, environment, unfit)
 
 
 def run_group(

@@ -183,7 +183,7 @@ def against_transformers(new_tokens: int) -> list[Group]:
 
 def by_ourselves(steps: int) -> list[Group]:
     """What the engine costs and saves, with no peer."""
-    ours = WorkerPlan(OURS, ("--shape", "M", "--format", "int4"))
+    ours = WorkerPlan(OURS, ("--shape", "M", "--format", "int4", "--cache-tokens", "20480"))
     engine = Group(
         "M int4 engine",
         {OURS: ours},

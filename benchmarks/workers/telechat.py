@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import random
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -21,6 +23,7 @@ from benchmarks.shapes import SHAPES, Shape
 from benchmarks.workers.loop import Case, Result, serve
 from benchmarks.workers.stopwatch import watching
 from telechat import LLM, SamplingParams
+from telechat.checkpoint import save_model
 from telechat.checkpoint.hub import demo_folder
 from telechat.engine import AsyncEngine
 from telechat.engine.request import Request
@@ -28,12 +31,12 @@ from telechat.engine.sampler import Sampler
 from telechat.layers.rotary import RopeSettings
 from telechat.models import TeleChatConfig, TeleChatModel, build_model
 from telechat.ops.cpu import library
-from telechat.quant import quantize_model
 from telechat.tokenizer import load_tokenizer
+from telechat.tokenizer.load import copy_tokenizer_files
 
 MAX_MODEL_LEN = 2304
 BLOCK_SIZE = 32
-CACHE_TOKENS = 20480
+CACHE_TOKENS = 10240
 MAX_BATCH = 64
 
 
@@ -66,6 +69,18 @@ def random_model(shape: Shape, num_words: int) -> TeleChatModel:
                 parameter.fill_(0 if name.endswith("bias") else 1)
         model.output_weight[num_words:] = 0
     return model.eval().requires_grad_(False)
+
+
+def model_folder(models: Path, shape: Shape) -> Path:
+    """A folder of random weights with the demo model's tokenizer, written when first asked for."""
+    folder = models / f"{shape.name}-telechat"
+    if not folder.exists():
+        unfinished = models / f".{shape.name}-{os.getpid()}"
+        tokenizer = load_tokenizer(demo_folder())
+        save_model(random_model(shape, tokenizer.vocab_size), unfinished)
+        copy_tokenizer_files(tokenizer, unfinished)
+        unfinished.rename(folder)
+    return folder
 
 
 def to_the_end(new_tokens: int, *, is_random: bool = False) -> SamplingParams:
@@ -235,6 +250,8 @@ def open_worker(words: Sequence[str]) -> tuple[dict[str, Case], dict[str, object
     parser.add_argument("--format", choices=("int4", "int8", "bf16"), default="bf16")
     parser.add_argument("--demo", action="store_true", help="the demo model, as it is")
     parser.add_argument("--kv-cache-dtype", choices=("auto", "int8"), default="auto")
+    parser.add_argument("--cache-tokens", type=int, default=CACHE_TOKENS)
+    parser.add_argument("--models", type=Path, required=True, help="folder where random models are kept")
     parser.add_argument("--without-kernels", action="store_true", help="compiled kernels must not be found")
     parser.add_argument("--threads", type=int, required=True)
     args = parser.parse_args(words)
@@ -243,24 +260,21 @@ def open_worker(words: Sequence[str]) -> tuple[dict[str, Case], dict[str, object
     about: dict[str, object] = {"kernels": obstacle or "compiled", "torch": torch.__version__}
     if args.without_kernels != bool(obstacle):
         return {}, {**about, "unfit": f"kernels: {obstacle or 'there, but are to be absent'}"}
-    tokenizer = load_tokenizer(demo_folder())
-    num_words = tokenizer.vocab_size
     if args.demo:
         llm = LLM("demo", kv_cache_dtype=args.kv_cache_dtype)
     else:
-        model = random_model(SHAPES[args.shape], num_words)
-        if args.format != "bf16":
-            quantize_model(model, bits=4 if args.format == "int4" else 8, group_size=32)
         llm = LLM(
-            model,
-            tokenizer,
+            model_folder(args.models, SHAPES[args.shape]),
+            dtype="bfloat16",
+            quantize=None if args.format == "bf16" else args.format,
+            group_size=None if args.format == "bf16" else 32,
             max_model_len=MAX_MODEL_LEN,
             max_batch_size=MAX_BATCH,
             block_size=BLOCK_SIZE,
-            num_blocks=CACHE_TOKENS // BLOCK_SIZE,
+            num_blocks=args.cache_tokens // BLOCK_SIZE,
             kv_cache_dtype=args.kv_cache_dtype,
         )
-    ours = Ours(llm, num_words)
+    ours = Ours(llm, llm.tokenizer.vocab_size)
     names = ("decode", "prefill", "prefix", "fairness", "generate", "concurrent", "arrivals", "overhead")
     about["executor"] = llm.executor.describe()
     return {name: getattr(ours, name) for name in names}, about

@@ -22,7 +22,7 @@ from benchmarks.shapes import SHAPES, Shape
 from benchmarks.workers.loop import Case, Result, serve
 
 # Left to itself it takes most of the memory for its cache; this is what our engine gets too.
-CONTINUOUS = ContinuousBatchingConfig(page_size=32, num_blocks=640, max_batch_tokens=512)
+CONTINUOUS = ContinuousBatchingConfig(page_size=32, num_blocks=320, max_batch_tokens=512)
 
 
 class Peer:

@@ -188,23 +188,24 @@ class TeleChatModel(nn.Module):
         self.rotary = RotaryTables(config.rope, config.head_dim)
 
     @property
+    def has_own_head(self) -> bool:
+        """The head is a module; a tied one is not, unless somebody gave it a form of its own."""
+        return "lm_head" in self._modules
+
+    @property
     def output_weight(self) -> Tensor:
         """The head's weight [V, hidden]; the embedding itself when tied."""
-        return (
-            self.transformer.word_embeddings.weight
-            if self.config.tie_word_embeddings
-            else self.lm_head.weight
-        )
+        return self.lm_head.weight if self.has_own_head else self.transformer.word_embeddings.weight
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.output_weight.device
+        return self.transformer.word_embeddings.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """dtype of the weights."""
-        return self.output_weight.dtype
+        """dtype of the embedding, and of all weights that are not quantised."""
+        return self.transformer.word_embeddings.weight.dtype
 
     def forward(
         self,
@@ -241,7 +242,7 @@ class TeleChatModel(nn.Module):
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of final hidden states [..., hidden]."""
-        if self.config.tie_word_embeddings:
+        if not self.has_own_head:
             return F.linear(hidden, self.transformer.word_embeddings.weight)
         logits: Tensor = self.lm_head(hidden)
         return logits

@@ -218,10 +218,12 @@ class TorchExecutor:
 
     def describe(self) -> str:
         """What computes, and why nothing faster does."""
-        attention = (
-            f"; paged attention: {self._kernels.name} ({self._kernels.reason})" if self._kernels else ""
-        )
-        return f"torch modules on {self._device} ({self.why_torch}){attention}"
+        line = f"torch modules on {self._device} ({self.why_torch})"
+        if self.deterministic:
+            line += ", token by token"
+        if self._kernels is not None:
+            line += f"; paged attention: {self._kernels.name} ({self._kernels.reason})"
+        return line
 
     def close(self) -> None:
         """Give the cache back."""

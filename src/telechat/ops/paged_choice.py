@@ -11,9 +11,12 @@ from functools import partial
 
 import torch
 
+from telechat.device import CPU
 from telechat.ops import paged
 from telechat.ops.cpu import library
 from telechat.ops.cpu.cache import form_obstacle
+from telechat.ops.cuda import choice as cuda
+from telechat.ops.npu import choice as npu
 
 
 @dataclass(frozen=True)
@@ -45,19 +48,19 @@ def choose_paged_kernels(
     Args:
         dtype, cache_dtype: of queries and of the cache.
     """
-    obstacle = _cpu_obstacle(device, dtype, cache_dtype, head_dim, block_size)
-    if obstacle is None:
-        return _cpu_kernels()
+    if device.type == CPU.type:
+        obstacle = form_obstacle(dtype, cache_dtype, head_dim, block_size) or library.obstacle()
+        if obstacle is None:
+            return _cpu_kernels()
+    else:
+        on_cuda = cuda.paged_obstacle(device, dtype, cache_dtype, head_dim)
+        if on_cuda is None:
+            return PagedKernels("triton", cuda.rope_and_store, cuda.paged_attention, "Triton kernels")
+        on_npu = npu.paged_obstacle(device, dtype, cache_dtype, head_dim, block_size)
+        if on_npu is None:
+            return PagedKernels("torch_npu", *npu.paged_kernels(), "fused operators of torch_npu")
+        obstacle = f"{on_cuda}; {on_npu}"
     return PagedKernels("torch", paged.rope_and_store_reference, paged.paged_attention_sdpa, obstacle)
-
-
-def _cpu_obstacle(
-    device: torch.device, dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int, block_size: int
-) -> str | None:
-    """Why the kernels in C cannot serve this model, or None."""
-    if device.type != "cpu":
-        return f"there are no kernels for {device.type}"
-    return form_obstacle(dtype, cache_dtype, head_dim, block_size) or library.obstacle()
 
 
 def _cpu_kernels() -> PagedKernels:

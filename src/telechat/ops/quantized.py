@@ -25,6 +25,7 @@ _STORED = {8: torch.int8, 4: torch.uint8}
 _NIBBLE_OFFSET = 8
 # Elements rounded at a time: bounds the fp32 intermediates whatever the weight's size.
 _ROUNDED_AT_ONCE = 2**21
+_UNPACKED_AT_ONCE = 2**18
 
 Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
 
@@ -175,9 +176,14 @@ def unpack_integers(qweight: Tensor, bits: int) -> Tensor:
     if bits == 8:
         return qweight
     codes = torch.empty(*qweight.shape, 2, dtype=torch.int8, device=qweight.device)
-    codes[..., 0] = qweight & 15
-    codes[..., 1] = qweight >> 4
-    return codes.sub_(_NIBBLE_OFFSET).view(qweight.shape[0], -1)
+    # In pieces: intermediates stay in the cache, and out of the allocator's keeping.
+    step = max(1, _UNPACKED_AT_ONCE // qweight.shape[1])
+    for start in range(0, qweight.shape[0], step):
+        piece, out = qweight[start : start + step], codes[start : start + step]
+        out[..., 0] = piece & 15
+        out[..., 1] = piece >> 4
+        out.sub_(_NIBBLE_OFFSET)
+    return codes.view(qweight.shape[0], -1)
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from benchmarks.workers import kernels, telechat
 
@@ -19,9 +21,10 @@ CALLS: dict[str, dict[str, object]] = {
 }
 
 
-def test_the_engine_does_every_case() -> None:
+def test_the_engine_does_every_case(tmp_path: Path) -> None:
     without = [] if library.obstacle() is None else ["--without-kernels"]
-    cases, about = telechat.open_worker(["--shape", "tiny", "--format", "int8", "--threads", "1", *without])
+    words = ["--shape", "tiny", "--format", "int8", "--threads", "1", "--models", str(tmp_path), *without]
+    cases, about = telechat.open_worker(words)
     assert set(cases) == set(CALLS)
     results = {name: cases[name](**arguments) for name, arguments in CALLS.items()}
     assert all(result["seconds"] > 0 for result in results.values())
@@ -31,10 +34,10 @@ def test_the_engine_does_every_case() -> None:
     assert about["executor"]
 
 
-def test_a_worker_that_was_to_have_no_kernels_says_so() -> None:
+def test_a_worker_that_was_to_have_no_kernels_says_so(tmp_path: Path) -> None:
     if library.obstacle() is not None:
         pytest.skip(f"no CPU kernels: {library.obstacle()}")
-    words = ["--shape", "tiny", "--threads", "1", "--without-kernels"]
+    words = ["--shape", "tiny", "--threads", "1", "--models", str(tmp_path), "--without-kernels"]
     assert "are to be absent" in str(telechat.open_worker(words)[1]["unfit"])
 
 

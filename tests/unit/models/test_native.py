@@ -14,7 +14,7 @@ from tests.unit.ops.cpu.conftest import skip_without_kernels
 from torch import Tensor, nn
 
 from telechat.layers.rotary import RopeSettings
-from telechat.models import TeleChatConfig, TeleChatModel
+from telechat.models import TeleChatConfig, TeleChatModel, build_model
 from telechat.models.executors import choose_executor
 from telechat.models.native import NativeExecutor, check_batch, native_obstacle
 from telechat.models.paged import PagedBatch, TorchExecutor
@@ -239,7 +239,7 @@ def replaced() -> TeleChatModel:
         (lambda: model_of(BASE), torch.float16, "cache would be float16"),
         (hooked, None, "h.0.self_attention.dense has hooks"),
         (replaced, None, "up_proj is a Identity"),
-        (lambda: small_model(BASE, device="meta"), None, "on meta"),
+        (lambda: build_model(BASE, device="meta"), None, "on meta"),
     ],
 )
 def test_obstacles(make: Any, kv_dtype: torch.dtype | None, reason: str) -> None:

@@ -21,6 +21,7 @@ from telechat.ops.cpu.library import Weight
 WeightFormat = Literal["int4", "int8", "bfloat16", "float32"]
 FORMATS: tuple[WeightFormat, ...] = get_args(WeightFormat)
 GROUPS = (32, 64, 128)
+_PANEL = 16
 _SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _RANGES = {"int4": (-8, 7), "int8": (-127, 127)}
 
@@ -120,6 +121,23 @@ class PackedWeight:
             context.handle, ctypes.byref(packed.struct), q_NK.data_ptr(), scales_NG.data_ptr()
         )
         return packed
+
+    def take_rows(self, rows_T: Tensor) -> Tensor:
+        """Some rows [T, K] of a bfloat16 or float32 weight, in its dtype; rows are int64 [T].
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        assert not is_quantised(self.weight_format), self.weight_format
+        if rows_T.numel() and not 0 <= int(rows_T.min()) <= int(rows_T.max()) < self.rows:
+            raise IndexError(f"rows {int(rows_T.min())} to {int(rows_T.max())} of {self.rows}")
+        panels, lanes = rows_T // _PANEL, rows_T % _PANEL
+        # See tc_weight in csrc/telechat.h: a panel has 16 outputs side by side, for bf16 by pairs of inputs.
+        dtype, together = (torch.bfloat16, 2) if self.weight_format == "bfloat16" else (torch.float32, 1)
+        memory = (ctypes.c_char * self.num_bytes).from_address(self.struct.data)
+        stored = torch.frombuffer(memory, dtype=dtype)
+        by_panel = stored.view(self.struct.num_panels, -1, _PANEL, together)
+        return by_panel[panels, :, lanes].flatten(1)[:, : self.columns]
 
     def unpack(self) -> Tensor:
         """The fp32 matrix [N, K] that the packed weight stands for."""

@@ -27,14 +27,13 @@ def interpreted() -> bool:
 
 def triton_obstacle(device: torch.device) -> str | None:
     """Why Triton kernels cannot run on this device, or None."""
-    if not interpreted():
-        if device.type != "cuda":
-            return f"Triton kernels run on CUDA devices, this model is on {device.type}"
-        capability = torch.cuda.get_device_capability(device)
-        if capability < _LEAST_CAPABILITY:
-            return f"Triton kernels need compute capability 8.0, this device has {'.'.join(map(str, capability))}"
-    elif device.type != "cpu":
-        return f"TRITON_INTERPRET is set, and this model is on {device.type}"
+    if device.type != "cuda":
+        return f"Triton kernels run on CUDA devices, this model is on {device.type}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _LEAST_CAPABILITY:
+        return f"Triton kernels need compute capability 8.0, this device has {'.'.join(map(str, capability))}"
+    if interpreted():
+        return "TRITON_INTERPRET is set"
     try:
         import triton  # noqa: F401
     except ImportError as error:

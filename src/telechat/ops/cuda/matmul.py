@@ -2,7 +2,8 @@
 
 Which form a call takes depends on its number of rows. One row: elementwise sums, bound by memory. Few rows:
 matrix units, weights unpacked on the way. Many: the weights are unpacked first and torch multiplies. Weights
-are laid out as `telechat.layers.quantized` says. Knows nothing of layers.
+are laid out as `telechat.ops.quantized` says. Whether the device can run Triton is said by `launch`. Knows
+nothing of layers.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from telechat.ops.cuda.launch import dtype_obstacle, interpreted, on_device, operand, triton_obstacle
+from telechat.ops.cuda.launch import dtype_obstacle, interpreted, on_device, operand
 
 GROUP_SIZES = (32, 64, 128)
 # From here on unpacking all weights costs less than unpacking them again for every block of rows.
@@ -22,14 +23,13 @@ def linear_obstacle(x: Tensor, weight: Tensor) -> str | None:
     """Why `linear` cannot take these, or None."""
     if x.dim() != 2 or x.stride(1) != 1 or weight.stride(1) != 1 or x.shape[1] != weight.shape[1]:
         return f"x {tuple(x.shape)} and weight {tuple(weight.shape)} must be [rows, K] and [N, K] by rows"
-    return dtype_obstacle(x.dtype, weight.dtype) or triton_obstacle(x.device)
+    return dtype_obstacle(x.dtype, weight.dtype)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
-    """x [M, K] weight [N, K]^T (+ bias [N]) (+ residual [M, N]) in x's dtype; torch does more than one row."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [M, K] times weight [N, K] (+ bias [N]) in x's dtype; more than one row is done by torch."""
     if x.shape[0] != 1:
-        out = F.linear(x, weight, bias)
-        return out if residual is None else residual + out
+        return F.linear(x, weight, bias)
     from telechat.ops.cuda.kernels import matmul
 
     n, k = weight.shape
@@ -40,7 +40,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tens
             x,
             weight,
             x if bias is None else bias,
-            x if residual is None else residual,
             out,
             n,
             k,
@@ -48,13 +47,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tens
             BLOCK_ROWS=block_rows,
             BLOCK_K=block_k,
             BIAS=bias is not None,
-            RESIDUAL=residual is not None,
             num_warps=4,
         )
     return out
 
 
-def quantized_obstacle(x: Tensor, qweight: Tensor, scales: Tensor, *, bits: int, group_size: int) -> str | None:
+def quantized_obstacle(
+    x: Tensor, qweight: Tensor, scales: Tensor, *, bits: int, group_size: int
+) -> str | None:
     """Why `quantized_linear` cannot take these, or None."""
     if bits not in (4, 8) or group_size not in GROUP_SIZES:
         return f"{bits} bits in groups of {group_size}; the kernels know 4 and 8 bits, groups {GROUP_SIZES}"
@@ -65,7 +65,7 @@ def quantized_obstacle(x: Tensor, qweight: Tensor, scales: Tensor, *, bits: int,
         return f"weights {tuple(qweight.shape)} and scales {tuple(scales.shape)} do not fit {k} inputs"
     if not qweight.is_contiguous() or not scales.is_contiguous() or qweight.data_ptr() % 4:
         return "weights and scales must be contiguous and aligned"
-    return dtype_obstacle(x.dtype, scales.dtype) or triton_obstacle(x.device)
+    return dtype_obstacle(x.dtype, scales.dtype)
 
 
 def quantized_linear(
@@ -76,23 +76,21 @@ def quantized_linear(
     bits: int,
     group_size: int,
     bias: Tensor | None = None,
-    residual: Tensor | None = None,
 ) -> Tensor:
-    """x [M, K] times integer weights [N, K] (+ bias) (+ residual [M, N]), in x's dtype.
+    """x [M, K] times integer weights [N, K] (+ bias), in x's dtype.
 
     Args:
         qweight: int8 [N, K], or uint8 [N, K/2] of weights + 8, the earlier one in the lower half.
         scales: [N, K / group_size], a weight is integer * scale.
     """
     num_rows = x.shape[0]
+    x = x.contiguous()
     if num_rows == 1:
-        return _one_row(x, qweight, scales, bits, group_size, bias, residual)
+        return _one_row(x, qweight, scales, bits, group_size, bias)
     if num_rows >= MANY_ROWS:
         weight = unpack(qweight, scales, bits=bits, group_size=group_size, dtype=x.dtype)
-        out = F.linear(x, weight, bias)
-    else:
-        out = _few_rows(x, qweight, scales, bits, group_size, bias)
-    return out if residual is None else residual + out
+        return F.linear(x, weight, bias)
+    return _few_rows(x, qweight, scales, bits, group_size, bias)
 
 
 def _one_row(
@@ -102,7 +100,6 @@ def _one_row(
     bits: int,
     group_size: int,
     bias: Tensor | None,
-    residual: Tensor | None,
 ) -> Tensor:
     from telechat.ops.cuda.kernels import matmul
 
@@ -110,14 +107,14 @@ def _one_row(
     words = qweight.view(torch.int32)
     out = torch.empty((1, n), dtype=x.dtype, device=x.device)
     kernel = matmul.row_int4 if bits == 4 else matmul.row_int8
-    block_rows, block_k = (16, 64) if interpreted() else (8, 512)
+    # A thread has 16 bytes of each of its rows at a time, times 8 rows: enough on the way at once.
+    block_rows, block_k = (16, 64) if interpreted() else (8, 512 if bits == 4 else 256)
     with on_device(x):
         kernel[(-(-n // block_rows),)](
             x,
             words,
             scales,
             x if bias is None else bias,
-            x if residual is None else residual,
             out,
             n,
             words.shape[1],
@@ -126,7 +123,6 @@ def _one_row(
             BLOCK_ROWS=block_rows,
             BLOCK_K=block_k,
             BIAS=bias is not None,
-            RESIDUAL=residual is not None,
             num_warps=4,
         )
     return out
@@ -141,7 +137,7 @@ def _few_rows(
     out = torch.empty((m, n), dtype=x.dtype, device=x.device)
     block_m = 16 if m <= 16 else 32 if m <= 32 else 64
     # Narrow blocks of columns while the weights' way from memory is what takes the time.
-    block_n = 32 if m <= 16 else 64 if m <= 64 else 128
+    block_n = 32 if m <= 16 else 64
     operand_dtype, precision = operand(x.dtype)
     with on_device(x):
         matmul.many_rows[(-(-m // block_m), -(-n // block_n))](
@@ -162,7 +158,7 @@ def _few_rows(
             OPERAND=operand_dtype,
             PRECISION=precision,
             num_warps=4,
-            num_stages=4,
+            num_stages=3,
         )
     return out
 

@@ -3,7 +3,8 @@
 The contract is that of `telechat.ops.paged`. Shapes: T new tokens of S sequences, H query heads, K key/value
 heads, d head dimension. Long sequences are cut into stretches of keys whose results are merged; where the
 cuts are depends only on the longest a sequence of the batch may be, so that a captured graph can be replayed.
-Knows nothing of models.
+Whether the
+device can run Triton is said by `launch`. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from telechat.ops.cuda.launch import (
     next_power_of_2,
     on_device,
     operand,
-    triton_obstacle,
 )
 from telechat.ops.paged import PagedCache, Sequences
 
@@ -32,14 +32,12 @@ _MAX_SPLITS = 64
 _FEW_NEW_TOKENS = 16
 
 
-def form_obstacle(
-    device: torch.device, dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int
-) -> str | None:
+def form_obstacle(dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int) -> str | None:
     """Why the kernels have no attention of this form, or None; `dtype` is that of queries."""
     if head_dim % 2 or head_dim > MAX_HEAD_DIM:
         return f"the head dimension {head_dim} is not an even number up to {MAX_HEAD_DIM}"
     stored = dtype if cache_dtype == torch.int8 else cache_dtype
-    return dtype_obstacle(dtype, stored) or triton_obstacle(device)
+    return dtype_obstacle(dtype, stored)
 
 
 def cache_obstacle(cache: PagedCache) -> str | None:
@@ -71,7 +69,9 @@ def rope_and_store(
     from telechat.ops.cuda.kernels import rope
 
     T, H, d = q_THd.shape
-    assert q_THd.stride(2) == kv_TK2d.stride(3) == cos_Td.stride(1) == 1 and cos_Td.stride() == sin_Td.stride()
+    assert (
+        q_THd.stride(2) == kv_TK2d.stride(3) == cos_Td.stride(1) == 1 and cos_Td.stride() == sin_Td.stride()
+    )
     if T == 0:
         return
     K = cache.num_kv_heads
@@ -131,16 +131,22 @@ def split_plan(longest: int) -> tuple[int, int]:
     return split_keys, max(-(-longest // split_keys), 1)
 
 
-def _tile(groups: int, most_new: int, block_d: int) -> tuple[int, int, int, int]:
-    """(rows of a program, keys of a step, warps, pipeline stages)."""
+def _tile(groups: int, most_new: int, block_d: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
+    """(rows of a program, keys of a step, warps, pipeline stages), within 99 KiB of shared memory.
+
+    Of the stages one is taken by the block table, whose numbers must be there before keys can be fetched.
+    """
     if interpreted():  # each program costs the same there, whatever its size
         return next_power_of_2(max(16, groups * min(most_new, 64))), 32, 4, 1
-    wide = block_d > 128
+    wide = block_d > 128 or dtype == torch.float32
     if most_new * groups <= 16:
-        return 16, 32 if wide else 64, 4, 2 if wide else 3
+        return 16, 32 if wide else 64, 4, 3 if wide else 4
+    least = next_power_of_2(groups)
+    if dtype == torch.float32:
+        return max(32, least), 32, 4, 2
     if most_new * groups <= 64 or wide:
-        return max(64, next_power_of_2(groups)), 32 if wide else 64, 4, 2
-    return 128, 64, 8, 3
+        return max(64, least), 32 if wide else 64, 4, 2
+    return max(128, least), 64, 8, 3
 
 
 def _attend(
@@ -158,7 +164,7 @@ def _attend(
     K = cache.num_kv_heads
     groups = H // K
     block_d = max(next_power_of_2(d), 16)
-    block_m, block_n, num_warps, num_stages = _tile(groups, most_new, block_d)
+    block_m, block_n, num_warps, num_stages = _tile(groups, most_new, block_d, q_THd.dtype)
     tiles = -(-most_new // (block_m // groups))
     key_scales, value_scales, scale_strides = _scales(cache)
     operand_dtype, precision = operand(q_THd.dtype)

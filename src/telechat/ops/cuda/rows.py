@@ -1,6 +1,7 @@
 """RMS norm, with the residual addition before it where there is one, and SwiGLU, by Triton.
 
-The references are in `telechat.ops.cpu` (`norm`, `swiglu`), beside the kernels in C.
+The references are in `telechat.ops.cpu` (`norm`, `swiglu`), beside the kernels in C. Whether the device
+can run Triton is said by `launch`.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from telechat.ops.cuda.launch import dtype_obstacle, next_power_of_2, on_device, triton_obstacle
+from telechat.ops.cuda.launch import dtype_obstacle, next_power_of_2, on_device
 
 _SWIGLU_BLOCK = 1024
-_MAX_WIDTH = 32768
+MAX_WIDTH = 32768
 
 
 def norm_obstacle(x: Tensor, weight: Tensor, add: Tensor | None = None) -> str | None:
@@ -19,15 +20,15 @@ def norm_obstacle(x: Tensor, weight: Tensor, add: Tensor | None = None) -> str |
     for other in (weight,) if add is None else (weight, add):
         if other.dtype != x.dtype:
             return "x, weight and addend have different dtypes"
-    if x.dim() != 2 or x.stride(1) != 1 or x.shape[1] > _MAX_WIDTH:
-        return f"x must be [rows, width up to {_MAX_WIDTH}], rows contiguous"
+    if x.dim() != 2 or x.stride(1) != 1 or x.shape[1] > MAX_WIDTH:
+        return f"x must be [rows, width up to {MAX_WIDTH}], rows contiguous"
     if weight.shape != x.shape[1:] or (add is not None and (add.shape != x.shape or add.stride(1) != 1)):
         return f"the shapes do not fit x of shape {tuple(x.shape)}"
-    return dtype_obstacle(x.dtype) or triton_obstacle(x.device)
+    return dtype_obstacle(x.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, add: Tensor | None = None) -> Tensor:
-    """weight * round(x / rms(x)) over the last axis of x [rows, width]; `add` is first added to x in place."""
+    """weight * round(x / rms(x)) over the last axis of x [rows, width]; first x += `add`, in place."""
     from telechat.ops.cuda.kernels import rows
 
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -58,7 +59,7 @@ def swiglu_obstacle(gate: Tensor, up: Tensor) -> str | None:
         return "gate and up differ in dtype, shape or device"
     if gate.dim() != 2 or gate.stride(1) != 1 or up.stride(1) != 1:
         return "gate and up must be [rows, width], rows contiguous"
-    return dtype_obstacle(gate.dtype) or triton_obstacle(gate.device)
+    return dtype_obstacle(gate.dtype)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -70,6 +71,14 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     grid = (num_rows, -(-width // _SWIGLU_BLOCK))
     with on_device(gate):
         rows.swiglu[grid](
-            gate, up, out, width, gate.stride(0), up.stride(0), out.stride(0), BLOCK=_SWIGLU_BLOCK, num_warps=4
+            gate,
+            up,
+            out,
+            width,
+            gate.stride(0),
+            up.stride(0),
+            out.stride(0),
+            BLOCK=_SWIGLU_BLOCK,
+            num_warps=4,
         )
     return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.unit.ops.cuda.tolerances import assert_near
 from torch import Tensor
 
 from telechat.ops.cuda import paged as triton_paged
@@ -14,7 +15,6 @@ from telechat.ops.paged import (
     quantise_vectors,
     rope_and_store_reference,
 )
-from tests.unit.ops.cuda.tolerances import assert_near
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # (query heads, key/value heads, head dimension): plain, grouped, 12B, one head dimension per power of two.
@@ -75,7 +75,7 @@ def check_attention(
     )
     sequences = Sequences.of([new for new, _ in steps], [length for _, length in steps], tables).to(device)
     q = queries(sum(new for new, _ in steps), num_heads, head_dim, dtype, device)
-    assert triton_paged.form_obstacle(device, dtype, cache_dtype or dtype, head_dim) is None
+    assert triton_paged.form_obstacle(dtype, cache_dtype or dtype, head_dim) is None
     assert triton_paged.cache_obstacle(cache) is None
     actual = triton_paged.paged_attention(q, cache, sequences)
     assert_near(actual, paged_attention_reference(q, cache, sequences))
@@ -129,9 +129,7 @@ def test_uncounted_sequences(device: torch.device) -> None:
     counted = Sequences.of([3, 1], [20, 40], tables).to(device)
     plain = Sequences(counted.query_starts, counted.kv_lengths, counted.block_tables)
     q = queries(4, 2, 32, torch.float32, device)
-    assert_near(
-        triton_paged.paged_attention(q, cache, plain), paged_attention_reference(q, cache, plain)
-    )
+    assert_near(triton_paged.paged_attention(q, cache, plain), paged_attention_reference(q, cache, plain))
 
 
 def test_split_plan_is_bounded() -> None:
@@ -158,9 +156,7 @@ def test_rope_and_store(
     cos, sin = torch.rand(2, num_new, head_dim, device=device).unbind()
     slots = torch.tensor([0, 17, 63, 40, 5], device=device)
     results = []
-    for function, cache in zip(
-        (rope_and_store_reference, triton_paged.rope_and_store), caches, strict=True
-    ):
+    for function, cache in zip((rope_and_store_reference, triton_paged.rope_and_store), caches, strict=True):
         copy = wide.clone()
         q = copy[:, : num_heads * head_dim].view(num_new, num_heads, head_dim)
         kv = copy[:, num_heads * head_dim :].view(num_new, num_kv_heads, 2, head_dim)
@@ -184,9 +180,9 @@ def test_rope_and_store(
 
 
 def test_obstacles_are_named(device: torch.device) -> None:
-    assert "even number" in str(triton_paged.form_obstacle(device, torch.float32, torch.float32, 33))
-    assert "even number" in str(triton_paged.form_obstacle(device, torch.float32, torch.float32, 320))
-    assert "not float64" in str(triton_paged.form_obstacle(device, torch.float64, torch.float64, 64))
+    assert "even number" in str(triton_paged.form_obstacle(torch.float32, torch.float32, 33))
+    assert "even number" in str(triton_paged.form_obstacle(torch.float32, torch.float32, 320))
+    assert "not float64" in str(triton_paged.form_obstacle(torch.float64, torch.float64, 64))
     good = PagedCache.allocate(2, 2, 16, 32, dtype=torch.int8)
     assert "scales" in str(triton_paged.cache_obstacle(PagedCache(good.keys, good.values)))
     assert "differ" in str(triton_paged.cache_obstacle(PagedCache(good.keys.float(), good.values)))

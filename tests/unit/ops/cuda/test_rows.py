@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.unit.ops.cuda.tolerances import assert_near
 
 from telechat.ops.cpu.norm import rms_norm_reference
 from telechat.ops.cpu.swiglu import swiglu_reference
 from telechat.ops.cuda.rows import norm_obstacle, rms_norm, swiglu, swiglu_obstacle
-from tests.unit.ops.cuda.tolerances import assert_near
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -12,7 +12,7 @@ RELATIVE = {torch.float32: 2e-5, torch.bfloat16: 2.5e-2, torch.float16: 4e-3}
 
 
 def assert_near(actual: Tensor, expected: Tensor, *, dtype: torch.dtype | None = None) -> None:
-    """Each element within the tolerance of `dtype` (by default the expected one's), relative to the largest."""
+    """Each element within the tolerance of `dtype` (by default the expected one's)."""
     assert actual.dtype == expected.dtype and actual.shape == expected.shape
     limit = RELATIVE[dtype or expected.dtype]
     scale = float(expected.float().abs().max())

@@ -2,8 +2,8 @@
 
 One row times a matrix is bound by memory, and at 4 bits nearly by arithmetic as well: those kernels sum
 products elementwise, and turn integers into fp32 by setting bits. 0x41800000 is 16.0, and its four highest
-mantissa bits count in steps of 1.0; 0x43800000 is 256.0 with eight such bits. What is so added to every weight
-is taken off the sum again.
+mantissa bits count in steps of 1.0; 0x43800000 is 256.0 with eight such bits. What is so added to every
+weight is taken off the sum again.
 """
 
 import triton
@@ -11,24 +11,19 @@ import triton.language as tl
 
 
 @triton.jit
-def _finish(result, bias, residual, out, row, live, BIAS: tl.constexpr, RESIDUAL: tl.constexpr):
-    """Write result fp32 [rows], rounded once after the bias and once after the residual, as torch does."""
-    dtype = out.dtype.element_ty
+def _finish(result, bias, out, row, live, BIAS: tl.constexpr):
+    """Write result fp32 [rows], rounded once, after the bias."""
     if BIAS:
         result += tl.load(bias + row, mask=live, other=0.0).to(tl.float32)
-    result = result.to(dtype)
-    if RESIDUAL:
-        other = tl.load(residual + row, mask=live, other=0.0).to(tl.float32)
-        result = (result.to(tl.float32) + other).to(dtype)
-    tl.store(out + row, result, mask=live)
+    tl.store(out + row, result.to(out.dtype.element_ty), mask=live)
 
 
 @triton.jit
 def row_float(
-    x, weight, bias, residual, out, n, k, weight_stride,
-    BLOCK_ROWS: tl.constexpr, BLOCK_K: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    x, weight, bias, out, n, k, weight_stride,
+    BLOCK_ROWS: tl.constexpr, BLOCK_K: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
-    """out [n] = weight [n, k] x [k] (+ bias) (+ residual)."""
+    """out [n] = weight [n, k] x [k] (+ bias)."""
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     live = row < n
     row_at = weight + row.to(tl.int64)[:, None] * weight_stride
@@ -39,14 +34,52 @@ def row_float(
         weights = tl.load(row_at + place[None, :], mask=live[:, None] & inside[None, :], other=0.0)
         inputs = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
         sums += weights.to(tl.float32) * inputs[None, :]
-    _finish(tl.sum(sums, 1), bias, residual, out, row, live, BIAS, RESIDUAL)
+    _finish(tl.sum(sums, 1), bias, out, row, live, BIAS)
+
+
+@triton.jit
+def _sixteen_and(bits):
+    """16 + the integer in bits 19 to 22."""
+    return ((bits & 0x00780000) | 0x41800000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _256_and(bits):
+    """256 + the integer in bits 15 to 22."""
+    return ((bits & 0x007F8000) | 0x43800000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _inputs_of_four(x, start, k, BLOCK: tl.constexpr):
+    """Inputs 0, 1, 2 and 3 of each of the BLOCK words from `start` on, fp32 [BLOCK] each."""
+    place = start * 4 + tl.arange(0, BLOCK * 4)
+    inputs = tl.load(x + place, mask=place < k, other=0.0).to(tl.float32)
+    even, odd = tl.split(tl.reshape(inputs, [BLOCK, 2, 2]))
+    x0, x2 = tl.split(even)
+    x1, x3 = tl.split(odd)
+    return x0, x1, x2, x3
+
+
+@triton.jit
+def _inputs_of_eight(x, start, k, BLOCK: tl.constexpr):
+    """Inputs 0 to 7 of each of the BLOCK words from `start` on, fp32 [BLOCK] each."""
+    place = start * 8 + tl.arange(0, BLOCK * 8)
+    inputs = tl.load(x + place, mask=place < k, other=0.0).to(tl.float32)
+    even, odd = tl.split(tl.reshape(inputs, [BLOCK, 2, 2, 2]))
+    by_four_0, by_four_2 = tl.split(even)
+    by_four_1, by_four_3 = tl.split(odd)
+    x0, x4 = tl.split(by_four_0)
+    x1, x5 = tl.split(by_four_1)
+    x2, x6 = tl.split(by_four_2)
+    x3, x7 = tl.split(by_four_3)
+    return x0, x1, x2, x3, x4, x5, x6, x7
 
 
 @triton.jit
 def row_int4(
-    x, words, scales, bias, residual, out, n, num_words, num_groups,
+    x, words, scales, bias, out, n, num_words, num_groups,
     WORDS_PER_GROUP: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_K: tl.constexpr,
-    BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    BIAS: tl.constexpr,
 ):  # fmt: skip
     """As `row_float`; words int32 [n, num_words] hold eight weights each, stored as weight + 8."""
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -60,26 +93,25 @@ def row_int4(
         reads = live[:, None] & inside[None, :]
         word = tl.load(row_at + place[None, :], mask=reads, other=0).to(tl.uint32, bitcast=True)
         scale = tl.load(scale_at + (place // WORDS_PER_GROUP)[None, :], mask=reads, other=0.0).to(tl.float32)
-        products = tl.zeros([BLOCK_ROWS, BLOCK_K], tl.float32)
-        total = tl.zeros([BLOCK_K], tl.float32)
-        for i in tl.static_range(8):
-            inputs = tl.load(x + place * 8 + i, mask=inside, other=0.0).to(tl.float32)
-            if i < 5:
-                bits = word << (19 - 4 * i)
-            else:
-                bits = word >> (4 * i - 19)
-            shifted = ((bits & 0x00780000) | 0x41800000).to(tl.float32, bitcast=True)
-            products += shifted * inputs[None, :]
-            total += inputs
+        x0, x1, x2, x3, x4, x5, x6, x7 = _inputs_of_eight(x, start, num_words * 8, BLOCK_K)
+        products = _sixteen_and(word << 19) * x0[None, :]
+        products += _sixteen_and(word << 15) * x1[None, :]
+        products += _sixteen_and(word << 11) * x2[None, :]
+        products += _sixteen_and(word << 7) * x3[None, :]
+        products += _sixteen_and(word << 3) * x4[None, :]
+        products += _sixteen_and(word >> 1) * x5[None, :]
+        products += _sixteen_and(word >> 5) * x6[None, :]
+        products += _sixteen_and(word >> 9) * x7[None, :]
+        total = ((x0 + x1) + (x2 + x3)) + ((x4 + x5) + (x6 + x7))
         sums += scale * (products - 24.0 * total[None, :])
-    _finish(tl.sum(sums, 1), bias, residual, out, row, live, BIAS, RESIDUAL)
+    _finish(tl.sum(sums, 1), bias, out, row, live, BIAS)
 
 
 @triton.jit
 def row_int8(
-    x, words, scales, bias, residual, out, n, num_words, num_groups,
+    x, words, scales, bias, out, n, num_words, num_groups,
     WORDS_PER_GROUP: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_K: tl.constexpr,
-    BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    BIAS: tl.constexpr,
 ):  # fmt: skip
     """As `row_float`; words int32 [n, num_words] hold four signed bytes each."""
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -94,26 +126,20 @@ def row_int8(
         word = tl.load(row_at + place[None, :], mask=reads, other=0).to(tl.uint32, bitcast=True)
         word = word ^ 0x80808080  # each byte plus 128, without a sign
         scale = tl.load(scale_at + (place // WORDS_PER_GROUP)[None, :], mask=reads, other=0.0).to(tl.float32)
-        products = tl.zeros([BLOCK_ROWS, BLOCK_K], tl.float32)
-        total = tl.zeros([BLOCK_K], tl.float32)
-        for i in tl.static_range(4):
-            inputs = tl.load(x + place * 4 + i, mask=inside, other=0.0).to(tl.float32)
-            if i < 2:
-                bits = word << (15 - 8 * i)
-            else:
-                bits = word >> (8 * i - 15)
-            shifted = ((bits & 0x007F8000) | 0x43800000).to(tl.float32, bitcast=True)
-            products += shifted * inputs[None, :]
-            total += inputs
+        x0, x1, x2, x3 = _inputs_of_four(x, start, num_words * 4, BLOCK_K)
+        products = _256_and(word << 15) * x0[None, :]
+        products += _256_and(word << 7) * x1[None, :]
+        products += _256_and(word >> 1) * x2[None, :]
+        products += _256_and(word >> 9) * x3[None, :]
+        total = (x0 + x1) + (x2 + x3)
         sums += scale * (products - 384.0 * total[None, :])
-    _finish(tl.sum(sums, 1), bias, residual, out, row, live, BIAS, RESIDUAL)
+    _finish(tl.sum(sums, 1), bias, out, row, live, BIAS)
 
 
 @triton.jit
 def _nibble(packed, SHIFT: tl.constexpr):
     """The weights in one half of each byte, fp32."""
-    bits = packed.to(tl.uint32) << (19 - SHIFT)
-    return ((bits & 0x00780000) | 0x41800000).to(tl.float32, bitcast=True) - 24.0
+    return _sixteen_and(packed.to(tl.uint32) << (19 - SHIFT)) - 24.0
 
 
 @triton.jit
@@ -131,18 +157,18 @@ def many_rows(
     x_at = x + row.to(tl.int64)[:, None] * x_stride
     num_groups = k // GROUP
     sums = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for group in range(0, num_groups):
+    for group in range(num_groups):
         scale_at = scales + column.to(tl.int64) * num_groups + group
         scale = tl.load(scale_at, mask=live_column, other=0.0).to(tl.float32)
         if BITS == 4:
+            place = group * GROUP + tl.arange(0, GROUP)
+            inputs = tl.load(x_at + place[None, :], mask=live_row, other=0.0)
+            even, odd = tl.split(tl.reshape(inputs, [BLOCK_M, GROUP // 2, 2]))
             half = tl.arange(0, GROUP // 2)
-            even_at = x_at + (group * GROUP + 2 * half)[None, :]
-            even = tl.load(even_at, mask=live_row, other=0.0).to(OPERAND)
-            odd = tl.load(even_at + 1, mask=live_row, other=0.0).to(OPERAND)
             at = packed + column.to(tl.int64)[None, :] * (k // 2) + (group * (GROUP // 2) + half)[:, None]
             weights = tl.load(at, mask=live_column[None, :], other=0)
-            product = tl.dot(even, _nibble(weights, 0).to(OPERAND), input_precision=PRECISION)
-            product += tl.dot(odd, _nibble(weights, 4).to(OPERAND), input_precision=PRECISION)
+            product = tl.dot(even.to(OPERAND), _nibble(weights, 0).to(OPERAND), input_precision=PRECISION)
+            product += tl.dot(odd.to(OPERAND), _nibble(weights, 4).to(OPERAND), input_precision=PRECISION)
         else:
             place = group * GROUP + tl.arange(0, GROUP)
             inputs = tl.load(x_at + place[None, :], mask=live_row, other=0.0).to(OPERAND)
