@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -215,3 +216,14 @@ def test_progress_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "3/3" in printed.err
+
+
+def test_precision_and_determinism_reach_what_computes(tiny_model_folder: Path) -> None:
+    plain = LLM(tiny_model_folder)
+    exact = LLM(tiny_model_folder, deterministic=True, kv_cache_dtype="int8")
+    assert (plain.deterministic, exact.deterministic) == (False, True)
+    executors: list[Any] = [plain.executor, exact.executor]
+    assert [executor.deterministic for executor in executors] == [False, True]
+    assert [executor.kv_dtype for executor in executors] == [torch.float32, torch.int8]
+    assert LLM("demo", max_model_len=64).deterministic
+    assert not LLM("demo", max_model_len=64, deterministic=False).deterministic
