@@ -25,7 +25,8 @@ _STORED = {8: torch.int8, 4: torch.uint8}
 _NIBBLE_OFFSET = 8
 # Elements rounded at a time: bounds the fp32 intermediates whatever the weight's size.
 _ROUNDED_AT_ONCE = 2**21
-_UNPACKED_AT_ONCE = 2**18
+# Larger pieces than would suit one core: each is an operation that all threads meet at.
+_UNPACKED_AT_ONCE = 2**22
 
 Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
 
@@ -176,7 +177,7 @@ def unpack_integers(qweight: Tensor, bits: int) -> Tensor:
     if bits == 8:
         return qweight
     codes = torch.empty(*qweight.shape, 2, dtype=torch.int8, device=qweight.device)
-    # In pieces: intermediates stay in the cache, and out of the allocator's keeping.
+    # In pieces: large intermediates of many sizes would stay in the allocator's keeping.
     step = max(1, _UNPACKED_AT_ONCE // qweight.shape[1])
     for start in range(0, qweight.shape[0], step):
         piece, out = qweight[start : start + step], codes[start : start + step]
