@@ -116,22 +116,20 @@ class _Packer:
 
     def layer(self, block: DecoderBlock) -> DecoderLayer:
         attention, feed_forward = block.self_attention, block.mlp
-        shared = {
-            "query": self.linear(attention.query),
-            "key_value": self.linear(attention.key_value),
-            "dense": self.linear(attention.dense),
-            "input_norm": _vector(block.input_layernorm.weight),
-            "post_norm": _vector(block.post_attention_layernorm.weight),
-            "dense_bias": _bias(attention.dense),
-        }
-        if isinstance(feed_forward, MixtureOfExperts):
-            return DecoderLayer(**shared, mixture=self.mixture(feed_forward))
+        mixture = self.mixture(feed_forward) if isinstance(feed_forward, MixtureOfExperts) else None
+        dense = feed_forward if isinstance(feed_forward, SwiGLU) else None
         return DecoderLayer(
-            **shared,
-            gate=self.linear(feed_forward.gate_proj),
-            up=self.linear(feed_forward.up_proj),
-            down=self.linear(feed_forward.down_proj),
-            down_bias=_bias(feed_forward.down_proj),
+            query=self.linear(attention.query),
+            key_value=self.linear(attention.key_value),
+            dense=self.linear(attention.dense),
+            input_norm=_vector(block.input_layernorm.weight),
+            post_norm=_vector(block.post_attention_layernorm.weight),
+            dense_bias=_bias(attention.dense),
+            gate=self.linear(dense.gate_proj) if dense else None,
+            up=self.linear(dense.up_proj) if dense else None,
+            down=self.linear(dense.down_proj) if dense else None,
+            down_bias=_bias(dense.down_proj) if dense else None,
+            mixture=mixture,
         )
 
     def mixture(self, layer: MixtureOfExperts) -> Mixture:
@@ -165,12 +163,13 @@ class _Packer:
             and embedding.weight.nbytes >= _LARGE_EMBEDDING_BYTES
             and type(embedding) is nn.Embedding
         ):
-            model.transformer.word_embeddings = PackedEmbedding(head, embedding.weight.dtype)
+            model.transformer.word_embeddings = PackedEmbedding(head, embedding.weight.dtype)  # type: ignore[assignment]
         return head
 
     def linear(self, linear: nn.Module) -> PackedWeight:
         if isinstance(linear, QuantizedLinear):
             return self.quantised(linear)
+        assert isinstance(linear, nn.Linear)
         packed = self.matrix(linear.weight)
         if self.consume:
             linear.weight = nn.Parameter(torch.empty(0, dtype=linear.weight.dtype), requires_grad=False)

@@ -180,7 +180,7 @@ class TorchExecutor:
     def forward(self, batch: PagedBatch) -> Tensor:
         """Logits fp32 [L, V]."""
         hidden = self._hidden(batch)
-        rows = hidden.split(1) if self.deterministic and len(hidden) else (hidden,)
+        rows = torch.split(hidden, 1) if self.deterministic and len(hidden) else (hidden,)
         return torch.cat([self.model.project(row).float() for row in rows])
 
     @torch.inference_mode()
