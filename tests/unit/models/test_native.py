@@ -160,17 +160,6 @@ def test_packing_without_consuming_leaves_the_model_usable() -> None:
     assert torch.equal(model(ids), before)
 
 
-def test_a_twin_has_the_weights_but_a_cache_of_its_own() -> None:
-    first = native(model_of(BASE))
-    second = first.twin()
-    assert second.weights is first.weights
-    drivers = [Driver(first), Driver(second)]
-    drivers[0].run({"a": text(40, 3)})
-    ids = text(40, 4)
-    expected = Driver(first.twin()).run({"a": ids})["a"]
-    assert torch.equal(drivers[1].run({"a": ids})["a"], expected)
-
-
 def test_cache_bytes_are_what_is_allocated() -> None:
     executor = native(model_of(BASE), kv_dtype=torch.bfloat16)
     executor.allocate(7, 32)
