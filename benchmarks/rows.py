@@ -140,7 +140,7 @@ def against_transformers(new_tokens: int) -> list[Group]:
         "generate b1": ("generate", {"batch": 1, "prompt": PROMPT, "new_tokens": new_tokens}),
         "generate b8": ("generate", eight),
         "8 at once": ("concurrent", eight),
-        "8 at once, already running": ("concurrent_inside", eight),
+        "8 at once, tuned": ("concurrent_tuned", eight),
     }
     rows = [
         Row(
@@ -158,9 +158,9 @@ def against_transformers(new_tokens: int) -> list[Group]:
             floor=3,
         ),
         Row(
-            "M bf16 8 at once, generate_batch without start and end",
+            "M bf16 8 at once, generate_batch tuned and running",
             Place("8 at once", OURS),
-            Place("8 at once, already running", TRANSFORMERS),
+            Place("8 at once, tuned", TRANSFORMERS),
         ),
         Row(
             "M bf16 8 at once, static generate", Place("8 at once", OURS), Place("generate b8", TRANSFORMERS)
