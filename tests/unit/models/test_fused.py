@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -53,7 +54,8 @@ def drivers(
 ) -> tuple[Driver, Driver]:
     """The executor in question and the reference, with the same weights."""
     kernels, paged = triton(recorder)
-    reference = TorchExecutor(model, kernels=REFERENCE, kv_dtype=kv_dtype)
+    # A copy: an executor chooses the products of integer weights once, and here both do.
+    reference = TorchExecutor(copy.deepcopy(model), kernels=REFERENCE, kv_dtype=kv_dtype)
     return Driver(FusedExecutor(model, kernels, paged=paged, kv_dtype=kv_dtype)), Driver(reference)
 
 
