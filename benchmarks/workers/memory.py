@@ -23,13 +23,14 @@ def open_worker() -> tuple[dict[str, Case], dict[str, object]]:
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     if advice is not None:
         memory.madvise(advice)
-    buffer = torch.frombuffer(memory, dtype=torch.float32).fill_(1)
+    matrix = torch.frombuffer(memory, dtype=torch.float32).fill_(1).view(-1, 4096)
+    vector = torch.ones(4096)
 
     def read() -> Result:
         best = float("inf")
         for _ in range(READINGS):
             start = time.perf_counter()
-            buffer.sum()
+            torch.mv(matrix, vector)  # reads faster than sum does: at the memory's limit
             best = min(best, time.perf_counter() - start)
         return {"gigabytes": NUM_BYTES / 1e9, "seconds": best}
 
