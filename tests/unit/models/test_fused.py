@@ -54,8 +54,12 @@ def drivers(
 ) -> tuple[Driver, Driver]:
     """The executor in question and the reference, with the same weights."""
     kernels, paged = triton(recorder)
-    # A copy: an executor chooses the products of integer weights once, and here both do.
-    reference = TorchExecutor(copy.deepcopy(model), kernels=REFERENCE, kv_dtype=kv_dtype)
+    # A copy: an executor chooses the products of integer weights once, and the reference's are to be exact.
+    exact = copy.deepcopy(model)
+    for module in exact.modules():
+        if isinstance(module, QuantizedLinear):
+            module.bind("dequantise")
+    reference = TorchExecutor(exact, kernels=REFERENCE, kv_dtype=kv_dtype)
     return Driver(FusedExecutor(model, kernels, paged=paged, kv_dtype=kv_dtype)), Driver(reference)
 
 
