@@ -1,6 +1,6 @@
 """Worker: how fast this machine reads memory, with all threads at once.
 
-    python -m benchmarks.workers.memory
+python -m benchmarks.workers.memory
 """
 
 from __future__ import annotations
