@@ -111,10 +111,29 @@ def device_rows() -> list[tuple[str, str]]:
 
 
 def kernel_rows() -> list[tuple[str, str]]:
-    """What torch computes with, on the CPU and on accelerators."""
+    """What torch computes with, on the CPU and on accelerators, and whether our own kernels can be used."""
     from telechat.device import accelerator_kernels, cpu_kernels
 
-    return [("cpu", cpu_kernels()), ("accelerator build", accelerator_kernels())]
+    return [
+        ("cpu", cpu_kernels()),
+        ("cpu, telechat's own", own_cpu_kernels()),
+        ("accelerator build", accelerator_kernels()),
+    ]
+
+
+def own_cpu_kernels() -> str:
+    """The level of the kernels in C, or why there are none and what that costs."""
+    from telechat.errors import TelechatError
+    from telechat.ops.cpu import library
+    from telechat.ops.cpu.context import choose_level
+
+    obstacle = library.obstacle()
+    if obstacle is not None:
+        return f"none: {obstacle}. Models run on torch, slower, int4 and int8 most of all"
+    try:
+        return f"level {choose_level()}"
+    except TelechatError as error:
+        return f"none: {error.message}"
 
 
 def attention_rows(

@@ -168,15 +168,3 @@ def cache_memory(
             hint="Raise --memory-limit, or use --quantize or a smaller --max-batch-tokens.",
         )
     return left if memory is None else min(left, memory.free_bytes)
-
-
-def cache_bytes_per_token(config: TeleChatConfig, element_bytes: int) -> int:
-    """Bytes that one token's keys and values take, over all layers."""
-    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * element_bytes
-
-
-def default_batch_size(bytes_per_token: int, max_model_len: int, free_bytes: int | None) -> int:
-    """Requests of `max_model_len` tokens that the cache can hold, from 1 to DEFAULT_MAX_BATCH_SIZE."""
-    if free_bytes is None:
-        return DEFAULT_MAX_BATCH_SIZE
-    return max(1, min(DEFAULT_MAX_BATCH_SIZE, free_bytes // 2 // (bytes_per_token * max_model_len)))
