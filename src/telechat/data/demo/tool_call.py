@@ -14,10 +14,10 @@ import string
 from dataclasses import dataclass, replace
 from typing import Any
 
-from telechat.data.demo import greetings, identity
+from telechat.data.demo import greetings, identity, refusal
 from telechat.data.demo.task import Message, Row, Split, Task, Verdict
 from telechat.data.demo.tool_families import FAMILIES, Slots, ToolFamily
-from telechat.data.demo.wording import Language, dress, split_covered
+from telechat.data.demo.wording import Language, dress, normal_form, split_extended
 
 PLAIN_SHARE = 0.1  # of rows need no tool
 RESULT_SHARE: dict[Split, float] = {"train": 0.6, "test": 0.5}  # of the others go on to the answer
@@ -30,8 +30,9 @@ def _split_all() -> dict[Language, dict[Split, list[tuple[ToolFamily, str]]]]:
     """All wordings by language and split, each with its tool."""
     split: dict[Language, dict[Split, list[tuple[ToolFamily, str]]]] = {}
     for language in _LANGUAGES:
-        owner = {wording: family for family in FAMILIES for wording in family.wordings(language)}
-        parts = split_covered(list(owner))
+        first = {wording: family for family in FAMILIES for wording in family.wordings(language)}
+        more = {wording: family for family in FAMILIES for wording in family.more_wordings(language)}
+        parts, owner = split_extended(list(first), list(more)), first | more
         split[language] = {
             "train": [(owner[wording], wording) for wording in parts["train"]],
             "test": [(owner[wording], wording) for wording in parts["test"]],
@@ -40,6 +41,7 @@ def _split_all() -> dict[Language, dict[Split, list[tuple[ToolFamily, str]]]]:
 
 
 _SPLIT = _split_all()
+_NOT_ASKED = {normal_form(wording) for task in refusal.TASKS for wording in task.wordings("test")}
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,16 @@ class ToolCall:
         slots = family.fill(rng, split, language)
         used = {name for _, name, _, _ in string.Formatter().parse(wording) if name}
         slots = {name: value for name, value in slots.items() if name in used}
+        question = dress(rng, wording, language).format(**slots)
+        if normal_form(question) in _NOT_ASKED:  # such as the weather in a real city, held out as a refusal
+            return self.draw(rng, split)
         definition, keys = family.definition(rng, language)
         call = {
             "name": definition["function"]["name"],
             "arguments": {keys[slot]: slots[slot] for slot in keys if slot in slots},
         }
         messages: list[Message] = [
-            {"role": "user", "content": dress(rng, wording, language).format(**slots)},
+            {"role": "user", "content": question},
             {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]},
         ]
         facts: dict[str, Any] = {"kind": family.kind, "call": call}

@@ -15,7 +15,7 @@ from typing import Any
 
 from telechat.data.demo import values
 from telechat.data.demo.task import Split
-from telechat.data.demo.tool_wordings import WORDINGS
+from telechat.data.demo.tool_wordings import MORE_WORDINGS, WORDINGS
 from telechat.data.demo.wording import Language
 
 Slots = dict[str, Any]
@@ -50,6 +50,10 @@ class ToolFamily:
     def wordings(self, language: Language) -> tuple[str, ...]:
         """The questions that need this tool."""
         return WORDINGS[self.kind][language]
+
+    def more_wordings(self, language: Language) -> tuple[str, ...]:
+        """Questions that came later and are split by themselves."""
+        return MORE_WORDINGS.get(self.kind, {}).get(language, ())
 
     def definition(self, rng: random.Random, language: Language) -> tuple[dict[str, Any], dict[str, str]]:
         """An OpenAI tool definition in one of its spellings, and the key that stands for each slot."""

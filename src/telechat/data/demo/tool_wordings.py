@@ -200,3 +200,39 @@ WORDINGS: dict[str, dict[Language, tuple[str, ...]]] = {
         ),
     },
 }
+
+# Added after a training run had taken flights asked with 航班 or 去 for the weather: more ways to ask for a
+# flight, and journeys on which the weather is asked. Split by themselves: what `WORDINGS` holds out stays so.
+MORE_WORDINGS: dict[str, dict[Language, tuple[str, ...]]] = {
+    "weather": {
+        "zh": (
+            "我要去{city}，请查一下天气。",
+            "我{date}去{city}，请查天气。",
+            "查一下{city}{date}的天气",
+        ),
+        "en": (),
+    },
+    "flights": {
+        "zh": (
+            "帮我查从{origin}到{destination}的航班。",
+            "我想知道从{origin}到{destination}有哪些航班。",
+            "查一下{origin}飞{destination}的航班",
+            "我要从{origin}飞往{destination}，帮我查机票。",
+            "我要去{destination}，从{origin}出发，请查航班。",
+            "查询从{origin}出发去{destination}的飞机",
+            "我在{origin}，要飞{destination}，有什么航班？",
+            "从{origin}去{destination}有航班吗？",
+            "请帮我找{origin}去{destination}的航班。",
+            "找一下从{origin}到{destination}的机票",
+            "从{origin}出发，到{destination}，请查一下航班。",
+            "我想坐飞机从{origin}去{destination}。",
+        ),
+        "en": (
+            "Look for flights from {origin} to {destination}.",
+            "Which flights go from {origin} to {destination}?",
+            "I need to fly from {origin} to {destination}, please find a flight.",
+            "Tell me the flights from {origin} to {destination}.",
+            "Please look up a flight to {destination} from {origin}.",
+        ),
+    },
+}
