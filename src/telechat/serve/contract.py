@@ -60,8 +60,11 @@ class ServiceEngine(Protocol):
         """Requests are taken and answered."""
         ...
 
-    def stream(self, prompt_ids: list[int], params: SamplingParams) -> DeltaStream:
+    def stream(self, prompt_ids: list[int], params: SamplingParams, *, tenant: str = "") -> DeltaStream:
         """Start `params.n` answers. Cancelling the task that waits for a delta ends them.
+
+        Args:
+            tenant: who asks; tenants share the engine fairly.
 
         Raises:
             TelechatError: the request cannot be taken; nothing was started.

@@ -104,6 +104,24 @@ def queue_full(message: str) -> ApiError:
     )
 
 
+def rate_limited(message: str, *, seconds: int | None) -> ApiError:
+    """429: a key has used up what it may; `seconds` until it is worth trying again, None if it never is."""
+    headers = {"x-should-retry": "false"} if seconds is None else {"Retry-After": str(seconds)}
+    return ApiError(429, message, kind="rate_limit_error", code="rate_limit_exceeded", headers=headers)
+
+
+def timed_out(limit: float) -> ApiError:
+    """504: the answer took longer than the service allows. Asking again would take as long."""
+    return ApiError(
+        504,
+        f"The answer was not complete after {limit:g} seconds, the limit of this service. "
+        "Ask for a shorter one.",
+        kind="server_error",
+        code="timeout",
+        headers={"x-should-retry": "false"},
+    )
+
+
 def unavailable(message: str) -> ApiError:
     """503: loading or shutting down."""
     return ApiError(503, message, kind="server_error", code="unavailable", headers={"Retry-After": "5"})

@@ -26,6 +26,7 @@ from telechat.serve.contract import DeltaStream
 from telechat.serve.errors import ApiError
 from telechat.serve.openapi import json_body
 from telechat.serve.service import Service
+from telechat.serve.visit import Visit
 
 logger = logging.getLogger(__name__)
 
@@ -157,8 +158,9 @@ async def _in_envelope(service: Service, request: Request, answer: Answer) -> Re
         return _unprocessable("dict_type", "Input should be a valid dictionary")
     try:
         with ExitStack() as stack:
-            stack.callback(service.admission.take().close)
-            return await answer(service, request, await _start(service, value), stack)
+            visit = service.admit(request)
+            stack.callback(visit.close)
+            return await answer(service, request, await _start(service, visit, value), stack)
     except DialogError as error:
         return error.response()
     except ContextLengthError as error:
@@ -181,7 +183,7 @@ def _unprocessable(kind: str, message: str) -> Response:
     return JSONResponse({"detail": detail, **ApiError(422, message).body()}, status_code=422)
 
 
-async def _start(service: Service, value: Mapping[str, Any]) -> DeltaStream:
+async def _start(service: Service, visit: Visit, value: Mapping[str, Any]) -> DeltaStream:
     dialog = _check_dialog(value)
     chosen = _check_parameters(value)
     if not dialog:
@@ -193,7 +195,7 @@ async def _start(service: Service, value: Mapping[str, Any]) -> DeltaStream:
         chosen["temperature"] = 0.0
     prompt_ids = await service.encode(messages, limit=max_length)
     params = SamplingParams(max_total_tokens=max_length, **chosen)
-    return service.engine.stream(prompt_ids, params)
+    return visit.stream(prompt_ids, params)
 
 
 def _check_dialog(value: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -12,12 +12,16 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from starlette.requests import Request
+
 from telechat.engine.outputs import Delta
 from telechat.errors import ContextLengthError
 from telechat.serve.admission import Admission
 from telechat.serve.contract import DeltaStream, ServiceEngine, ServiceModel
-from telechat.serve.errors import model_not_found, unavailable
+from telechat.serve.errors import ApiError, model_not_found, unavailable
+from telechat.serve.record import record_of
 from telechat.serve.settings import ServeSettings
+from telechat.serve.visit import Visit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,23 @@ class Service:
         """
         if name is not None and name != self.model_name:
             raise model_not_found(name, self.model_name)
+
+    def admit(self, request: Request) -> Visit:
+        """Let a request in that will make the model work. Start the engine through the visit, and close it.
+
+        Raises:
+            ApiError: 429 when the service is full or its key has used up what it may, 503 while draining.
+        """
+        record = record_of(request.scope)
+        place = self.admission.take()
+        if record.grant is not None:
+            try:
+                record.grant.enter()
+            except ApiError:
+                place.close()
+                raise
+        record.was_admitted = True
+        return Visit(self.engine, self.settings, place, record)
 
     async def encode(
         self,

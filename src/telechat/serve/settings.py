@@ -33,6 +33,9 @@ class ServeSettings:
         max_body_bytes: larger request bodies are refused with 413.
         max_pending_requests: requests being answered or waiting; further ones get 429 with Retry-After.
         max_choices: largest `n` of one request.
+        max_prompt_tokens: longer prompts are refused; None is as long as the model takes.
+        request_seconds: how long a request may take from its arrival to its last token; None is no limit.
+        log_prompts: write prompts into the access log.
         shutdown_seconds: how long running answers may take to finish once the service is told to stop.
     """
 
@@ -46,6 +49,9 @@ class ServeSettings:
     max_body_bytes: int = 4 * 1024 * 1024
     max_pending_requests: int = 256
     max_choices: int = 16
+    max_prompt_tokens: int | None = None
+    request_seconds: float | None = None
+    log_prompts: bool = False
     shutdown_seconds: int = 30
 
     def __post_init__(self) -> None:

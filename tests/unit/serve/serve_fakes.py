@@ -96,7 +96,7 @@ class FakeEngine:
 
     Attributes:
         scripts: last user message -> steps of the answer.
-        params: of the last request.
+        params, tenant: of the last request.
         num_open: streams started and not closed.
         is_alive: False as of an engine that has died.
     """
@@ -106,12 +106,13 @@ class FakeEngine:
         self.llm = FakeLLM()
         self.scripts: dict[str, Sequence[Step]] = {}
         self.params: SamplingParams | None = None
+        self.tenant = ""
         self.refusal: Exception | None = None
         self.finish_reason: Any = "stop"
         self.num_open = 0
 
-    def stream(self, prompt_ids: list[int], params: SamplingParams) -> FakeStream:
-        self.params = params
+    def stream(self, prompt_ids: list[int], params: SamplingParams, *, tenant: str = "") -> FakeStream:
+        self.params, self.tenant = params, tenant
         if self.refusal is not None:
             raise self.refusal
         question = self.llm.tokenizer.messages[-1]["content"]

@@ -27,6 +27,7 @@ from telechat.serve.openai.sampling import to_params
 from telechat.serve.openai.tools import ToolGate
 from telechat.serve.openapi import json_body
 from telechat.serve.service import Service
+from telechat.serve.visit import Visit
 
 logger = logging.getLogger(__name__)
 
@@ -63,20 +64,20 @@ def chat_router(service: Service) -> APIRouter:
         body = await read_model(request, ChatRequest, service.settings.max_body_bytes)
         service.check_model(body.model)
         with ExitStack() as stack:
-            place = service.admission.take()
-            stack.callback(place.close)
-            job = await _start(service, body)
+            visit = service.admit(request)
+            stack.callback(visit.close)
+            job = await _start(service, visit, body)
             heading = Heading(service.model_name, service.model.tokenizer.decode)
             if body.stream:
                 events = _events(service, job, heading)
-                # The place is now the response's to give back.
+                # The visit is now the response's to close.
                 return GeneratedResponse(events, headers=sse.HEADERS, on_close=stack.pop_all().close)
             return await run_while_connected(request, _whole(service, job, heading))
 
     return router
 
 
-async def _start(service: Service, body: ChatRequest) -> Job:
+async def _start(service: Service, visit: Visit, body: ChatRequest) -> Job:
     """Everything that can be refused is refused here, before a status line is sent."""
     tools = body.offered_tools
     model = service.model
@@ -88,7 +89,7 @@ async def _start(service: Service, body: ChatRequest) -> Job:
         vocab_size=model.tokenizer.vocab_size,
     )
     return Job(
-        stream=service.engine.stream(prompt_ids, params),
+        stream=visit.stream(prompt_ids, params),
         num_prompt_tokens=len(prompt_ids),
         num_choices=params.n,
         uses_tools=bool(tools),

@@ -1,0 +1,129 @@
+"""One request on its way through the service: its place, its key's limits, its deadline, its counts.
+
+Every route that makes the model work gets a visit from `Service.admit` and starts the engine through it, so
+that limits, metrics and timeouts are the same everywhere. Knows no protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from telechat.engine.outputs import Delta
+from telechat.engine.sampling_params import SamplingParams
+from telechat.errors import ContextLengthError
+from telechat.serve.admission import Place
+from telechat.serve.contract import DeltaStream, ServiceEngine
+from telechat.serve.errors import timed_out
+from telechat.serve.record import Record
+from telechat.serve.settings import ServeSettings
+
+
+class Visit:
+    """A request that was let in. `close` it once its answer is over, however that ends.
+
+    Args:
+        engine: answers its prompts.
+        settings: limits of the service.
+        place: its place among the requests under way.
+        record: what is noted about it.
+    """
+
+    def __init__(self, engine: ServiceEngine, settings: ServeSettings, place: Place, record: Record) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._place: Place | None = place
+        self.record = record
+        self._deadline: float | None = None
+        if settings.request_seconds is not None:
+            elapsed = time.monotonic() - record.started
+            self._deadline = asyncio.get_running_loop().time() + settings.request_seconds - elapsed
+
+    def stream(self, prompt_ids: Sequence[int], params: SamplingParams) -> DeltaStream:
+        """Start the answers to one prompt, counted and within the deadline.
+
+        Raises:
+            ApiError: 429 when the key has used up its tokens.
+            ContextLengthError: the prompt is longer than the service or the model takes.
+            TelechatError: the engine cannot take it; nothing was started.
+        """
+        prompt = list(prompt_ids)
+        self.take_prompt(prompt)
+        grant = self.record.grant
+        stream = self._engine.stream(prompt, params, tenant=grant.name if grant is not None else "")
+        return _CountedStream(self, stream)
+
+    def take_prompt(self, prompt_ids: Sequence[int]) -> None:
+        """Check and count a prompt that the engine is about to get (`stream` does so itself).
+
+        Raises:
+            ApiError: 429 when the key has used up its tokens.
+            ContextLengthError: it is longer than the service takes.
+        """
+        num_tokens, limit = len(prompt_ids), self._settings.max_prompt_tokens
+        if limit is not None and num_tokens > limit:
+            raise ContextLengthError(num_tokens, limit, hint="Shorten it; that is the limit of this service.")
+        if self.record.grant is not None:
+            self.record.grant.take_prompt(num_tokens)
+        self.record.num_prompt_tokens += num_tokens
+        if self._settings.log_prompts:
+            self.record.prompts.append(list(prompt_ids))
+
+    @asynccontextmanager
+    async def in_time(self) -> AsyncIterator[None]:
+        """Within it, work that lasts past the deadline is cancelled.
+
+        Raises:
+            ApiError: 504 at the deadline.
+        """
+        try:
+            async with asyncio.timeout_at(self._deadline) as scope:
+                yield
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            assert self._settings.request_seconds is not None
+            raise timed_out(self._settings.request_seconds) from None
+
+    def count(self, delta: Delta) -> None:
+        """Take note of what an answer gained."""
+        num_tokens = len(delta.token_ids)
+        if not num_tokens:
+            return
+        record = self.record
+        if record.first_token_seconds is None:
+            record.first_token_seconds = time.monotonic() - record.started
+        record.num_completion_tokens += num_tokens
+        if record.grant is not None:
+            record.grant.count_tokens(num_tokens)
+
+    def close(self) -> None:
+        """Give the place back; closing twice does no harm."""
+        if self._place is not None:
+            self._place.close()
+            self._place = None
+            if self.record.grant is not None:
+                self.record.grant.leave()
+
+
+class _CountedStream:
+    """A stream of the engine whose deltas are counted for a visit, and which ends with its deadline."""
+
+    def __init__(self, visit: Visit, stream: DeltaStream) -> None:
+        self._visit = visit
+        self._stream = stream
+        self._deltas = aiter(stream)
+
+    def __aiter__(self) -> _CountedStream:
+        return self
+
+    async def __anext__(self) -> Delta:
+        async with self._visit.in_time():
+            delta = await anext(self._deltas)
+        self._visit.count(delta)
+        return delta
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
