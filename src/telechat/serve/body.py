@@ -115,12 +115,33 @@ async def read_model(request: Request, model: type[Model], limit: int) -> Model:
     Raises:
         ApiError: 400 that names the field, 413.
     """
-    _check_content_type(request)
+    return checked(await read_json(request, limit), model)
+
+
+async def read_json(request: Request, limit: int, *, needs_type: bool = True) -> Any:
+    """The value of a JSON body.
+
+    Args:
+        needs_type: refuse a body that does not declare its type; old clients of other services send none.
+
+    Raises:
+        ApiError: 400, 413.
+    """
+    if needs_type or content_type(request):
+        _check_content_type(request)
     body = await read_body(request, limit)
     try:
-        value = parse_json(body)
+        return parse_json(body)
     except JsonError as error:
         raise bad_field(f"The request body cannot be read: {error}.", None) from error
+
+
+def checked(value: Any, model: type[Model]) -> Model:
+    """A JSON value as `model`.
+
+    Raises:
+        ApiError: 400 that names the field.
+    """
     try:
         return model.model_validate(value)
     except ValidationError as error:

@@ -40,6 +40,12 @@ def json_body(schema_name: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
+def refused(schema_name: str) -> dict[str, Any]:
+    """A `responses` entry for answers below 500 that refuse, with the schema of that name."""
+    schema = {"$ref": _REFERENCE.format(model=schema_name)}
+    return {"description": "Refused", "content": {"application/json": {"schema": schema}}}
+
+
 def install_openapi(
     app: FastAPI, models: Sequence[type[BaseModel]], schemas: Mapping[str, Mapping[str, Any]]
 ) -> None:
@@ -56,10 +62,8 @@ def install_openapi(
         for operations in document["paths"].values():
             for operation in operations.values():
                 operation["responses"].pop("422", None)
-                operation["responses"]["4XX"] = {
-                    "description": "Refused",
-                    "content": {"application/json": {"schema": {"$ref": _REFERENCE.format(model="Error")}}},
-                }
+                # A route with errors of its own shape has said so.
+                operation["responses"].setdefault("4XX", refused("Error"))
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
