@@ -57,10 +57,14 @@ def run(args: argparse.Namespace) -> int:
     if args.model is None:
         return 0
     from telechat.checkpoint import check_folder, resolve_model
+    from telechat.checkpoint.hub import DEMO
 
     report = check_folder(resolve_model(args.model))
     problems = [*report.problems, *tokenizer_problems(report)]
-    print_section("model", [*model_rows(report), *(("problem", problem) for problem in problems)])
+    rows = model_rows(report)
+    if report.is_complete:
+        rows.append(("executor", executor_text(report.folder, is_demo=args.model == DEMO)))
+    print_section("model", [*rows, *(("problem", problem) for problem in problems)])
     print_section("verdict", [("model", "not usable" if problems else "complete")])
     return 1 if problems else 0
 
@@ -195,6 +199,14 @@ def model_rows(report: FolderReport) -> list[tuple[str, str]]:
     )
     rows.append(("tokenizer", ", ".join(report.tokenizer_files) or "none"))
     return rows
+
+
+def executor_text(folder: Path, *, is_demo: bool) -> str:
+    """What the engine would run this model with on the device `auto` takes."""
+    from telechat.engine.loading import expected_executor
+
+    # The demo model is deterministic unless told otherwise.
+    return expected_executor(folder, deterministic=is_demo)
 
 
 def tokenizer_problems(report: FolderReport) -> list[str]:

@@ -13,12 +13,16 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 
 from telechat.checkpoint import load_model, read_config
-from telechat.device import CPU, resolve_device
+from telechat.checkpoint.folder import CONFIG, read_json
+from telechat.checkpoint.loader import choose_dtype
+from telechat.checkpoint.weights import open_weights
+from telechat.device import CPU, dtype_name, resolve_device
 from telechat.engine.plan import CachePlan, cache_memory, default_block_size, plan_cache, workspace_bytes
 from telechat.engine.sampling_params import SamplingParams
 from telechat.engine.scheduler import MOST_PROMPT_ROWS
 from telechat.errors import ConfigError, RequestError
-from telechat.models import TeleChatModel, count_parameters
+from telechat.models import TeleChatModel, build_model, count_parameters
+from telechat.models.executors import foresee_executor
 from telechat.models.paged import Executor
 from telechat.parallel.executor import TensorParallelExecutor
 from telechat.tokenizer import Tokenizer
@@ -37,10 +41,33 @@ _SMALL_MODEL_PARAMETERS = 500_000_000
 
 def load_weights(folder: Path, *, device: str, dtype: str, **settings: Any) -> TeleChatModel:
     """`load_model`, but small models compute in fp32 on a CPU unless told otherwise."""
-    is_on_cpu = resolve_device(device) == CPU
-    if dtype == "auto" and is_on_cpu and count_parameters(read_config(folder)) <= _SMALL_MODEL_PARAMETERS:
+    if dtype == "auto" and _computes_in_fp32(folder, resolve_device(device)):
         dtype = "float32"
     return load_model(folder, device=device, dtype=dtype, **settings)
+
+
+def _computes_in_fp32(folder: Path, device: torch.device) -> bool:
+    return device == CPU and count_parameters(read_config(folder)) <= _SMALL_MODEL_PARAMETERS
+
+
+def expected_executor(folder: Path, *, device: str = "auto", deterministic: bool = False) -> str:
+    """What an `LLM` of this folder would compute with here, and why not with something faster.
+
+    Reads the configuration and the files' headers; no weights.
+
+    Args:
+        deterministic: as in `LLM`.
+
+    Raises:
+        CheckpointError, ConfigError, DeviceError: as loading.
+    """
+    place = resolve_device(device)
+    if _computes_in_fp32(folder, place):
+        dtype = torch.float32
+    else:
+        dtype = choose_dtype("auto", read_json(folder / CONFIG), open_weights(folder), place)
+    model = build_model(read_config(folder), device="meta", target=place, dtype=dtype)
+    return f"{foresee_executor(model, place, deterministic=deterministic)}, {dtype_name(dtype)}"
 
 
 def check_positive(**settings: int | None) -> None:

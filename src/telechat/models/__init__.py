@@ -1,8 +1,9 @@
 """What TeleChat is: configuration, parameter table, decoder, cache and the published sizes."""
 
+from telechat.models.building import build_model, initialise
 from telechat.models.cache import KVCache
 from telechat.models.config import TeleChatConfig
-from telechat.models.decoder import RopeMode, TeleChatModel, Trace, build_model, initialise
+from telechat.models.decoder import RopeMode, TeleChatModel, Trace
 from telechat.models.parameters import (
     Parameter,
     count_active_parameters,

@@ -11,7 +11,7 @@ from telechat.models.decoder import TeleChatModel
 from telechat.models.fused import FusedExecutor, fused_obstacle
 from telechat.models.native import NativeExecutor, native_obstacle
 from telechat.models.paged import Executor, TorchExecutor
-from telechat.ops.fused import choose_fused_kernels
+from telechat.ops.fused import FusedKernels, choose_fused_kernels
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,23 @@ def choose_executor(
     return executor
 
 
+def foresee_executor(model: TeleChatModel, device: torch.device, *, deterministic: bool = False) -> str:
+    """What `choose_executor` would take on `device` for a model that is not there yet, in words.
+
+    Args:
+        model: its weights may be on `meta`.
+        deterministic: as for `choose_executor`.
+    """
+    if device.type == CPU.type:
+        obstacle = native_obstacle(model, device=device)
+        kind = "CPU kernels"
+    else:
+        kernels = _accelerator_kernels(model, device, deterministic=deterministic)
+        obstacle = kernels if isinstance(kernels, str) else None
+        kind = "" if isinstance(kernels, str) else f"{kernels.name} kernels"
+    return f"{kind} on {device}" if obstacle is None else f"torch modules on {device} ({obstacle})"
+
+
 def _on_cpu(
     model: TeleChatModel, *, deterministic: bool, kv_dtype: torch.dtype | None, consume: bool
 ) -> Executor:
@@ -49,14 +66,17 @@ def _on_cpu(
 
 
 def _on_accelerator(model: TeleChatModel, *, deterministic: bool, kv_dtype: torch.dtype | None) -> Executor:
+    kernels = _accelerator_kernels(model, model.device, deterministic=deterministic)
+    if isinstance(kernels, str):
+        return TorchExecutor(model, kv_dtype=kv_dtype, deterministic=deterministic, why_torch=kernels)
+    return FusedExecutor(model, kernels, kv_dtype=kv_dtype)
+
+
+def _accelerator_kernels(
+    model: TeleChatModel, device: torch.device, *, deterministic: bool
+) -> FusedKernels | str:
+    """The fused kernels for this model, or why there are none."""
     if deterministic:
         # Which product multiplies depends on the number of rows there.
-        obstacle: str | None = "a row's result shall not depend on the others"
-    else:
-        obstacle = fused_obstacle(model)
-    if obstacle is None:
-        kernels = choose_fused_kernels(model.device, model.dtype, model.config.hidden_size)
-        if not isinstance(kernels, str):
-            return FusedExecutor(model, kernels, kv_dtype=kv_dtype)
-        obstacle = kernels
-    return TorchExecutor(model, kv_dtype=kv_dtype, deterministic=deterministic, why_torch=obstacle)
+        return "a row's result shall not depend on the others"
+    return fused_obstacle(model) or choose_fused_kernels(device, model.dtype, model.config.hidden_size)

@@ -6,9 +6,7 @@ rows whose results are wanted, V vocabulary. Knows nothing of requests.
 
 from __future__ import annotations
 
-import itertools
 import logging
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +58,7 @@ class NativeExecutor:
 
     def _start(self) -> None:
         self._decoder: Decoder | None = None
+        self._sums = AlternatingSums(self.weights.sums) if self.weights.sums else None
         self._num_blocks = self._block_size = 0
 
     @property
@@ -109,7 +108,7 @@ class NativeExecutor:
             eps=config.norm_eps,
             residual_post_norm=config.residual_post_layernorm,
             deterministic=self.deterministic,
-            reduce=_alternating(weights.sums) if weights.sums else None,
+            reduce=self._sums,
         )
         self._num_blocks, self._block_size = num_blocks, block_size
 
@@ -136,6 +135,8 @@ class NativeExecutor:
             x = transformer.word_embeddings_layernorm(x)
         x = x.float()
         cos, sin = rotary_rows(model.rotary, batch.positions_T, batch.rope_runs)
+        if self._sums is not None:
+            self._sums.restart()
         return x, self._decoder(x, cos, sin, batch.slots_T, batch.sequences, logit_rows_L)
 
     def describe(self) -> str:
@@ -171,11 +172,18 @@ def check_batch(batch: PagedBatch, num_blocks: int, block_size: int) -> None:
     assert not len(rows) or (rows.min() >= 0 and rows.max() < num_tokens), "wanted rows are not in the batch"
 
 
-def native_obstacle(model: TeleChatModel, *, kv_dtype: torch.dtype | None = None) -> str | None:
-    """Why the CPU kernels cannot run this model, or None. Builds the kernels if need be."""
+def native_obstacle(
+    model: TeleChatModel, *, kv_dtype: torch.dtype | None = None, device: torch.device | None = None
+) -> str | None:
+    """Why the CPU kernels cannot run this model, or None. Builds the kernels if need be.
+
+    Args:
+        device: where the model will be, if it is not there yet.
+    """
     config = model.config
-    if model.device.type != CPU.type:
-        return f"the model is on {model.device}"
+    place = device or model.device
+    if place.type != CPU.type:
+        return f"the model is on {place}"
     if model.dtype not in FORMATS:
         return f"the weights are {str(model.dtype).removeprefix('torch.')}, not float32 or bfloat16"
     for name, module in model.named_modules():
@@ -186,13 +194,23 @@ def native_obstacle(model: TeleChatModel, *, kv_dtype: torch.dtype | None = None
     return form or library.obstacle()
 
 
-def _alternating(sums: tuple[OutputSum, OutputSum]) -> Callable[[Tensor], None]:
-    """The kernels' reduction: they call it after attention and after the feed-forward, in turn."""
-    turns = itertools.cycle(sums)
+class AlternatingSums:
+    """The kernels' reduction: they call it after attention and after the feed-forward, in turn.
 
-    def reduce(values: Tensor) -> None:
-        summed = next(turns).add_up(values)
+    `restart` comes before every step: one that failed may have ended after any of its sums.
+    """
+
+    def __init__(self, sums: tuple[OutputSum, OutputSum]) -> None:
+        self._sums = sums
+        self.restart()
+
+    def restart(self) -> None:
+        """The next call is the one after the first layer's attention."""
+        self._num_calls = 0
+
+    def __call__(self, values: Tensor) -> None:
+        """Replace fp32 values [n] by their sum over ranks."""
+        summed = self._sums[self._num_calls % 2].add_up(values)
+        self._num_calls += 1
         if summed is not values:
             values.copy_(summed)
-
-    return reduce

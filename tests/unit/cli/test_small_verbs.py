@@ -41,6 +41,23 @@ def test_doctor_accepts_a_sound_folder(tiny_model_folder: Path, capsys: pytest.C
     assert "attention auto" in model_part and "takes " in model_part
 
 
+def test_doctor_names_what_would_run_the_model(
+    tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from telechat.engine import LLM
+    from telechat.ops.cpu import library
+
+    def executor_row() -> str:
+        assert main(["doctor", str(tiny_model_folder)]) == 0
+        [row] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  executor ")]
+        return row
+
+    used = LLM(tiny_model_folder).executor.describe()
+    assert ("CPU kernels" in used) == ("CPU kernels on cpu, float32" in executor_row())
+    monkeypatch.setattr(library, "_attempt", lambda: "no C compiler was found")
+    assert "torch modules on cpu (no C compiler was found), float32" in executor_row()
+
+
 def test_doctor_lists_problems(
     tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

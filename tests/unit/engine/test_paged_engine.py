@@ -186,6 +186,39 @@ def test_vectors_beside_answers() -> None:
     assert first.text + rest == tiny_llm().chat([{"role": "user", "content": "hi"}], GREEDY).text
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("answers_first", [False, True])
+def test_an_answer_and_a_vector_of_one_prompt_in_one_step(
+    *, deterministic: bool, answers_first: bool
+) -> None:
+    """Neither may read keys of the other's blocks that the step has yet to compute."""
+    [prompt] = random_prompts(1, seed=11, longest=1)
+    prompt = [*prompt, *range(20, 90)]
+    alone = tiny_llm(deterministic=deterministic)
+    [expected] = alone.generate([prompt], GREEDY)
+    [vector] = alone.embed([prompt], pooling="last")
+    llm = tiny_llm(deterministic=deterministic)
+    embedded = llm.intake.make_embedding(prompt, "last")
+    if answers_first:
+        request = add(llm, prompt)
+        llm.engine.add(embedded)
+    else:
+        llm.engine.add(embedded)
+        request = add(llm, prompt)
+    also_embedded = llm.intake.make_embedding(prompt, "last")
+    llm.engine.add(also_embedded)
+    llm.engine.step()
+    assert llm.engine.num_steps == 1 and len(request.token_ids) == 1
+    finish(llm)
+    assert request.token_ids == expected.outputs[0].token_ids
+    for one in (embedded, also_embedded):
+        assert one.pooled is not None
+        torch.testing.assert_close(one.pooled, vector.embedding, atol=1e-4, rtol=1e-4)
+    # What any of them has left in the cache is right as well.
+    [again] = llm.generate([prompt], GREEDY)
+    assert again.num_cached_tokens > 0 and again.outputs == expected.outputs
+
+
 def test_prompts_that_have_no_vector() -> None:
     llm = tiny_llm()
     with pytest.raises(PromptError, match="empty"):

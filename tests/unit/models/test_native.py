@@ -14,6 +14,7 @@ from tests.unit.ops.cpu.conftest import skip_without_kernels
 from torch import Tensor, nn
 
 from telechat.layers.rotary import RopeSettings
+from telechat.layers.sums import OutputSum
 from telechat.models import TeleChatConfig, TeleChatModel, build_model
 from telechat.models.executors import choose_executor
 from telechat.models.native import NativeExecutor, check_batch, native_obstacle
@@ -133,6 +134,36 @@ def test_hidden_states() -> None:
     drivers = [Driver(TorchExecutor(model, kernels=REFERENCE)), Driver(native(model))]
     expected, found = (driver.executor.hidden_states(driver.batch({"a": ids})) for driver in drivers)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_sums_begin_anew_after_a_step_that_failed() -> None:
+    """A step may fail behind any of its sums; those of attention and feed-forward must not change places."""
+    model = model_of(BASE)
+    ids = text(9, 1)
+    expected = Driver(native(model)).run({"a": ids})["a"]
+    calls: list[str] = []
+    failing_at = [1]
+
+    def add_up(name: str) -> Any:
+        def sum_over_ranks(values: Tensor) -> Tensor:
+            calls.append(name)
+            if len(calls) == failing_at[0]:
+                raise RuntimeError("a rank is gone")
+            return values
+
+        return sum_over_ranks
+
+    for block in model.transformer.blocks:
+        block.self_attention.register_forward_hook(OutputSum(add_up("attention")))
+        block.mlp.register_forward_hook(OutputSum(add_up("feed-forward")))
+    executor = native(model)
+    with pytest.raises(RuntimeError, match="a rank is gone"):
+        Driver(executor).run({"a": ids})
+    assert calls == ["attention"]
+    calls.clear()
+    failing_at[0] = 0
+    torch.testing.assert_close(Driver(executor).run({"a": ids})["a"], expected)
+    assert calls == ["attention", "feed-forward"] * len(model.transformer.blocks)
 
 
 def test_a_step_without_logits() -> None:
