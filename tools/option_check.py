@@ -1,44 +1,45 @@
 """Does some test fail when an option is ignored? Takes each option's effect away in turn and runs its tests.
 
-Works on a copy of the tree in which the command-line parser forgets one option of one verb: whatever is typed
-for it, the verb sees its default. The tests that mention the option then have to fail; an option with which
-they still pass is reported as survived. Some minutes for all; name verbs or options to check fewer:
+In a copy of the tree it first runs the unit tests of the command line and notes which options each of them
+gives. Then, for every option of every verb, it runs the tests that give it while the parser forgets it:
+whatever is typed, the verb sees the default. Some test then has to fail that passes by itself when nothing is
+forgotten; otherwise the option has survived. Tests of whole deployments (e2e) are left out as too slow.
 
-    python tools/option_check.py chat --seed
+    python tools/option_check.py            all
+    python tools/option_check.py chat seed  all options of `chat`, and `--seed` of every verb
+
+`--results FILE` keeps what was found, and what the file holds already is not checked again unless the command
+line or the test that noticed has changed since. Every run of tests is a fork of one process, so that torch is
+imported once. It runs where there is `os.fork`: not on Windows.
 """
 
 from __future__ import annotations
 
+import argparse
+import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from typing import Any, TypeVar
+
+import forgetful
 
 ROOT = Path(__file__).resolve().parents[1]
-# Printing help or a version, or showing a traceback, is argparse's work or that of the entry point itself.
-NOT_OPTIONS = {"help", "version", "debug"}
-FORGET = """
-
-import os as _os
-
-_verb, _, _name = _os.environ.get("TELECHAT_FORGET", "").partition(":")
-_parse = CommandParser.parse
-
-
-def _forgetful(self, argv):
-    args = _parse(self, argv)
-    if _name and self.prog == _verb:
-        setattr(args, _name, self.get_default(_name))
-    return args
-
-
-CommandParser.parse = _forgetful
-"""
+COMMAND_LINE = "src/telechat/cli"
+# Imported before the forks, because each of them needs these and they take seconds.
+HEAVY = ("hypothesis", "pytest", "torch", "telechat.engine", "telechat.serve.server", "telechat.evals.demo")
+# A forgotten option may leave a test waiting for ever; that is noticed too.
+TEST_SECONDS = 120
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,31 @@ class Option:
     spellings: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.command} {self.spellings[0]}"
+        long = [spelling for spelling in self.spellings if spelling.startswith("--")]
+        return f"{self.command} {(long or self.spellings)[0]}"
+
+    @property
+    def key(self) -> str:
+        """As forgetful.py names it."""
+        return f"{self.command}:{self.name}"
+
+    def is_named_by(self, word: str) -> bool:
+        """Whether `word` is the option's verb, or the option with or without its dashes."""
+        return word == self.command.split(" ", 1)[1] or word in {name.lstrip("-") for name in self.spellings}
+
+
+@dataclass
+class Runs:
+    """What a run of tests showed, by the tests' ids."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Called by pytest after each phase of a test."""
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
+        if report.failed and report.nodeid not in self.failed:
+            self.failed.append(report.nodeid)
 
 
 def all_options() -> list[Option]:
@@ -65,77 +90,239 @@ def all_options() -> list[Option]:
         parser = CommandParser(command, summary=verb.summary, examples=module.EXAMPLES)
         module.add_arguments(parser)
         for action in parser._actions:
-            if action.dest not in NOT_OPTIONS:
-                spellings = tuple(action.option_strings) or (action.dest.upper(),)
-                options.append(Option(command, action.dest, spellings))
+            spellings = tuple(action.option_strings) or (action.dest.upper(),)
+            options.append(Option(command, action.dest, spellings))
     return options
 
 
-def tests_of(option: Option, tree: Path) -> list[str]:
-    """Test files that mention the option; for a positional argument, those that mention its verb."""
-    words = [re.escape(word) for word in option.spellings if word.startswith("--")]
-    # A word as a string by itself, at the start of one, or before a space: not `--top-k` in `--top-kk`.
-    pattern = re.compile(
-        "|".join(rf"{word}(?![\w-])" for word in words) or rf"\b{option.command.split()[-1]}\b"
-    )
-    verb = re.compile(rf"\b{option.command.split()[-1]}\b")
-    found = []
-    for path in (tree / "tests").rglob("test_*.py"):
-        text = path.read_text(encoding="utf-8")
-        if verb.search(text) and pattern.search(text.replace("_", "-") if words else text):
-            found.append(str(path.relative_to(tree)))
-    # The commands' own tests are quick and the likeliest to notice; those of a whole deployment come last.
-    return sorted(found, key=lambda name: ("unit/cli" not in name, "e2e" in name, name))
-
-
-def passes(files: tuple[str, ...], tree: Path, forget: str = "") -> bool:
-    """Whether the tests in these files pass while the option `forget`, "verb:name", is ignored."""
-    environment = os.environ | {"PYTHONPATH": str(tree / "src"), "TELECHAT_FORGET": forget}
-    words = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files]
-    run = subprocess.run(words, cwd=tree, env=environment, capture_output=True, text=True)
-    if run.returncode not in (0, 1):
-        raise RuntimeError(f"pytest did not run for {forget}:\n{run.stdout[-2000:]}{run.stderr[-2000:]}")
-    return run.returncode == 0
-
-
-def is_noticed(option: Option, tree: Path, healthy: dict[str, bool]) -> bool:
-    """Whether some test that passes otherwise fails when the option is forgotten.
-
-    `healthy` remembers for each test file whether it passes with nothing forgotten.
-    """
-    for name in tests_of(option, tree):
-        if name not in healthy:
-            healthy[name] = passes((name,), tree)
-        if healthy[name] and not passes((name,), tree, f"{option.command}:{option.name}"):
-            return True
-    return False
-
-
-def main(words: list[str]) -> int:
-    """Check the options that `words` (verbs, options) name, or all; returns 1 when one survived."""
-    options = [
-        option
-        for option in all_options()
-        if not words or option.command.split(" ", 1)[1] in words or set(option.spellings) & set(words)
-    ]
-    survived = []
-    healthy: dict[str, bool] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder) / "tree"
-        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
-        for name in listed.stdout.splitlines():
+def copy_tree(tree: Path) -> None:
+    """Copy the files that git tracks, as they are now."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in listed.stdout.split("\0"):
+        if name and (ROOT / name).is_file():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, tree / name)
-        with open(tree / "src/telechat/cli/parser.py", "a", encoding="utf-8") as parser_file:
-            parser_file.write(FORGET)
-        for number, option in enumerate(options, start=1):
-            noticed = is_noticed(option, tree, healthy)
-            print(f"[{number}/{len(options)}] {option}: {'noticed' if noticed else 'SURVIVED'}", flush=True)
-            if not noticed:
-                survived.append(option)
-    print(f"{len(options) - len(survived)} of {len(options)} options have a test that notices")
+
+
+def enter(tree: Path, hooks: Path) -> None:
+    """Work in the copy from now on, with the hooks in this process and in all that it starts."""
+    hooks.mkdir()
+    shutil.copy2(ROOT / "tools" / "forgetful.py", hooks)
+    (hooks / "sitecustomize.py").write_text("import forgetful\n\nforgetful.install()\n", encoding="utf-8")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(hooks), str(tree / "src")])
+    # Threads do not survive a fork, and the tests run beside each other.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.pop(forgetful.FORGET, None)
+    os.chdir(tree)
+    sys.path.insert(0, str(tree / "src"))
+    forgetful.install()
+    forgetful.install_at_entry()
+    for name in HEAVY:
+        import_module(name)
+    import telechat
+
+    assert Path(str(telechat.__file__)).is_relative_to(tree)
+
+
+def in_forks(
+    work: Callable[[_Item, Path], Any], items: Iterable[_Item], folder: Path, jobs: int
+) -> Iterator[tuple[_Item, Any]]:
+    """Each item with what `work(item, folder of its own)` returns in a fork, as JSON; `jobs` side by side.
+
+    Raises:
+        RuntimeError: a fork ended without a result.
+    """
+    waiting = list(items)
+    running: dict[int, tuple[_Item, Path]] = {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            item = waiting.pop(0)
+            own = Path(tempfile.mkdtemp(dir=folder))
+            child = os.fork()
+            if not child:
+                _work_and_leave(work, item, own)
+            running[child] = (item, own)
+        child, _ = os.wait()
+        item, own = running.pop(child)
+        result = own / "result.json"
+        if not result.is_file():
+            raise RuntimeError(f"{item} ended without a result:\n{_last_output(own)}")
+        found = json.loads(result.read_text(encoding="utf-8"))
+        shutil.rmtree(own, ignore_errors=True)
+        yield item, found
+
+
+def _work_and_leave(work: Callable[[_Item, Path], Any], item: _Item, own: Path) -> None:
+    """The life of a fork: it must never return into what its parent was doing."""
+    try:
+        with open(own / "output.txt", "w", encoding="utf-8") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+        text = json.dumps(work(item, own))
+        (own / "part").write_text(text, encoding="utf-8")
+        (own / "part").rename(own / "result.json")
+    except BaseException:  # noqa: BLE001 - the end of a process: its parent reads what was wrong
+        import traceback
+
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)
+
+
+def _last_output(own: Path) -> str:
+    """The ends of what a fork and its own forks printed."""
+    texts = [path.read_text(encoding="utf-8", errors="replace") for path in own.rglob("output.txt")]
+    return "\n".join(text[-3000:] for text in texts)
+
+
+def run_tests(tests: list[str], own: Path, *, stop_at_failure: bool) -> Runs:
+    """Run these test files or tests in this process, which must not have run any before."""
+    import pytest
+
+    runs = Runs()
+    words = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--timeout={TEST_SECONDS}"]
+    words += ["--basetemp", str(own / "temporary"), *(["-x"] if stop_at_failure else []), *tests]
+    code = pytest.main(words, plugins=[runs])
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) or not runs.seconds:
+        raise RuntimeError(f"pytest ended with {code!r} for {tests[:3]}")
+    return runs
+
+
+@dataclass
+class Notes:
+    """Which tests pass when nothing is forgotten, how long they take, and which options they give."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    givers: dict[str, set[str]] = field(default_factory=dict)
+
+    def tests_of(self, option: Option) -> list[str]:
+        """The tests that give the option, the shortest first."""
+        tests = self.givers.get(option.key, set()) & self.seconds.keys()
+        return sorted(tests, key=lambda test: (self.seconds[test], test))
+
+
+def test_files(options: list[Option]) -> list[str]:
+    """The test files that use the command line and mention a verb of these options, relative to the tree."""
+    verbs = "|".join(sorted({option.command.split()[-1] for option in options}))
+    uses = re.compile(r"telechat\.cli|\"telechat\"")
+    mentions = re.compile(rf"\b({verbs})\b|\bVERBS\b")
+    found = []
+    for path in sorted(Path("tests/unit").rglob("test_*.py")):
+        text = path.read_text(encoding="utf-8")
+        if uses.search(text) and mentions.search(text):
+            found.append(str(path))
+    return found
+
+
+def take_notes(file: str, own: Path) -> dict[str, Any]:
+    """Run a test file with nothing forgotten: the seconds of each test that passes, and the options given."""
+    notes = own / "notes.jsonl"
+    os.environ[forgetful.NOTES] = str(notes)
+    runs = run_tests([file], own, stop_at_failure=False)
+    lines = notes.read_text(encoding="utf-8").splitlines() if notes.is_file() else []
+    passed = {test: seconds for test, seconds in runs.seconds.items() if test not in runs.failed}
+    return {"seconds": passed, "given": [json.loads(line) for line in lines]}
+
+
+def all_notes(options: list[Option], folder: Path, jobs: int) -> Notes:
+    """Notes on the tests of these options."""
+    notes = Notes()
+    for file, found in in_forks(take_notes, test_files(options), folder, jobs):
+        notes.seconds |= found["seconds"]
+        for test, keys in found["given"]:
+            for key in keys:
+                notes.givers.setdefault(key, set()).add(test)
+        print(f"{file}: {len(found['seconds'])} tests pass", flush=True)
+    return notes
+
+
+def who_notices(option: Option, tests: list[str], own: Path) -> str | None:
+    """The first of `tests` that fails when the option is forgotten and passes alone when nothing is."""
+
+    def forgetting(some: list[str], place: Path) -> list[str]:
+        os.environ[forgetful.FORGET] = option.key
+        return run_tests(some, place, stop_at_failure=True).failed
+
+    def remembering(some: list[str], place: Path) -> list[str]:
+        return run_tests(some, place, stop_at_failure=True).failed
+
+    left = tests
+    while left:
+        ((_, failed),) = in_forks(forgetting, [left], own, 1)
+        if not failed:
+            return None
+        ((_, fails_anyway),) = in_forks(remembering, [failed[:1]], own, 1)
+        if not fails_anyway:
+            return str(failed[0])
+        left = [test for test in left if test != failed[0]]
+    return None
+
+
+def fingerprint(tree: Path, test: str) -> str:
+    """A hash of what decides whether `test` notices: the command line's modules and the test's file."""
+    digest = hashlib.sha256()
+    for path in (*sorted((tree / COMMAND_LINE).glob("*.py")), tree / test.partition("::")[0]):
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()[:16]
+
+
+def check(options: list[Option], tree: Path, results: Path, jobs: int) -> list[Option]:
+    """Check the options that `results` does not answer yet; returns those that survived."""
+    known = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
+    valid = {
+        key: found
+        for key, found in known.items()
+        if found["noticed_by"] and found["fingerprint"] == fingerprint(tree, found["noticed_by"])
+    }
+    to_do = [option for option in options if option.key not in valid]
+    print(f"{len(options)} options, {len(options) - len(to_do)} of them checked before", flush=True)
+    if not to_do:
+        return []
+    folder = tree.parent
+    notes = all_notes(to_do, folder, jobs)
+    survived = []
+
+    def look(option: Option, own: Path) -> str | None:
+        return who_notices(option, notes.tests_of(option), own)
+
+    for number, (option, test) in enumerate(in_forks(look, to_do, folder, jobs), start=1):
+        print(f"[{number}/{len(to_do)}] {option}: {f'noticed by {test}' if test else 'SURVIVED'}", flush=True)
+        known[option.key] = {"noticed_by": test, "fingerprint": fingerprint(tree, test or "")}
+        results.parent.mkdir(parents=True, exist_ok=True)
+        results.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        if test is None:
+            survived.append(option)
+    return survived
+
+
+def main() -> int:
+    """Check the options that the words name, or all; returns 1 when one survived."""
+    parser = argparse.ArgumentParser(prog="option_check", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="verbs, or options without their dashes (default: all)")
+    parser.add_argument("--results", type=Path, help="keep what was found in this .json file")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="tests run side by side")
+    words = parser.parse_args()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder).resolve() / "tree"
+        results = (words.results or tree.parent / "results.json").absolute()
+        copy_tree(tree)
+        enter(tree, tree.parent / "hooks")
+        options = all_options()
+        for name in words.names:
+            if not any(option.is_named_by(name) for option in options):
+                parser.error(f"no verb or option is named {name}")
+        if words.names:
+            options = [option for option in options if any(map(option.is_named_by, words.names))]
+        survived = check(options, tree, results, max(1, words.jobs))
+    minutes = (time.monotonic() - started) / 60
+    num_noticed = len(options) - len(survived)
+    print(f"{num_noticed} of {len(options)} options have a test that notices; {minutes:.1f} minutes")
+    for option in survived:
+        print(f"survived: {option}")
     return 1 if survived else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

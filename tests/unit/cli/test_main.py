@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import subprocess
 import sys
 import types
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from telechat import __version__
 from telechat.cli import main as entry
 from telechat.cli.main import main
 from telechat.cli.parser import CommandParser
-from telechat.cli.verbs import VERBS
+from telechat.cli.verbs import VERBS, Verb
 from telechat.errors import CheckpointError
+from telechat.logs import LEVELS
 
 
 def install(monkeypatch: pytest.MonkeyPatch, run: object) -> None:
@@ -140,7 +145,7 @@ def test_group_overview(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: "-".join(verb.words))
 def test_help_of_each_verb_ends_with_two_commands_that_parse(
-    verb: entry.Verb, capsys: pytest.CaptureFixture[str]
+    verb: Verb, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([*verb.words, "--help"])
@@ -155,9 +160,65 @@ def test_help_of_each_verb_ends_with_two_commands_that_parse(
         assert found is not None
         shown.add(found)
         parser = CommandParser("telechat", summary="x", examples=[])
-        entry.import_module(found.module).add_arguments(parser)
+        import_module(found.module).add_arguments(parser)
         parser.parse(words[len(found.words) :])
     assert verb in shown
+
+
+def example_of(verb: Verb) -> list[str]:
+    """The words of a command of this verb that parses."""
+    examples = [shlex.split(line)[1:] for line in import_module(verb.module).EXAMPLES]
+    return next(words for words in examples if tuple(words[: len(verb.words)]) == verb.words)
+
+
+@pytest.fixture
+def plain_log() -> Iterator[None]:
+    """Afterwards the log is as it was."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: "-".join(verb.words))
+def test_log_level_of_each_verb(
+    verb: Verb, plain_log: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: object) -> int:
+        for level in LEVELS:
+            logging.getLogger("telechat.test").log(getattr(logging, level.upper()), "said at %s", level)
+        return 0
+
+    monkeypatch.setattr(import_module(verb.module), "run", run)
+    for number, level in enumerate(LEVELS):
+        assert main([*example_of(verb), "--log-level", level]) == 0
+        shown = capsys.readouterr().err
+        assert [f"said at {each}" in shown for each in LEVELS] == [
+            index >= number for index in range(len(LEVELS))
+        ]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: "-".join(verb.words))
+def test_debug_of_each_verb_shows_the_traceback(
+    verb: Verb, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: object) -> int:
+        raise CheckpointError("The folder is empty.")
+
+    monkeypatch.setattr(import_module(verb.module), "run", run)
+    assert main(example_of(verb)) == 1
+    assert capsys.readouterr().err == "error: The folder is empty.\n"
+    with pytest.raises(CheckpointError):
+        main([*example_of(verb), "--debug"])
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: "-".join(verb.words))
+def test_version_of_each_verb(verb: Verb, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*verb.words, "--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"telechat {__version__}\n"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
