@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import sys
+import urllib.error
 import urllib.request
 
 ROUTE = "/telechat/gptDialog/v4"
@@ -26,15 +27,31 @@ def main() -> int:
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get("TELECHAT_API_KEY"):
         headers["Authorization"] = f"Bearer {key}"
-    request = urllib.request.Request(args.url + ROUTE, json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(request) as response:
-        answer = json.load(response)
+    try:
+        request = urllib.request.Request(args.url + ROUTE, json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request) as response:
+            answer = json.load(response)
+    except (OSError, ValueError) as error:
+        print(f"no answer from {args.url}: {reason(error)}", file=sys.stderr)
+        return 1
 
     if "content" not in answer:
         print(f"error {answer['code']}: {answer['message']}", file=sys.stderr)
         return 1
     print(answer["content"])
     return 0
+
+
+def reason(error: Exception) -> str:
+    """Why there is no answer, in a line: the service is not running, or it has refused the request."""
+    if isinstance(error, urllib.error.HTTPError):
+        try:
+            return f"{error.code} {json.load(error)['error']['message']}"
+        except (ValueError, KeyError, TypeError):
+            return f"{error.code} {error.reason}"
+    if isinstance(error, urllib.error.URLError):
+        return f"{error.reason}. Is it running? Start it with: telechat serve"
+    return str(error)
 
 
 if __name__ == "__main__":
