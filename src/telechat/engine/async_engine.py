@@ -10,20 +10,23 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import sys
 import threading
 import weakref
+from array import array
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from telechat.engine.channel import Add, Cancel, Letter, Order, Report
+from telechat.engine.channel import Add, Cancel, Embed, Letter, Order, Report
 from telechat.engine.engine_process import EngineDiedError, EngineProcess, Ready
 from telechat.engine.engine_thread import EngineThread
+from telechat.engine.grammar import GrammarCompiler
 from telechat.engine.intake import Intake
 from telechat.engine.llm import LLM
 from telechat.engine.loop import EngineClosedError, EngineLoop
-from telechat.engine.outputs import Delta, EngineStats
+from telechat.engine.outputs import Delta, EngineStats, Pooling
 from telechat.engine.sampling_params import SamplingParams
 from telechat.errors import TelechatError
 from telechat.tokenizer import Tokenizer
@@ -63,8 +66,15 @@ class RemoteModel:
     @classmethod
     def of(cls, ready: Ready, tokenizer: Tokenizer) -> RemoteModel:
         """From what the process told."""
+        settings = ready.intake_settings
+        # Grammars are compiled here as well, so that a bad one is refused before the engine hears of it.
+        compiler = GrammarCompiler(
+            tokenizer, vocab_size=settings["vocab_size"], eos_token_ids=settings["eos_token_ids"]
+        )
         intake = Intake(
-            lambda skip: tokenizer.stream_decoder(skip_special_tokens=skip), **ready.intake_settings
+            lambda skip: tokenizer.stream_decoder(skip_special_tokens=skip),
+            compile_grammar=compiler,
+            **settings,
         )
         return cls(ready.name, tokenizer, ready.max_model_len, ready.default_params, intake)
 
@@ -74,6 +84,8 @@ class Worker(Protocol):
 
     @property
     def is_alive(self) -> bool: ...
+    @property
+    def num_restarts(self) -> int: ...
     def send(self, order: Order) -> None: ...
     def close(self) -> None: ...
 
@@ -213,6 +225,16 @@ class AsyncEngine:
         """Requests are taken: not closed, and the engine's process, if it has one, runs."""
         return not self._is_closed and self.worker.is_alive
 
+    @property
+    def num_restarts(self) -> int:
+        """How often the engine's process died and was started again."""
+        return self.worker.num_restarts
+
+    @property
+    def replicas(self) -> tuple[AsyncEngine, ...]:
+        """Itself: those who watch engines ask several that share the work in the same way."""
+        return (self,)
+
     def stream(
         self, prompt_ids: Sequence[int], params: SamplingParams, *, tenant: str = "", priority: int = 0
     ) -> Stream:
@@ -230,21 +252,53 @@ class AsyncEngine:
         """
         prompt = list(prompt_ids)
         self.llm.intake.check(prompt, params)
+        return self._send(params.n, lambda key: Add(key, prompt, params, tenant, priority))
+
+    async def embed(
+        self,
+        prompt_ids: Sequence[int],
+        pooling: Pooling = "mean",
+        *,
+        normalize: bool = False,
+        tenant: str = "",
+    ) -> array[float]:
+        """The vector of a prompt, from the model's final hidden states: fp32 [hidden].
+
+        Args:
+            pooling: `mean` of all tokens, or the `last` one.
+            normalize: scale it to length 1.
+            tenant: who asks.
+
+        Raises:
+            TelechatError: as `stream`.
+        """
+        prompt = list(prompt_ids)
+        self.llm.intake.make_embedding(prompt, pooling)
+        stream = self._send(1, lambda key: Embed(key, prompt, pooling, normalize, tenant))
+        delta = await anext(stream)
+        if delta.embedding is None:
+            raise EngineClosedError("The engine was closed while this request was running.")
+        vector = array("f", delta.embedding)
+        if sys.byteorder == "big":
+            vector.byteswap()
+        return vector
+
+    def _send(self, num_answers: int, make_order: Callable[[int], Order]) -> Stream:
         with self._lock:
             if self._is_closed:
                 raise EngineClosedError("The engine is closed.")
             if not self.worker.is_alive:
                 raise EngineDiedError("The engine is not running.", hint="Try again later.")
-            if self.num_pending + params.n > self.max_pending:
+            if self.num_pending + num_answers > self.max_pending:
                 raise QueueFullError(
-                    f"{self.num_pending} answers are pending and {params.n} more were asked for; "
+                    f"{self.num_pending} answers are pending and {num_answers} more were asked for; "
                     f"the limit is {self.max_pending}.",
                     hint="Try again later.",
                 )
             key = next(self._keys)
-            stream = Stream(key, params.n, self._cancel, asyncio.get_running_loop())
-            self._open[key] = _Open(weakref.ref(stream), params.n)
-            self.worker.send(Add(key, prompt, params, tenant, priority))
+            stream = Stream(key, num_answers, self._cancel, asyncio.get_running_loop())
+            self._open[key] = _Open(weakref.ref(stream), num_answers)
+            self.worker.send(make_order(key))
         return stream
 
     def close(self) -> None:

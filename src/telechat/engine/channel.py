@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from telechat.engine.outputs import Delta, EngineStats
+from telechat.engine.outputs import Delta, EngineStats, Pooling
 from telechat.engine.sampling_params import SamplingParams
 
 
@@ -29,6 +29,22 @@ class Add:
 
 
 @dataclass(frozen=True)
+class Embed:
+    """Give the vector of a prompt, in one delta.
+
+    Attributes:
+        key: as in `Add`.
+        normalize: scale it to length 1.
+    """
+
+    key: int
+    prompt_token_ids: list[int]
+    pooling: Pooling
+    normalize: bool
+    tenant: str = ""
+
+
+@dataclass(frozen=True)
 class Cancel:
     """End what is still running of a request. An unknown key is one that has already ended."""
 
@@ -40,7 +56,7 @@ class Close:
     """End everything."""
 
 
-Order = Add | Cancel | Close
+Order = Add | Embed | Cancel | Close
 
 
 @dataclass(frozen=True)

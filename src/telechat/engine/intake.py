@@ -19,6 +19,15 @@ from telechat.errors import ContextLengthError, PromptError, RequestError
 DecoderFactory = Callable[[bool], TokenDecoder]
 
 
+def no_room(num_prompt_tokens: int, max_model_len: int) -> ContextLengthError:
+    """The refusal of a prompt that leaves no room for even one token of an answer."""
+    return ContextLengthError(
+        num_prompt_tokens,
+        max_model_len - 1,
+        hint=f"Shorten it; the context of {max_model_len} tokens must hold the answer too.",
+    )
+
+
 class Intake:
     """Prompts and parameters in, requests out.
 
@@ -116,18 +125,29 @@ class Intake:
         self._check_ids("logit_bias", params.logit_bias)
         return max_new_tokens
 
+    def check_grammar(self, asked: StructuredOutputs) -> None:
+        """Make sure that an answer to `asked` can begin. May take a while; any thread may call it.
+
+        Raises:
+            RequestError: it does not compile, or no token of the vocabulary can begin an answer.
+        """
+        self._compile(asked).masks()
+
     def _grammar(self, params: SamplingParams) -> Grammar | None:
-        if params.structured_outputs is None:
-            return None
+        return None if params.structured_outputs is None else self._compile(params.structured_outputs)
+
+    def _compile(self, asked: StructuredOutputs) -> Grammar:
         if self._compile_grammar is None:
             raise RequestError(
                 "This engine has no structured outputs.",
                 parameter="structured_outputs",
                 hint="Its tokenizer does not say which text each token stands for.",
             )
-        return self._compile_grammar(params.structured_outputs)
+        return self._compile_grammar(asked)
 
-    def make_embedding(self, prompt_token_ids: Sequence[int], pooling: Pooling) -> Request:
+    def make_embedding(
+        self, prompt_token_ids: Sequence[int], pooling: Pooling, *, tenant: str = ""
+    ) -> Request:
         """A request for the vector of a prompt.
 
         Raises:
@@ -150,17 +170,14 @@ class Intake:
             stop_token_ids=frozenset(),
             text_stream=TextStream(self._make_decoder(True)),
             pooling=pooling,
+            tenant=tenant,
         )
 
     def _max_new_tokens(self, prompt: list[int], params: SamplingParams) -> int:
         if not prompt:
             raise PromptError("The prompt is empty.", hint="Give at least one token.")
         if len(prompt) >= self._max_model_len:
-            raise ContextLengthError(
-                len(prompt),
-                self._max_model_len - 1,
-                hint=f"Shorten it; the context of {self._max_model_len} tokens must hold the answer too.",
-            )
+            raise no_room(len(prompt), self._max_model_len)
         room = self._max_model_len - len(prompt)
         if params.max_tokens is not None:
             return min(params.max_tokens, room)

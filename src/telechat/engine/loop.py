@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from telechat.engine.channel import Add, Cancel, Close, Letter, Order, Report
+from telechat.engine.channel import Add, Cancel, Close, Embed, Letter, Order, Report
 from telechat.engine.engine import Engine
 from telechat.engine.intake import Intake
+from telechat.engine.outputs import Delta
 from telechat.engine.request import Request
+from telechat.engine.results import embedding_output
 from telechat.errors import RankError, TelechatError
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ class EngineLoop:
         self._intake = intake
         self._requests: dict[int, list[Request]] = {}
         self._key_of: dict[Request, int] = {}
+        self._normalized: set[Request] = set()
         self.failure: TelechatError | None = None
 
     def run(self, receive: Receive, send: Callable[[Report], None]) -> None:
@@ -72,11 +75,9 @@ class EngineLoop:
     def _report(self, letters: list[Letter]) -> Report:
         return Report(letters, self.engine.stats())
 
-    def _add(self, order: Add) -> list[Letter]:
+    def _add(self, order: Add | Embed) -> list[Letter]:
         try:
-            requests = self._intake.make_requests(
-                order.prompt_token_ids, order.params, tenant=order.tenant, priority=order.priority
-            )
+            requests = self._make_requests(order)
         except TelechatError as error:
             return [Letter(order.key, error)]
         self._requests[order.key] = requests
@@ -85,10 +86,22 @@ class EngineLoop:
             self.engine.add(request)
         return []
 
+    def _make_requests(self, order: Add | Embed) -> list[Request]:
+        prompt = order.prompt_token_ids
+        if isinstance(order, Add):
+            return self._intake.make_requests(
+                prompt, order.params, tenant=order.tenant, priority=order.priority
+            )
+        request = self._intake.make_embedding(prompt, order.pooling, tenant=order.tenant)
+        if order.normalize:
+            self._normalized.add(request)
+        return [request]
+
     def _cancel(self, key: int) -> None:
         for request in self._requests.pop(key, []):
             self.engine.cancel(request)
             self._key_of.pop(request, None)
+            self._normalized.discard(request)
 
     def _step(self) -> list[Letter]:
         if not self.engine.has_work:
@@ -105,14 +118,22 @@ class EngineLoop:
 
     def _letters(self, request: Request) -> list[Letter]:
         key = self._key_of[request]
-        item = request.error or request.take_delta()
+        item = request.error or (request.take_delta() if request.pooling is None else self._vector(request))
         if request.is_finished:
+            self._normalized.discard(request)
             del self._key_of[request]
             siblings = self._requests[key]
             siblings.remove(request)
             if not siblings:
                 del self._requests[key]
         return [] if item is None else [Letter(key, item)]
+
+    def _vector(self, request: Request) -> Delta | None:
+        """The one delta of a prompt that is to be embedded; None while it is being computed."""
+        if not request.is_finished:
+            return None
+        output = embedding_output(request, normalize=request in self._normalized)
+        return Delta("", finish_reason="stop", embedding=output.embedding.numpy().astype("<f4").tobytes())
 
     def _end_all(self, error: TelechatError) -> list[Letter]:
         keys = list(self._requests)

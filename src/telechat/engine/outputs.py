@@ -89,6 +89,8 @@ class Delta:
         index: which of the request's `n` answers this belongs to.
         logprobs: of `token_ids`, where asked for.
         stop_reason: as in `Completion`, on the last delta.
+        prompt_logprobs, num_cached_tokens: as in `RequestOutput`, on the first delta of each answer.
+        embedding: of a prompt that was to be embedded: its vector, fp32 as little-endian bytes.
     """
 
     text: str
@@ -97,6 +99,9 @@ class Delta:
     index: int = 0
     logprobs: list[TokenLogprob] | None = None
     stop_reason: str | int | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    num_cached_tokens: int | None = None
+    embedding: bytes | None = None
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,7 @@ class Request:
         if not text and self.finish_reason is None:
             return None
         first = self._num_tokens_told
+        is_first = self._num_chars_told == first == 0
         delta = Delta(
             text=text,
             token_ids=self.token_ids[first:],
@@ -179,6 +180,10 @@ class Request:
             index=self.index,
             logprobs=self.logprobs[first:] if self.params.logprobs is not None else None,
             stop_reason=self.stop_reason,
+            prompt_logprobs=self.prompt_logprobs
+            if is_first and self.num_prompt_logprobs is not None
+            else None,
+            num_cached_tokens=self.num_cached_tokens if is_first else None,
         )
         self._num_chars_told = len(self.text)
         self._num_tokens_told = len(self.token_ids)

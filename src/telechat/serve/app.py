@@ -20,7 +20,7 @@ from telechat.serve.gptdialog import SCHEMA as GPTDIALOG_SCHEMA
 from telechat.serve.gptdialog import gptdialog_router
 from telechat.serve.health import health_router
 from telechat.serve.openai.chat import chat_router
-from telechat.serve.openai.fields import ChatRequest
+from telechat.serve.openai.chat_fields import ChatRequest
 from telechat.serve.openai.models import models_router
 from telechat.serve.openapi import install_openapi
 from telechat.serve.service import Service

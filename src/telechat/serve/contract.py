@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from telechat.engine.outputs import Delta
-from telechat.engine.sampling_params import SamplingParams
+from telechat.engine.outputs import Delta, EngineStats
+from telechat.engine.sampling_params import SamplingParams, StructuredOutputs
 
 
 class ServiceTokenizer(Protocol):
@@ -21,6 +21,35 @@ class ServiceTokenizer(Protocol):
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
     ) -> list[int]: ...
     def decode(self, ids: Iterable[int]) -> str: ...
+    def token_to_id(self, token: str) -> int | None:
+        """Id of a token by its name, None when the vocabulary has none."""
+        ...
+
+    def id_to_token(self, token_id: int) -> str | None: ...
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """What a token adds to a text, None for one that is no text."""
+        ...
+
+    def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """Ids of a text as it is; with `parse_special`, names of control tokens become these tokens."""
+        ...
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """Ids of the control tokens."""
+        ...
+
+
+class ServiceIntake(Protocol):
+    """Checks what the engine would refuse."""
+
+    def check_grammar(self, asked: StructuredOutputs) -> None:
+        """Make sure that an answer to `asked` can begin. May take a while; any thread may call it.
+
+        Raises:
+            RequestError: it cannot.
+        """
+        ...
 
 
 class ServiceModel(Protocol):
@@ -40,6 +69,9 @@ class ServiceModel(Protocol):
         """Sampling as the model's folder sets it."""
         ...
 
+    @property
+    def intake(self) -> ServiceIntake: ...
+
 
 class DeltaStream(Protocol):
     """The answers to one prompt as they grow, told apart by `Delta.index`."""
@@ -50,8 +82,29 @@ class DeltaStream(Protocol):
         ...
 
 
+class EngineView(Protocol):
+    """What an engine shows of itself to those who watch it."""
+
+    @property
+    def is_alive(self) -> bool: ...
+    @property
+    def num_restarts(self) -> int:
+        """How often its process died and was started again."""
+        ...
+
+    @property
+    def stats(self) -> EngineStats | None:
+        """As of its last step; None before the first."""
+        ...
+
+
 class ServiceEngine(Protocol):
     """Answers many prompts at once."""
+
+    @property
+    def replicas(self) -> Sequence[EngineView]:
+        """The engines behind it: itself, or each of several that share the work."""
+        ...
 
     @property
     def llm(self) -> ServiceModel: ...
@@ -60,11 +113,14 @@ class ServiceEngine(Protocol):
         """Requests are taken and answered."""
         ...
 
-    def stream(self, prompt_ids: list[int], params: SamplingParams, *, tenant: str = "") -> DeltaStream:
+    def stream(
+        self, prompt_ids: list[int], params: SamplingParams, *, tenant: str = "", priority: int = 0
+    ) -> DeltaStream:
         """Start `params.n` answers. Cancelling the task that waits for a delta ends them.
 
         Args:
             tenant: who asks; tenants share the engine fairly.
+            priority: lower goes first.
 
         Raises:
             TelechatError: the request cannot be taken; nothing was started.

@@ -14,8 +14,8 @@ from typing import Any
 
 from starlette.requests import Request
 
+from telechat.engine.intake import no_room
 from telechat.engine.outputs import Delta
-from telechat.errors import ContextLengthError
 from telechat.serve.admission import Admission
 from telechat.serve.contract import DeltaStream, ServiceEngine, ServiceModel
 from telechat.serve.errors import ApiError, model_not_found, unavailable
@@ -97,9 +97,7 @@ class Service:
         ids = await asyncio.to_thread(self.model.tokenizer.apply_chat_template, messages, tools or None)
         limit = min(limit or self.model.max_model_len, self.model.max_model_len)
         if len(ids) >= limit:
-            raise ContextLengthError(
-                len(ids), limit, hint="Shorten the messages; at least one token must be left for the answer."
-            )
+            raise no_room(len(ids), limit)
         return ids
 
     async def deltas(self, stream: DeltaStream) -> AsyncGenerator[Delta, None]:

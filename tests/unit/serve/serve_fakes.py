@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from telechat.engine.outputs import Delta, TokenLogprob
-from telechat.engine.sampling_params import SamplingParams
+from telechat.engine.grammar import GrammarCompiler
+from telechat.engine.outputs import Delta, EngineStats, TokenLogprob
+from telechat.engine.sampling_params import SamplingParams, StructuredOutputs
 from telechat.errors import PromptError
 
 # A step of a script: text of a delta, a pause in seconds, or an error to raise.
@@ -25,6 +26,7 @@ class FakeTokenizer:
     """One id per character; remembers the conversations it was given."""
 
     vocab_size = 0x110000
+    control_ids = frozenset({2})
 
     def __init__(self) -> None:
         self.messages: Sequence[Mapping[str, Any]] = ()
@@ -39,8 +41,53 @@ class FakeTokenizer:
             raise PromptError("Message 0 cannot be expressed.")
         return [ord(character) for character in text]
 
+    def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """`<_end>` is token 2 where control tokens are parsed."""
+        self.messages = [{"content": text}]
+        text = text.replace("<_end>", "\x02") if parse_special else text
+        return [ord(character) for character in text]
+
     def decode(self, ids: Iterable[int]) -> str:
         return "".join(chr(token_id) for token_id in ids)
+
+    def token_to_id(self, token: str) -> int | None:
+        return 2 if token == "<_end>" else None
+
+    def id_to_token(self, token_id: int) -> str | None:
+        return "<_end>" if token_id == 2 else chr(token_id)
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        return None if token_id == 2 else chr(token_id).encode()
+
+
+class ByteTokenizer:
+    """One token per byte, and an end token: all that grammars need to be compiled."""
+
+    dropped_space_ids: frozenset[int] = frozenset()
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        return bytes([token_id]) if token_id < 256 else None
+
+    def id_to_token(self, token_id: int) -> str | None:
+        return "<_end>" if token_id == 256 else None
+
+
+class FakeIntake:
+    """Compiles grammars as the engine does; remembers the last."""
+
+    def __init__(self) -> None:
+        tokenizer: Any = ByteTokenizer()
+        self._compile = GrammarCompiler(tokenizer, vocab_size=257, eos_token_ids=[256])
+        self.checked: StructuredOutputs | None = None
+
+    def check_grammar(self, asked: StructuredOutputs) -> None:
+        self.checked = asked
+        self._compile(asked).masks()
+
+    def accepts(self, asked: StructuredOutputs, text: str) -> bool:
+        """Whether `text` is a whole answer to `asked`."""
+        tokens = [*text.encode(), 256]
+        return self._compile(asked).num_allowed(tokens) == len(tokens)
 
 
 @dataclass
@@ -49,6 +96,7 @@ class FakeLLM:
 
     name: str = "fake"
     tokenizer: FakeTokenizer = field(default_factory=FakeTokenizer)
+    intake: FakeIntake = field(default_factory=FakeIntake)
     max_model_len: int = MAX_MODEL_LEN
     default_params: SamplingParams = field(
         default_factory=lambda: SamplingParams(temperature=0.0, repetition_penalty=1.03, top_k=5)
@@ -96,8 +144,9 @@ class FakeEngine:
 
     Attributes:
         scripts: last user message -> steps of the answer.
-        params, tenant: of the last request.
+        params, tenant, priority, prompt_ids: of the last request.
         num_open: streams started and not closed.
+        stats, num_restarts: what a real engine tells of itself.
         is_alive: False as of an engine that has died.
     """
 
@@ -107,12 +156,22 @@ class FakeEngine:
         self.scripts: dict[str, Sequence[Step]] = {}
         self.params: SamplingParams | None = None
         self.tenant = ""
+        self.priority = 0
+        self.prompt_ids: list[int] = []
         self.refusal: Exception | None = None
         self.finish_reason: Any = "stop"
         self.num_open = 0
+        self.stats: EngineStats | None = None
+        self.num_restarts = 0
 
-    def stream(self, prompt_ids: list[int], params: SamplingParams, *, tenant: str = "") -> FakeStream:
-        self.params, self.tenant = params, tenant
+    @property
+    def replicas(self) -> tuple[FakeEngine, ...]:
+        return (self,)
+
+    def stream(
+        self, prompt_ids: list[int], params: SamplingParams, *, tenant: str = "", priority: int = 0
+    ) -> FakeStream:
+        self.params, self.tenant, self.priority, self.prompt_ids = params, tenant, priority, prompt_ids
         if self.refusal is not None:
             raise self.refusal
         question = self.llm.tokenizer.messages[-1]["content"]

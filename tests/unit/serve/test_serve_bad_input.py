@@ -13,7 +13,7 @@ from tests.unit.serve.conftest import MakeClient
 from tests.unit.serve.serve_fakes import FakeEngine
 
 from telechat.serve.app import create_app
-from telechat.serve.openai.fields import ChatRequest
+from telechat.serve.openai.chat_fields import ChatRequest
 from telechat.serve.settings import ServeSettings
 
 CHAT = "/v1/chat/completions"

@@ -1,56 +1,25 @@
-"""`POST /v1/chat/completions`, whole and as a stream.
-
-Puts the steps together; each step has a module of its own.
-"""
+"""`POST /v1/chat/completions`: what the fields of a conversation's request ask of the engine."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncGenerator
-from contextlib import ExitStack, aclosing
-from dataclasses import dataclass
-
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
-from telechat.engine.outputs import Delta
-from telechat.errors import TelechatError
-from telechat.serve import sse
+from telechat.engine.sampling_params import SamplingParams
 from telechat.serve.body import read_model
-from telechat.serve.connection import GeneratedResponse, run_while_connected
-from telechat.serve.contract import DeltaStream
-from telechat.serve.errors import ApiError, as_api_error, internal_error
-from telechat.serve.openai.answers import Heading, Piece, Usage
-from telechat.serve.openai.fields import ChatRequest
+from telechat.serve.errors import bad_field
+from telechat.serve.openai.answering import Form, respond
+from telechat.serve.openai.answers import ChatForm
+from telechat.serve.openai.chat_fields import ChatRequest
+from telechat.serve.openai.fields import Tool
+from telechat.serve.openai.job import Ask, blamed_on
 from telechat.serve.openai.messages import to_template
-from telechat.serve.openai.sampling import to_params
-from telechat.serve.openai.tools import ToolGate
+from telechat.serve.openai.sampling import check_choices, sampling_changes
+from telechat.serve.openai.structured import Structure, from_guided, from_response_format, settle, the_one
+from telechat.serve.openai.token_text import TokenText
+from telechat.serve.openai.tools import Function, plan_tools
 from telechat.serve.openapi import json_body
 from telechat.serve.service import Service
-from telechat.serve.visit import Visit
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A request under way.
-
-    Attributes:
-        stream: the engine's answers.
-        num_prompt_tokens: length of the conversation.
-        num_choices: number of answers.
-        uses_tools: look for tool calls in the answers.
-        only_first_call: end an answer after its first call.
-        sends_usage: the stream ends with a chunk that counts tokens.
-    """
-
-    stream: DeltaStream
-    num_prompt_tokens: int
-    num_choices: int
-    uses_tools: bool
-    only_first_call: bool
-    sends_usage: bool
 
 
 def chat_router(service: Service) -> APIRouter:
@@ -63,109 +32,58 @@ def chat_router(service: Service) -> APIRouter:
     async def chat_completions(request: Request) -> Response:
         body = await read_model(request, ChatRequest, service.settings.max_body_bytes)
         service.check_model(body.model)
-        with ExitStack() as stack:
-            visit = service.admit(request)
-            stack.callback(visit.close)
-            job = await _start(service, visit, body)
-            heading = Heading(service.model_name, service.model.tokenizer.decode)
-            if body.stream:
-                events = _events(service, job, heading)
-                # The visit is now the response's to close.
-                return GeneratedResponse(events, headers=sse.HEADERS, on_close=stack.pop_all().close)
-            return await run_while_connected(request, _whole(service, job, heading))
+
+        async def prepare() -> tuple[Ask, Form]:
+            ask = await _ask(service, body)
+            tokens = TokenText(service.model.tokenizer)
+            return ask, ChatForm(service.model_name, ask.num_answers, tokens, wants_usage=body.wants_usage)
+
+        return await respond(service, request, prepare, is_streamed=bool(body.stream))
 
     return router
 
 
-async def _start(service: Service, visit: Visit, body: ChatRequest) -> Job:
-    """Everything that can be refused is refused here, before a status line is sent."""
-    tools = body.offered_tools
+async def _ask(service: Service, body: ChatRequest) -> Ask:
     model = service.model
-    prompt_ids = await service.encode(to_template(body.messages), tools)
-    params = to_params(
-        body,
-        model.default_params,
-        max_choices=service.settings.max_choices,
-        vocab_size=model.tokenizer.vocab_size,
+    n = check_choices(body.n, service.settings.max_choices)
+    plan = plan_tools(
+        [tool.as_written for tool in body.tools or ()],
+        functions_of(body.tools or []),
+        body.tool_choice,
+        parallel=body.parallel_tool_calls,
     )
-    return Job(
-        stream=visit.stream(prompt_ids, params),
-        num_prompt_tokens=len(prompt_ids),
-        num_choices=params.n,
-        uses_tools=bool(tools),
-        only_first_call=body.parallel_tool_calls is False,
-        sends_usage=bool(body.stream_options and body.stream_options.include_usage),
-    )
+    params = _params(body, model.default_params.replace(n=n), model.tokenizer.vocab_size)
+    structure = the_one(_structures(body))
+    params = params.replace(structured_outputs=await settle(model, structure, plan))
+    with blamed_on("messages"):
+        prompt = await service.encode(to_template(body.messages), plan.offered if plan is not None else None)
+    return Ask(prompts=[prompt], params=params, tools=plan)
 
 
-async def _whole(service: Service, job: Job, heading: Heading) -> Response:
-    usage = Usage(job.num_prompt_tokens)
-    pieces = [piece async for piece in _pieces(service, job, usage)]
-    return JSONResponse(heading.completion(pieces, job.num_choices, usage))
+def _params(body: ChatRequest, defaults: SamplingParams, vocab_size: int) -> SamplingParams:
+    changes = sampling_changes(body, vocab_size)
+    if body.max_answer_tokens is not None:
+        changes["max_tokens"] = body.max_answer_tokens
+    if body.top_logprobs is not None and not body.logprobs:
+        raise bad_field("top_logprobs needs logprobs to be true.", "top_logprobs")
+    if body.logprobs:
+        changes["logprobs"] = body.top_logprobs or 0
+    return defaults.replace(**changes)
 
 
-async def _events(service: Service, job: Job, heading: Heading) -> AsyncGenerator[bytes, None]:
-    """The events of a stream. A failure becomes the last event: the status line has long been sent."""
-    usage = Usage(job.num_prompt_tokens)
-    # With include_usage every chunk has the key, and only the last one a value.
-    extra = {"usage": None} if job.sends_usage else {}
-    try:
-        for index in range(job.num_choices):
-            yield sse.event({**heading.chunk(index, {"role": "assistant", "content": ""}), **extra})
-        async with aclosing(_pieces(service, job, usage)) as pieces:
-            async for piece in pieces:
-                for chunk in heading.chunks(piece):
-                    yield sse.event({**chunk, **extra})
-        if job.sends_usage:
-            yield sse.event(heading.usage_chunk(usage))
-        yield sse.DONE
-    except ApiError as error:
-        yield sse.event(error.body())
-    except TelechatError as error:
-        yield sse.event(as_api_error(error).body())
-    except Exception:
-        # The boundary of the process: the client must learn that the answer is not complete.
-        logger.exception("a stream failed")
-        yield sse.event(internal_error().body())
+def _structures(body: ChatRequest) -> list[Structure]:
+    asked = from_response_format(body.response_format, "response_format")
+    return ([] if asked is None else [asked]) + from_guided(body)
 
 
-async def _pieces(service: Service, job: Job, usage: Usage) -> AsyncGenerator[Piece, None]:
-    """The answers piece by piece, tool calls taken out; counts tokens into `usage`."""
-    gates = (
-        [ToolGate(only_first=job.only_first_call) for _ in range(job.num_choices)] if job.uses_tools else []
-    )
-    open_indices = set(range(job.num_choices))
-    async with aclosing(service.deltas(job.stream)) as deltas:
-        async for delta in deltas:
-            if delta.index not in open_indices:
-                continue
-            usage.completion_tokens += len(delta.token_ids)
-            piece = _through_gate(gates[delta.index], delta) if gates else _as_piece(delta)
-            yield piece
-            if piece.finish_reason is not None:
-                open_indices.remove(delta.index)
-                if not open_indices:
-                    return
-
-
-def _as_piece(delta: Delta) -> Piece:
-    return Piece(
-        index=delta.index, text=delta.text, logprobs=delta.logprobs, finish_reason=delta.finish_reason
-    )
-
-
-def _through_gate(gate: ToolGate, delta: Delta) -> Piece:
-    text = gate.push(delta.text)
-    finish_reason: str | None = "stop" if gate.is_complete else delta.finish_reason
-    if finish_reason is None:
-        return Piece(index=delta.index, text=text, logprobs=delta.logprobs)
-    rest, calls = gate.finish()
-    if calls and finish_reason == "stop":
-        finish_reason = "tool_calls"
-    return Piece(
-        index=delta.index,
-        text=text + rest,
-        tool_calls=calls,
-        logprobs=delta.logprobs,
-        finish_reason=finish_reason,
-    )
+def functions_of(tools: list[Tool]) -> list[Function]:
+    """The functions among `tools`, in their order."""
+    return [
+        Function(
+            name=tool.function.name,
+            parameters=tool.function.parameters,
+            is_strict=tool.function.strict is True,
+            field=f"tools.{position}.function.parameters",
+        )
+        for position, tool in enumerate(tools)
+    ]

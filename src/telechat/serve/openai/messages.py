@@ -10,7 +10,7 @@ from typing import Any
 
 from telechat.serve.body import JsonError, parse_json
 from telechat.serve.errors import bad_field
-from telechat.serve.openai.fields import Message, ToolCall
+from telechat.serve.openai.chat_fields import Message, ToolCall
 
 _ROLES = {"developer": "system", "bot": "assistant"}
 

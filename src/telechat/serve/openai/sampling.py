@@ -6,11 +6,10 @@ from typing import Any
 
 from telechat.engine.sampling_params import SamplingParams
 from telechat.serve.errors import bad_field
-from telechat.serve.openai.fields import ChatRequest
+from telechat.serve.openai.fields import SamplingFields
 
 # Fields that mean the same here and there; None means "not given".
 _SAME = (
-    "n",
     "temperature",
     "top_p",
     "min_p",
@@ -18,40 +17,39 @@ _SAME = (
     "frequency_penalty",
     "repetition_penalty",
     "seed",
+    "min_tokens",
     "ignore_eos",
     "skip_special_tokens",
 )
 
 
-def to_params(
-    request: ChatRequest, defaults: SamplingParams, *, max_choices: int, vocab_size: int
-) -> SamplingParams:
-    """Sampling parameters for `request`.
+def sampling_changes(body: SamplingFields, vocab_size: int) -> dict[str, Any]:
+    """The fields of `SamplingParams` that the request gives, to be put over the model's defaults.
 
     Raises:
-        ApiError: 400 for values that contradict one another or exceed this service's limits.
-        RequestError: a value the engine refuses.
+        ApiError: 400 for a key of logit_bias that is no token id.
     """
-    changes: dict[str, Any] = {
-        name: getattr(request, name) for name in _SAME if getattr(request, name) is not None
-    }
-    if request.n is not None and request.n > max_choices:
-        raise bad_field(f"n is {request.n}; this service gives at most {max_choices} answers.", "n")
-    if request.top_k is not None:
-        changes["top_k"] = max(request.top_k, 0)
-    if request.max_answer_tokens is not None:
-        changes["max_tokens"] = request.max_answer_tokens
-    if request.stop is not None:
-        changes["stop"] = tuple(request.stop)
-    if request.stop_token_ids is not None:
-        changes["stop_token_ids"] = tuple(request.stop_token_ids)
-    if request.logit_bias:
-        changes["logit_bias"] = _logit_bias(request.logit_bias, vocab_size)
-    if request.top_logprobs is not None and not request.logprobs:
-        raise bad_field("top_logprobs needs logprobs to be true.", "top_logprobs")
-    if request.logprobs:
-        changes["logprobs"] = request.top_logprobs or 0
-    return defaults.replace(**changes)
+    changes: dict[str, Any] = {name: getattr(body, name) for name in _SAME if getattr(body, name) is not None}
+    if body.top_k is not None:
+        changes["top_k"] = max(body.top_k, 0)
+    if body.stop is not None:
+        changes["stop"] = tuple(body.stop)
+    if body.stop_token_ids is not None:
+        changes["stop_token_ids"] = tuple(body.stop_token_ids)
+    if body.logit_bias:
+        changes["logit_bias"] = _logit_bias(body.logit_bias, vocab_size)
+    return changes
+
+
+def check_choices(n: int | None, limit: int) -> int:
+    """The number of answers to one prompt.
+
+    Raises:
+        ApiError: 400, more than the service gives.
+    """
+    if n is not None and n > limit:
+        raise bad_field(f"n is {n}; this service gives at most {limit} answers.", "n")
+    return n or 1
 
 
 def _logit_bias(given: dict[str, float], vocab_size: int) -> dict[int, float]:

@@ -1,94 +1,117 @@
-"""Tool calls in an answer: held back while they are written, handed out complete.
+"""Which functions an answer may call, and whether it must: `tools`, `tool_choice`, `parallel_tool_calls`.
 
-Text goes through as it comes, up to a `<tool_call>` tag; from there on everything waits for the end of the
-answer (or of the first call, when only one is wanted). What turns out not to be a call comes back as text.
-How a call is written is `telechat.tokenizer.tool_calls`' business.
+Knows the fields of a request; neither how calls are written (`tool_parser`) nor how they are forced
+(`tool_grammar`).
 """
 
 from __future__ import annotations
 
-import json
-import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from telechat.tokenizer.tool_calls import CLOSING_TAG, OPENING_TAG, parse_tool_calls
+from telechat.serve.errors import ApiError, bad_field
 
-Calls = tuple[dict[str, Any], ...]
+FIELD = "tool_choice"
 
 
-class ToolGate:
-    """Separates the text of one answer from its tool calls.
+@dataclass(frozen=True, kw_only=True)
+class Function:
+    """A function that an answer may call.
 
-    Args:
-        only_first: end the answer after its first call.
+    Attributes:
+        name: as declared.
+        parameters: JSON schema of the arguments; None is a function without arguments.
+        is_strict: a forced call follows every keyword of the schema, or is refused.
+        field: where the schema stands in the request, for errors.
     """
 
-    def __init__(self, *, only_first: bool) -> None:
-        self._only_first = only_first
-        self._held = ""
-        self._has_shown_text = False
-        # Where to look for the end of a call; what lies before was looked at.
-        self._searched = 0
-        self.is_complete = False
-
-    def push(self, text: str) -> str:
-        """Take new text; returns what may be shown now. Sets `is_complete` when the answer may end here."""
-        self._held += text
-        opening = self._held.find(OPENING_TAG)
-        if opening >= 0:
-            cut = len(self._held[:opening].rstrip())
-            self._look_for_end()
-        else:
-            cut = len(self._held) - _overlap(self._held, OPENING_TAG)
-            cut = len(self._held[:cut].rstrip())
-        return self._show(cut)
-
-    def finish(self) -> tuple[str, Calls]:
-        """The answer is over: the rest of its text, and its calls in OpenAI's shape."""
-        held, self._held = self._held, ""
-        text, calls = parse_tool_calls(held)
-        written = _as_openai(calls[:1] if self._only_first else calls)
-        if not written:
-            return held, ()
-        return ("\n" + text if text and self._has_shown_text else text), written
-
-    def _show(self, cut: int) -> str:
-        shown, self._held = self._held[:cut], self._held[cut:]
-        self._searched = max(self._searched - cut, 0)
-        self._has_shown_text = self._has_shown_text or bool(shown)
-        return shown
-
-    def _look_for_end(self) -> None:
-        if not self._only_first:
-            return
-        found = self._held.find(CLOSING_TAG, self._searched)
-        if found < 0:
-            self._searched = max(len(self._held) - len(CLOSING_TAG), 0)
-        else:
-            self._searched = found + len(CLOSING_TAG)
-            self.is_complete = bool(parse_tool_calls(self._held)[1])
+    name: str
+    parameters: Mapping[str, Any] | None
+    is_strict: bool
+    field: str
 
 
-def _as_openai(calls: Sequence[dict[str, Any]]) -> Calls:
-    """Calls with their arguments as the text of a JSON object; empty when that cannot be written as JSON."""
-    found = []
-    for call in calls:
-        try:
-            arguments = json.dumps(call["arguments"], ensure_ascii=False, allow_nan=False)
-            (call["name"] + arguments).encode("utf-8")
-        except (ValueError, RecursionError):
-            # NaN, half a surrogate pair, nesting without end: a model can write them, JSON clients cannot
-            # read them.
-            return ()
-        function = {"name": call["name"], "arguments": arguments}
-        found.append({"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function})
-    return tuple(found)
+@dataclass(frozen=True, kw_only=True)
+class ToolPlan:
+    """What a request asks of tools.
+
+    Attributes:
+        offered: tools as the prompt shows them, exactly as the client wrote them.
+        functions: those that may be called.
+        is_forced: the answer is nothing but calls.
+        only_first: the answer ends after its first call.
+    """
+
+    offered: Sequence[Mapping[str, Any]]
+    functions: Sequence[Function]
+    is_forced: bool
+    only_first: bool
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Names of the functions; a model may leave out spaces around one, so the keys have none."""
+        return {function.name.strip(): function.name for function in self.functions}
 
 
-def _overlap(text: str, tag: str) -> int:
-    """Length of the longest end of `text` that is a proper beginning of `tag`."""
-    for length in range(min(len(text), len(tag) - 1), 0, -1):
-        if text.endswith(tag[:length]):
-            return length
-    return 0
+def plan_tools(
+    offered: Sequence[Mapping[str, Any]], functions: Sequence[Function], choice: Any, *, parallel: bool | None
+) -> ToolPlan | None:
+    """What the fields mean together; None when nothing may be called.
+
+    Args:
+        offered: tools in OpenAI's chat shape.
+        functions: the same, read.
+        choice: `tool_choice` of a chat or responses request; None is `auto`.
+        parallel: `parallel_tool_calls`; None is true.
+
+    Raises:
+        ApiError: 400, `tool_choice` is malformed or names what is not there.
+    """
+    mode, named = _read_choice(choice)
+    if mode == "none" or (not offered and mode == "auto" and named is None):
+        return None
+    known = {function.name for function in functions}
+    missing = [name for name in named or () if name not in known]
+    if missing:
+        raise _bad_choice(f"names the function {missing[0][:200]!r}, which is not among the tools")
+    if not offered:
+        raise _bad_choice(f"is {mode}, but there are no tools")
+    chosen = [function for function in functions if named is None or function.name in named]
+    return ToolPlan(
+        offered=offered, functions=chosen, is_forced=mode == "required", only_first=parallel is False
+    )
+
+
+def _read_choice(choice: Any) -> tuple[str, list[str] | None]:
+    """(auto, none or required; the functions it is limited to, None for all)."""
+    if choice is None or choice in ("auto", "none", "required"):
+        return choice or "auto", None
+    if not isinstance(choice, Mapping):
+        raise _bad_choice("must be auto, none, required or an object that names a function")
+    if choice.get("type") == "allowed_tools":
+        return _read_allowed(choice)
+    return "required", [_function_name(choice)]
+
+
+def _read_allowed(choice: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """OpenAI's choice among some of the tools; its fields stand one level deeper in chat requests."""
+    allowed = choice.get("allowed_tools", choice)
+    tools = allowed.get("tools") if isinstance(allowed, Mapping) else None
+    if not isinstance(tools, list) or not tools or allowed.get("mode") not in ("auto", "required"):
+        raise _bad_choice("of type allowed_tools needs a mode, auto or required, and a list of tools")
+    return allowed["mode"], [_function_name(tool) for tool in tools]
+
+
+def _function_name(value: Any) -> str:
+    """Of `{type: function, function: {name}}`, or of `{type: function, name}` as responses have it."""
+    if isinstance(value, Mapping) and value.get("type") == "function":
+        inner = value.get("function", value)
+        name = inner.get("name") if isinstance(inner, Mapping) else None
+        if isinstance(name, str) and name:
+            return name
+    raise _bad_choice("must name a function: {type: function, function: {name: …}}")
+
+
+def _bad_choice(problem: str) -> ApiError:
+    return bad_field(f"{FIELD} {problem}.", FIELD)
