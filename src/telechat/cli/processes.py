@@ -17,9 +17,11 @@ from contextlib import contextmanager
 from types import FrameType
 
 from telechat.errors import TelechatError, UsageError
+from telechat.serve.settings import DEFAULT_SHUTDOWN_SECONDS
 
 POLL_SECONDS = 0.1
-GRACE_SECONDS = 10.0
+# A server that is told to stop lets running answers finish, then ends its engine.
+GRACE_SECONDS = DEFAULT_SHUTDOWN_SECONDS + 15.0
 WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 

@@ -71,6 +71,9 @@ class EngineProcess:
         lost: called when the process has died, on the same thread, before it is started again.
         log_level: of the new process.
 
+    Attributes:
+        num_restarts: how often it died and was started again.
+
     Raises:
         Exception: what `load` raised there.
     """
@@ -89,6 +92,7 @@ class EngineProcess:
         self._log_level = log_level
         self._is_closing = False
         self._short_lives = 0
+        self.num_restarts = 0
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self._connection, self._process = self._start()
         try:
@@ -192,6 +196,7 @@ class EngineProcess:
             except Exception as error:  # noqa: BLE001 - whatever kept the model from loading this time
                 log.error("the engine could not be started again: %s", error)
                 return
+            self.num_restarts += 1
             self._is_alive = True
 
     def _read_reports(self) -> None:

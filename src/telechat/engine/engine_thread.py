@@ -43,6 +43,11 @@ class EngineThread:
         """Orders are still carried out."""
         return self._thread.is_alive()
 
+    @property
+    def num_restarts(self) -> int:
+        """A thread is never started again."""
+        return 0
+
     def _receive(self, wait: bool) -> Sequence[Order]:
         with self._changed:
             while wait and not self._orders:

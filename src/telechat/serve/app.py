@@ -1,24 +1,28 @@
-"""The HTTP application: routes, access, cross-origin rules and error bodies put together.
+"""The HTTP application: routes, access, cross-origin rules, error bodies and observation put together.
 
 Makes no engine and opens no port; `server` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from telechat import __version__
+from telechat.serve.access_log import AccessLog
 from telechat.serve.admission import Admission
-from telechat.serve.auth import KeyCheck
+from telechat.serve.auth import KeyCheck, KeyRing
 from telechat.serve.contract import ServiceEngine
 from telechat.serve.docs_page import docs_router
 from telechat.serve.errors import install_error_handlers
 from telechat.serve.gptdialog import SCHEMA as GPTDIALOG_SCHEMA
 from telechat.serve.gptdialog import gptdialog_router
 from telechat.serve.health import health_router
+from telechat.serve.key_ring import resolve_ring
+from telechat.serve.mindie.routes import BODIES as MINDIE_BODIES
+from telechat.serve.mindie.routes import SCHEMAS as MINDIE_SCHEMAS
+from telechat.serve.mindie.routes import mindie_routers
+from telechat.serve.observer import Observer
 from telechat.serve.openai.chat import chat_router
 from telechat.serve.openai.chat_fields import ChatRequest
 from telechat.serve.openai.models import models_router
@@ -31,16 +35,18 @@ def create_app(
     engine: ServiceEngine,
     settings: ServeSettings,
     *,
-    keys: Sequence[str] | None = None,
+    ring: KeyRing | None = None,
     admission: Admission | None = None,
+    access_log: AccessLog | None = None,
 ) -> FastAPI:
     """The service for one engine.
 
     Args:
         engine: answers prompts; closing it is the caller's business.
         settings: the operator's decisions.
-        keys: keys that open the service, empty for everybody; None takes `settings.api_keys`.
+        ring: keys that open the service; None takes those of `settings`.
         admission: counts requests; given when the caller wants to drain the service.
+        access_log: gets a line for every request; closing it is the caller's business.
     """
     service = Service(
         engine=engine,
@@ -54,19 +60,28 @@ def create_app(
         models_router(service),
         gptdialog_router(service),
         health_router(service),
+        *mindie_routers(service),
         docs_router(app),
     ):
         app.include_router(router)
     install_error_handlers(app)
-    install_openapi(app, [ChatRequest], {"GptDialogRequest": GPTDIALOG_SCHEMA})
+    install_openapi(
+        app, [ChatRequest, *MINDIE_BODIES], {"GptDialogRequest": GPTDIALOG_SCHEMA, **MINDIE_SCHEMAS}
+    )
     # The last one added is the outermost: browsers ask about origins before they send keys.
-    app.add_middleware(KeyCheck, keys=settings.api_keys if keys is None else tuple(keys))
+    app.add_middleware(KeyCheck, ring=resolve_ring(settings) if ring is None else ring)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "POST"),
             allow_headers=("*",),
-            expose_headers=("Retry-After",),
+            expose_headers=("Retry-After", "X-Request-Id"),
         )
+    service.metrics.watch(
+        lambda: engine.replicas,
+        lambda: service.admission.num_taken,
+        lambda: access_log.num_lost if access_log is not None else 0,
+    )
+    app.add_middleware(Observer, metrics=service.metrics, log=access_log)
     return app

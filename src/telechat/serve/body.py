@@ -7,6 +7,7 @@ finite. Knows no route.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from telechat.serve.errors import ApiError, bad_field
 
 # Deeper than any tool schema, shallow enough for every recursive function behind us.
 MAX_DEPTH = 64
+# A client that sends a byte now and then must not hold its part of the memory for ever.
+BODY_SECONDS = 60.0
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -79,11 +82,11 @@ def _check_text(text: str) -> None:
         raise JsonError("it holds half a surrogate pair, which is no character") from error
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The body, never holding more than `limit` bytes of it.
+async def read_body(request: Request, limit: int, *, seconds: float = BODY_SECONDS) -> bytes:
+    """The body, never holding more than `limit` bytes of it, nor waiting longer than `seconds` for its end.
 
     Raises:
-        ApiError: 413 when it is larger.
+        ApiError: 413 when it is larger, 408 when it does not come.
         ClientDisconnect: the client went away.
     """
     declared = request.headers.get("content-length", "")
@@ -91,11 +94,20 @@ async def read_body(request: Request, limit: int) -> bytes:
         _refuse_size(limit)
     chunks: list[bytes] = []
     size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            _refuse_size(limit)
-        chunks.append(chunk)
+    try:
+        async with asyncio.timeout(seconds):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limit:
+                    _refuse_size(limit)
+                chunks.append(chunk)
+    except TimeoutError as error:
+        raise ApiError(
+            408,
+            f"The request body was not complete after {seconds:g} seconds.",
+            code="body_timeout",
+            headers={"Connection": "close"},
+        ) from error
     return b"".join(chunks)
 
 

@@ -7,7 +7,6 @@ being sent; the engine then frees its place. Knows nothing of what is sent.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import TypeVar
@@ -16,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-logger = logging.getLogger(__name__)
+from telechat.serve.record import record_of
 
 T = TypeVar("T")
 
@@ -79,7 +78,7 @@ class GeneratedResponse(Response):
         try:
             await _race(receive, self._send_all(send))
         except ClientDisconnect:
-            logger.info("the client went away during %s", scope["path"])
+            record_of(scope).is_abandoned = True
         finally:
             self._on_close()
 

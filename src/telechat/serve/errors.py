@@ -138,7 +138,20 @@ def internal_error() -> ApiError:
 
 
 def as_api_error(error: TelechatError) -> ApiError:
-    """What a client should see of one of our exceptions."""
+    """What a client should see of one of our exceptions; one that is our fault is logged."""
+    known = _as_known(error)
+    if known is None:
+        logger.error("request failed: %s", error, exc_info=error)
+    return known or internal_error()
+
+
+def error_code(error: TelechatError | ApiError) -> str:
+    """A word for logs."""
+    known = error if isinstance(error, ApiError) else _as_known(error) or internal_error()
+    return known.code or known.kind
+
+
+def _as_known(error: TelechatError) -> ApiError | None:
     if isinstance(error, ContextLengthError):
         return context_too_long(str(error))
     if isinstance(error, RequestError) and error.parameter is not None:
@@ -151,8 +164,7 @@ def as_api_error(error: TelechatError) -> ApiError:
         return unavailable("The service is shutting down.")
     if isinstance(error, EngineDiedError):
         return unavailable(str(error))
-    logger.error("request failed: %s", error, exc_info=error)
-    return internal_error()
+    return None
 
 
 def install_error_handlers(app: FastAPI) -> None:

@@ -1,15 +1,16 @@
-"""`/health` and `/ready`: is the process alive, and should it get new requests?"""
+"""`/health`, `/ready`, `/metrics`: is the process alive, does it take requests, how is it doing?"""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
+from fastapi.responses import PlainTextResponse, Response
 
 from telechat.serve.errors import unavailable
 from telechat.serve.service import Service
 
 
 def health_router(service: Service) -> APIRouter:
-    """Routes for those who watch the service. They need no key."""
+    """Routes for those who watch the service. `/health` and `/ready` need no key."""
     router = APIRouter(tags=["Operation"])
 
     @router.get("/health", summary="The process is alive")
@@ -23,5 +24,10 @@ def health_router(service: Service) -> APIRouter:
         if not service.engine.is_alive:
             raise unavailable("The engine is not running.")
         return {"status": "ready"}
+
+    @router.get("/metrics", summary="Counts and times for Prometheus", response_class=PlainTextResponse)
+    async def metrics(request: Request) -> Response:
+        text, content_type = service.metrics.render(request.headers.get("accept", ""))
+        return Response(text, media_type=content_type)
 
     return router

@@ -1,6 +1,6 @@
 """API keys: which ones open the service, and where a generated one is kept.
 
-Knows files and settings; the check of requests is in `auth`.
+Knows files and settings, and imports nothing heavy; the check of requests is in `auth`.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ import sys
 from pathlib import Path
 
 from telechat.errors import ConfigError
-from telechat.serve.settings import ServeSettings
+from telechat.serve.settings import ServeSettings, is_sound_key
 
 logger = logging.getLogger(__name__)
 
 
 def resolve_keys(settings: ServeSettings) -> tuple[str, ...]:
-    """The keys that open the service; empty lets everybody in.
+    """The keys that open the service besides those of a key file; empty lets everybody in.
 
     A public host without a key gets a generated one, unless anonymous access is allowed.
 
     Raises:
         ConfigError: the key file cannot be read or written.
     """
-    if settings.api_keys or settings.allow_anonymous or settings.is_loopback:
+    needs_none = settings.allow_anonymous or settings.is_loopback or settings.key_file is not None
+    if settings.api_keys or needs_none:
         return settings.api_keys
     return (generated_key(settings.api_key_file),)
 
@@ -74,7 +75,7 @@ def _read_key(path: Path) -> str | None:
         return None
     except UnicodeDecodeError:
         key = ""
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
+    if not is_sound_key(key):
         raise ConfigError(f"The API key file {path} does not hold a key.", hint="Delete it to get a new key.")
     if os.name != "nt" and stat.S_IMODE(mode) & 0o077:
         logger.warning("%s could be read by other users; now it cannot", path)

@@ -7,7 +7,7 @@ engines; who fills a field is said beside it.
 from __future__ import annotations
 
 import time
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ class Record:
     """One request.
 
     Attributes:
+        id: names the request in answers and logs (set by `observer`).
         started: when it arrived, in seconds of `time.monotonic`.
         started_at: the same in seconds since 1970.
         grant: whose key it carries; None where no key is asked for (set by `auth`).
@@ -29,13 +30,15 @@ class Record:
         num_prompt_tokens, num_completion_tokens: counted by `visit`.
         first_token_seconds: from arrival to the first token of an answer, None before it.
         is_abandoned: the client went away before its answer was complete.
+        error: code of what ended its answer after it was let in, None if nothing did.
         was_admitted: it got a place, so it reached the model.
-        prompts: token ids of its prompts, kept only where they are to be logged.
+        prompts: give the texts of its prompts, only where they are to be logged.
     """
 
     method: str
     path: str
     client: str
+    id: str = ""
     started: float = field(default_factory=time.monotonic)
     started_at: float = field(default_factory=time.time)
     grant: Grant | None = None
@@ -44,8 +47,9 @@ class Record:
     num_completion_tokens: int = 0
     first_token_seconds: float | None = None
     is_abandoned: bool = False
+    error: str | None = None
     was_admitted: bool = False
-    prompts: list[list[int]] = field(default_factory=list)
+    prompts: list[Callable[[], str]] = field(default_factory=list)
 
 
 def record_of(scope: MutableMapping[str, Any]) -> Record:

@@ -12,17 +12,22 @@ import logging
 import os
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
-from telechat.errors import TelechatError, UsageError
+from telechat.errors import ConfigError, TelechatError, UsageError
+from telechat.serve.access_log import AccessLog
 from telechat.serve.admission import Admission
 from telechat.serve.app import create_app
 from telechat.serve.contract import ServiceEngine
-from telechat.serve.keys import resolve_keys
+from telechat.serve.key_ring import resolve_ring
+from telechat.serve.protocol import Patience, PatientProtocol
 from telechat.serve.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
@@ -39,15 +44,18 @@ def run_server(start_engine: Callable[[], ServiceEngine], settings: ServeSetting
         settings: how to listen and whom to let in.
 
     Raises:
-        TelechatError: the port is busy, or the model does not load.
+        TelechatError: the port is busy, a file that the settings name is wrong, or the model does not load.
         KeyboardInterrupt: stopped by Ctrl-C, after running answers have finished.
     """
     listener = bind(settings.host, settings.port)
     with listener:
-        keys = resolve_keys(settings)
+        # All that can be wrong in the settings is found before the model is loaded.
+        ring = resolve_ring(settings)
+        check_certificate(settings)
+        log = _open_access_log(settings.access_log)
         engine = start_engine()
         admission = Admission(settings.max_pending_requests)
-        app = create_app(engine, settings, keys=keys, admission=admission)
+        app = create_app(engine, settings, ring=ring, admission=admission, access_log=log)
         server = Server(app, settings, admission, listener.getsockname()[1])
         try:
             asyncio.run(server.serve(sockets=[listener]))
@@ -56,6 +64,8 @@ def run_server(start_engine: Callable[[], ServiceEngine], settings: ServeSetting
             raise _refused(settings.host, settings.port, error) from error
         finally:
             engine.close()
+            if log is not None:
+                log.close()
     if server.was_interrupted:
         raise KeyboardInterrupt
     return 0
@@ -89,6 +99,37 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def check_certificate(settings: ServeSettings) -> None:
+    """Make sure that the certificate and its key can be used.
+
+    Raises:
+        ConfigError: a file that is missing, no PEM, encrypted, or a key of another certificate.
+    """
+    if settings.tls_cert is None or settings.tls_key is None:
+        return
+    for path in (settings.tls_cert, settings.tls_key):
+        try:
+            path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"The TLS file {path} cannot be read: {error.strerror}.") from error
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        # Without a password to try, OpenSSL would ask for one at the terminal.
+        context.load_cert_chain(settings.tls_cert, settings.tls_key, password="")
+    except ssl.SSLError as error:
+        raise ConfigError(
+            f"The certificate {settings.tls_cert} and the key {settings.tls_key} cannot be used: "
+            f"{error.reason or error}.",
+            hint="Both must be PEM files, the key not encrypted and made for this certificate.",
+        ) from error
+
+
+def _open_access_log(target: str | None) -> AccessLog | None:
+    if target is None:
+        return None
+    return AccessLog(None if target == "-" else Path(target))
+
+
 def _refused(host: str, port: int, error: OSError) -> TelechatError:
     if error.errno == errno.EADDRINUSE:
         return TelechatError(
@@ -107,13 +148,23 @@ def _refused(host: str, port: int, error: OSError) -> TelechatError:
 class Server(uvicorn.Server):
     """uvicorn with our ending: while running answers finish, new requests are refused."""
 
-    def __init__(self, app: object, settings: ServeSettings, admission: Admission, port: int) -> None:
+    def __init__(
+        self,
+        app: object,
+        settings: ServeSettings,
+        admission: Admission,
+        port: int,
+        patience: Patience = Patience(),  # noqa: B008 - frozen
+    ) -> None:
         config = uvicorn.Config(
             app,  # type: ignore[arg-type]
-            http="h11",
+            http=partial(PatientProtocol, patience=patience),  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
             log_config=None,
+            access_log=False,
+            ssl_certfile=settings.tls_cert,
+            ssl_keyfile=settings.tls_key,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=settings.shutdown_seconds,
@@ -121,7 +172,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.was_interrupted = False
         self._admission = admission
-        self._url = _url(settings.host, port)
+        self._url = _url("http" if settings.tls_cert is None else "https", settings.host, port)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -144,5 +195,5 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def _url(scheme: str, host: str, port: int) -> str:
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

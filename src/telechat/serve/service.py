@@ -19,6 +19,7 @@ from telechat.engine.outputs import Delta
 from telechat.serve.admission import Admission
 from telechat.serve.contract import DeltaStream, ServiceEngine, ServiceModel
 from telechat.serve.errors import ApiError, model_not_found, unavailable
+from telechat.serve.metrics import Metrics
 from telechat.serve.record import record_of
 from telechat.serve.settings import ServeSettings
 from telechat.serve.visit import Visit
@@ -32,12 +33,14 @@ class Service:
         engine: answers prompts.
         settings: the operator's decisions.
         admission: places for requests.
+        metrics: counts requests, tokens and times.
         created: when the service started, in seconds since 1970.
     """
 
     engine: ServiceEngine
     settings: ServeSettings
     admission: Admission
+    metrics: Metrics = field(default_factory=Metrics)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -74,7 +77,7 @@ class Service:
                 place.close()
                 raise
         record.was_admitted = True
-        return Visit(self.engine, self.settings, place, record)
+        return Visit(self.engine, self.settings, place, record, self.metrics)
 
     async def encode(
         self,

@@ -10,13 +10,15 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 from telechat.engine.outputs import Delta
 from telechat.engine.sampling_params import SamplingParams
-from telechat.errors import ContextLengthError
+from telechat.errors import ContextLengthError, TelechatError
 from telechat.serve.admission import Place
 from telechat.serve.contract import DeltaStream, ServiceEngine
-from telechat.serve.errors import timed_out
+from telechat.serve.errors import ApiError, error_code, timed_out
+from telechat.serve.metrics import Metrics
 from telechat.serve.record import Record
 from telechat.serve.settings import ServeSettings
 
@@ -29,11 +31,20 @@ class Visit:
         settings: limits of the service.
         place: its place among the requests under way.
         record: what is noted about it.
+        metrics: where its tokens and times are counted.
     """
 
-    def __init__(self, engine: ServiceEngine, settings: ServeSettings, place: Place, record: Record) -> None:
+    def __init__(
+        self,
+        engine: ServiceEngine,
+        settings: ServeSettings,
+        place: Place,
+        record: Record,
+        metrics: Metrics,
+    ) -> None:
         self._engine = engine
         self._settings = settings
+        self._metrics = metrics
         self._place: Place | None = place
         self.record = record
         self._deadline: float | None = None
@@ -41,8 +52,11 @@ class Visit:
             elapsed = time.monotonic() - record.started
             self._deadline = asyncio.get_running_loop().time() + settings.request_seconds - elapsed
 
-    def stream(self, prompt_ids: Sequence[int], params: SamplingParams) -> DeltaStream:
+    def stream(self, prompt_ids: Sequence[int], params: SamplingParams, *, priority: int = 0) -> DeltaStream:
         """Start the answers to one prompt, counted and within the deadline.
+
+        Args:
+            priority: lower goes first.
 
         Raises:
             ApiError: 429 when the key has used up its tokens.
@@ -52,7 +66,8 @@ class Visit:
         prompt = list(prompt_ids)
         self.take_prompt(prompt)
         grant = self.record.grant
-        stream = self._engine.stream(prompt, params, tenant=grant.name if grant is not None else "")
+        tenant = grant.name if grant is not None else ""
+        stream = self._engine.stream(prompt, params, tenant=tenant, priority=priority)
         return _CountedStream(self, stream)
 
     def take_prompt(self, prompt_ids: Sequence[int]) -> None:
@@ -68,8 +83,9 @@ class Visit:
         if self.record.grant is not None:
             self.record.grant.take_prompt(num_tokens)
         self.record.num_prompt_tokens += num_tokens
+        self._metrics.prompt_tokens.inc(num_tokens)
         if self._settings.log_prompts:
-            self.record.prompts.append(list(prompt_ids))
+            self.record.prompts.append(partial(self._engine.llm.tokenizer.decode, list(prompt_ids)))
 
     @asynccontextmanager
     async def in_time(self) -> AsyncIterator[None]:
@@ -87,17 +103,25 @@ class Visit:
             assert self._settings.request_seconds is not None
             raise timed_out(self._settings.request_seconds) from None
 
-    def count(self, delta: Delta) -> None:
-        """Take note of what an answer gained."""
-        num_tokens = len(delta.token_ids)
-        if not num_tokens:
-            return
+    def count(self, num_tokens: int) -> None:
+        """Take note of tokens that an answer gained."""
         record = self.record
         if record.first_token_seconds is None:
             record.first_token_seconds = time.monotonic() - record.started
+            self._metrics.first_token_seconds.observe(record.first_token_seconds)
         record.num_completion_tokens += num_tokens
+        self._metrics.completion_tokens.inc(num_tokens)
         if record.grant is not None:
             record.grant.count_tokens(num_tokens)
+
+    def note_pace(self, seconds: float, num_tokens: int) -> None:
+        """An answer is complete: so many tokens came in the time after its first ones."""
+        if num_tokens:
+            self._metrics.token_seconds.observe(seconds / num_tokens)
+
+    def note_error(self, error: TelechatError | ApiError) -> None:
+        """An answer ended in this error."""
+        self.record.error = error_code(error)
 
     def close(self) -> None:
         """Give the place back; closing twice does no harm."""
@@ -115,15 +139,31 @@ class _CountedStream:
         self._visit = visit
         self._stream = stream
         self._deltas = aiter(stream)
+        # By answer: when its first tokens came, and how many came after them.
+        self._paces: dict[int, tuple[float, int]] = {}
 
     def __aiter__(self) -> _CountedStream:
         return self
 
     async def __anext__(self) -> Delta:
-        async with self._visit.in_time():
-            delta = await anext(self._deltas)
-        self._visit.count(delta)
+        try:
+            async with self._visit.in_time():
+                delta = await anext(self._deltas)
+        except (TelechatError, ApiError) as error:
+            self._visit.note_error(error)
+            raise
+        self._count(delta)
         return delta
+
+    def _count(self, delta: Delta) -> None:
+        num_tokens = len(delta.token_ids)
+        if num_tokens:
+            self._visit.count(num_tokens)
+            begun, num_after = self._paces.get(delta.index, (time.monotonic(), -num_tokens))
+            self._paces[delta.index] = begun, num_after + num_tokens
+        if delta.finish_reason is not None and delta.index in self._paces:
+            begun, num_after = self._paces.pop(delta.index)
+            self._visit.note_pace(time.monotonic() - begun, num_after)
 
     async def aclose(self) -> None:
         await self._stream.aclose()

@@ -34,7 +34,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr("telechat.engine.LLM", fake)
     monkeypatch.setattr("telechat.serve.server.run_server", lambda start_engine, settings: start_engine())
-    monkeypatch.setattr("telechat.engine.AsyncEngine.spawn", lambda load, tokenizer: load())
+    monkeypatch.setattr("telechat.engine.AsyncEngine.spawn", lambda load, tokenizer, max_pending: load())
     return seen
 
 
@@ -45,6 +45,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         ("--block-size 32", "block_size", 32),
         ("--num-blocks 40", "num_blocks", 40),
         ("--memory-limit 8GiB", "memory_limit", 8 << 30),
+        ("--cache-memory 8GiB", "cache_memory", 8 << 30),
         ("--kv-cache-dtype int8", "kv_cache_dtype", "int8"),
         ("--max-batch-tokens 99", "max_batch_tokens", 99),
         ("--max-num-batched-tokens 99", "max_batch_tokens", 99),

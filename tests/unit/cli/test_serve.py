@@ -25,7 +25,7 @@ class Recorder:
         self.loaded: dict[str, Any] = {}
         monkeypatch.setattr(telechat.serve.server, "run_server", self.run)
         monkeypatch.setattr(telechat.engine, "LLM", self.load)
-        monkeypatch.setattr(telechat.engine.AsyncEngine, "spawn", lambda load, tokenizer: load())
+        monkeypatch.setattr(telechat.engine.AsyncEngine, "spawn", lambda load, tokenizer, max_pending: load())
         monkeypatch.setattr(telechat.checkpoint, "resolve_model", lambda name: resolve_model("demo"))
 
     def run(self, load: Any, settings: ServeSettings) -> int:
@@ -44,7 +44,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 def test_defaults(served: Recorder) -> None:
     assert main(["serve"]) == 0
-    assert served.settings == ServeSettings(host="127.0.0.1", port=8070)
+    assert served.settings == ServeSettings(host="127.0.0.1", port=8070, access_log="-")
     assert served.loaded["model"] == "demo" and "max_batch_size" not in served.loaded
 
 
@@ -61,6 +61,7 @@ def test_flags_arrive(served: Recorder) -> None:
         api_keys=("sk-x",),
         served_model_name="mine",
         cors_origins=("https://a.example", "https://b.example"),
+        access_log="-",
     )
     assert served.loaded == {
         "model": "some/model",

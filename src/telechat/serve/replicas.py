@@ -1,0 +1,169 @@
+"""Several engines behind one service: each request goes to the one that has seen most of its beginning.
+
+An engine keeps the beginnings of prompts in its cache, so a conversation is cheapest where it was before.
+What each engine has seen is remembered here by names of blocks, as the engine itself names them; it may have
+forgotten some since, which costs time and nothing else. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Protocol
+
+from telechat.engine.async_engine import QueueFullError
+from telechat.engine.blocks import BlockName, block_name, root_name
+from telechat.engine.engine_process import EngineDiedError
+from telechat.engine.outputs import EngineStats, Pooling
+from telechat.engine.sampling_params import SamplingParams
+from telechat.errors import ConfigError, TelechatError
+from telechat.serve.contract import DeltaStream, ServiceModel
+
+# Tokens of one remembered piece of a prompt. Shorter common beginnings are not worth a detour.
+PIECE_TOKENS = 64
+# Pieces remembered of one engine when its cache's size is not known: 1M tokens.
+_DEFAULT_PIECES = 16_384
+# An engine with this many more pending answers than the idlest one is passed over, whatever it has seen:
+# where all prompts begin alike, one engine would otherwise do all the work.
+MAX_LEAD = 8
+
+
+class Replica(Protocol):
+    """One of the engines; `telechat.engine.AsyncEngine` fits."""
+
+    @property
+    def llm(self) -> ServiceModel: ...
+    @property
+    def is_alive(self) -> bool: ...
+    @property
+    def num_restarts(self) -> int: ...
+    @property
+    def num_pending(self) -> int: ...
+    @property
+    def stats(self) -> EngineStats | None: ...
+    def stream(
+        self, prompt_ids: list[int], params: SamplingParams, *, tenant: str = "", priority: int = 0
+    ) -> DeltaStream: ...
+    async def embed(
+        self, prompt_ids: list[int], pooling: Pooling = "mean", *, normalize: bool = False, tenant: str = ""
+    ) -> array[float]: ...
+    def close(self) -> None: ...
+
+
+class ReplicaSet:
+    """Engines of the same model as one engine (`telechat.serve.contract.ServiceEngine`).
+
+    Args:
+        replicas: at least one; closing them is this one's business from now on.
+    """
+
+    def __init__(self, replicas: Sequence[Replica]) -> None:
+        if not replicas:
+            raise ConfigError("A service needs at least one replica.")
+        self.replicas = tuple(replicas)
+        self._seen = [_Memory(replica) for replica in self.replicas]
+
+    @property
+    def llm(self) -> ServiceModel:
+        """The model; every replica has the same."""
+        return self.replicas[0].llm
+
+    @property
+    def is_alive(self) -> bool:
+        """At least one replica takes requests."""
+        return any(replica.is_alive for replica in self.replicas)
+
+    def stream(
+        self, prompt_ids: list[int], params: SamplingParams, *, tenant: str = "", priority: int = 0
+    ) -> DeltaStream:
+        """As `ServiceEngine.stream`. A replica that dies or fills up at this moment is passed over."""
+        names = piece_names(prompt_ids)
+        refusal: TelechatError | None = None
+        for number in self._by_preference(names):
+            try:
+                stream = self.replicas[number].stream(prompt_ids, params, tenant=tenant, priority=priority)
+            except (EngineDiedError, QueueFullError) as error:
+                refusal = error
+                continue
+            self._seen[number].add(names)
+            return stream
+        assert refusal is not None
+        raise refusal
+
+    async def embed(
+        self, prompt_ids: list[int], pooling: Pooling = "mean", *, normalize: bool = False, tenant: str = ""
+    ) -> array[float]:
+        """As `AsyncEngine.embed`, by the replica that has least to do."""
+        number = self._by_preference([])[0]
+        return await self.replicas[number].embed(prompt_ids, pooling, normalize=normalize, tenant=tenant)
+
+    def close(self) -> None:
+        """Stop all of them."""
+        for replica in self.replicas:
+            replica.close()
+
+    def _by_preference(self, names: Sequence[BlockName]) -> list[int]:
+        """Numbers of replicas, the best for a prompt of these pieces first, dead ones last.
+
+        Best is the longest known beginning among those that have not much more to do than the idlest; then
+        the fewest pending answers.
+        """
+        pending = [replica.num_pending for replica in self.replicas]
+        alive = [number for number, replica in enumerate(self.replicas) if replica.is_alive]
+        least = min((pending[number] for number in alive), default=0)
+
+        def rank(number: int) -> tuple[bool, bool, int, int]:
+            is_dead = number not in alive
+            is_behind = pending[number] > least + MAX_LEAD
+            return is_dead, is_behind, -self._seen[number].count_known(names), pending[number]
+
+        return sorted(range(len(self.replicas)), key=rank)
+
+
+class _Memory:
+    """The pieces of prompts that a replica has seen; the oldest are forgotten first, all when it dies."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self._names: OrderedDict[BlockName, None] = OrderedDict()
+        self._num_restarts = replica.num_restarts
+
+    def count_known(self, names: Sequence[BlockName]) -> int:
+        """How many pieces from the first on it has seen."""
+        self._forget_if_restarted()
+        count = 0
+        while count < len(names) and names[count] in self._names:
+            count += 1
+        return count
+
+    def add(self, names: Sequence[BlockName]) -> None:
+        """It is about to see these."""
+        self._forget_if_restarted()
+        # The end of a prompt is forgotten before its beginning.
+        for name in reversed(names):
+            self._names[name] = None
+            self._names.move_to_end(name)
+        while len(self._names) > self._capacity():
+            self._names.popitem(last=False)
+
+    def _capacity(self) -> int:
+        stats = self._replica.stats
+        if stats is None:
+            return _DEFAULT_PIECES
+        return max(1, stats.num_blocks * stats.block_size // PIECE_TOKENS)
+
+    def _forget_if_restarted(self) -> None:
+        if self._replica.num_restarts != self._num_restarts:
+            self._num_restarts = self._replica.num_restarts
+            self._names.clear()
+
+
+def piece_names(prompt_ids: Sequence[int]) -> list[BlockName]:
+    """Names of the whole pieces of a prompt; equal names mean equal tokens from the start to there."""
+    names: list[BlockName] = []
+    parent = root_name("")
+    for start in range(0, len(prompt_ids) - PIECE_TOKENS + 1, PIECE_TOKENS):
+        parent = block_name(parent, prompt_ids[start : start + PIECE_TOKENS])
+        names.append(parent)
+    return names
