@@ -10,7 +10,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,14 +85,36 @@ class FakeApi:
     headers: list[dict[str, str]] = field(default_factory=list)
     num_open: int = 0
     num_abandoned: int = 0
+    tokenized: list[dict[str, Any]] = field(default_factory=list)
+    num_scrapes: int = 0
+    has_metrics: bool = True
+    is_engine_up: bool = True
+    num_added_tokens: int = 0
 
-    def app(self) -> Starlette:
-        return Starlette(
-            routes=[
-                Route("/v1/models", self._models),
-                Route("/v1/chat/completions", self._chat, methods=["POST"]),
-            ]
-        )
+    def app(self, *, without: Sequence[str] = ()) -> Starlette:
+        """The API; `without` names paths that it does not have."""
+        routes = [
+            Route("/v1/models", self._models),
+            Route("/v1/chat/completions", self._chat, methods=["POST"]),
+            Route("/tokenize", self._tokenize, methods=["POST"]),
+            Route("/metrics", self._metrics),
+        ]
+        return Starlette(routes=[route for route in routes if route.path not in without])
+
+    async def _tokenize(self, request: Request) -> Response:
+        body = await request.json()
+        self.tokenized.append(body)
+        texts = prompt_tokens(body["messages"]) + ["<_bot>"] * self.num_added_tokens
+        answer: dict[str, Any] = {"count": len(texts), "max_model_len": 2048, "tokens": token_ids(texts)}
+        if body.get("return_token_strs"):
+            answer["token_strs"] = texts
+        return JSONResponse(answer)
+
+    async def _metrics(self, request: Request) -> Response:
+        self.num_scrapes += 1
+        if not self.has_metrics:
+            return Response("Not found", status_code=404)
+        return Response(_metrics_text(self), media_type="text/plain; version=0.0.4")
 
     async def _models(self, request: Request) -> Response:
         names = [MODEL] + [f"{MODEL}-{number}" for number in range(2, self.num_models + 1)]
@@ -109,12 +131,15 @@ class FakeApi:
             return _error(429, "Too many requests; try again in 3 seconds.", "rate_limit_exceeded")
         if behaviour == "html-error":
             return Response("<h1>Bad gateway</h1>", status_code=503, media_type="text/html")
-        return StreamingResponse(self._stream(behaviour, question), media_type="text/event-stream")
+        num_prompt = len(prompt_tokens(body["messages"]))
+        return StreamingResponse(
+            self._stream(behaviour, question, num_prompt), media_type="text/event-stream"
+        )
 
-    async def _stream(self, behaviour: str, question: str) -> AsyncIterator[bytes]:
+    async def _stream(self, behaviour: str, question: str, num_prompt: int) -> AsyncIterator[bytes]:
         self.num_open += 1
         try:
-            async for event in self._events(behaviour, question):
+            async for event in self._events(behaviour, question, num_prompt):
                 yield event
         except asyncio.CancelledError:
             self.num_abandoned += 1
@@ -122,9 +147,11 @@ class FakeApi:
         finally:
             self.num_open -= 1
 
-    async def _events(self, behaviour: str, question: str) -> AsyncIterator[bytes]:
+    async def _events(self, behaviour: str, question: str, num_prompt: int) -> AsyncIterator[bytes]:
         yield _chunk({"role": "assistant", "content": ""})
         pieces = list(_pieces(behaviour, question))
+        if behaviour == "count":
+            pieces = [f"answer {len(self.requests)}"]
         began = time.perf_counter()
         for number, piece in enumerate(pieces):
             if behaviour == "silent":
@@ -141,9 +168,52 @@ class FakeApi:
                 return
         reason = "length" if behaviour == "length" else "stop"
         yield _chunk({}, reason)
-        usage = {"prompt_tokens": 30, "completion_tokens": len(pieces), "total_tokens": 30 + len(pieces)}
+        usage = {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": len(pieces),
+            "total_tokens": num_prompt + len(pieces),
+        }
         yield _event({"object": "chat.completion.chunk", "choices": [], "usage": usage})
         yield b"data: [DONE]\n\n"
+
+
+def prompt_tokens(messages: list[dict[str, Any]]) -> list[str]:
+    """The prompt as this API's "model" sees it: role tokens, then two characters a token."""
+    texts: list[str] = []
+    for message in messages:
+        role = {"user": "<_user>", "assistant": "<_bot>"}.get(message["role"], "<_system>")
+        content = message["content"]
+        texts += [role, *(content[start : start + 2] for start in range(0, len(content), 2))]
+    return [*texts, "<_bot>"]
+
+
+def token_ids(texts: list[str]) -> list[int]:
+    """A number for each token, from its text."""
+    return [sum(map(ord, text)) % 130_000 for text in texts]
+
+
+def _metrics_text(api: FakeApi) -> str:
+    """Figures under the names of the real API, growing with every reading."""
+    number = api.num_scrapes
+    lines = [
+        "# HELP telechat_engine_running Answers being computed",
+        "# TYPE telechat_engine_running gauge",
+        'telechat_engine_running{replica="0"} 3.0',
+        'telechat_engine_running{replica="1"} 4.0',
+        'telechat_engine_waiting{replica="0"} 2.0',
+        f'telechat_engine_up{{replica="0"}} {float(api.is_engine_up)}',
+        'telechat_engine_cache_blocks{replica="0"} 200.0',
+        'telechat_engine_cache_blocks_used{replica="0"} 50.0',
+        f'telechat_engine_generated_tokens_total{{replica="0"}} {1000.0 * number}',
+        f"telechat_requests_failed_total {float(number)}",
+    ]
+    for name, bound in (("time_to_first_token", 0.25), ("time_per_output_token", 0.02)):
+        lines += [
+            f'telechat_{name}_seconds_bucket{{le="{bound}"}} {10.0 * number}',
+            f'telechat_{name}_seconds_bucket{{le="+Inf"}} {10.0 * number}',
+            f"telechat_{name}_seconds_count {10.0 * number}",
+        ]
+    return "\n".join([*lines, ""])
 
 
 def _pieces(behaviour: str, question: str) -> Iterator[str]:

@@ -43,6 +43,8 @@ class DeploySettings:
         web_port: its port.
         gpu_devices: device numbers, "0" or "0,1", or what CUDA_VISIBLE_DEVICES takes besides; "" leaves the
             choice to the system.
+        feedback_folder: where votes on answers are kept as training rows; "" for no voting. A relative folder
+            counts from the file.
     """
 
     model_path: str = DEFAULT_MODEL
@@ -51,6 +53,7 @@ class DeploySettings:
     web_host: str = "127.0.0.1"
     web_port: int = 8501
     gpu_devices: str | int = ""
+    feedback_folder: str = ""
 
     def __post_init__(self) -> None:
         for name in ("api_port", "web_port"):
@@ -86,6 +89,9 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--web-port", type=port_number, metavar="PORT", help="port of the page (default: 8501)"
     )
+    parser.add_argument(
+        "--feedback-folder", metavar="DIR", help="let users vote on answers; keep votes here as training rows"
+    )
     parser.add_argument("--api-key", metavar="KEY", help=f"key clients must send (else ${KEY_VARIABLE})")
     parser.add_boolean("--allow-anonymous", help="let a public address serve without a key")
 
@@ -106,8 +112,10 @@ def resolve_settings(args: argparse.Namespace, environment: Mapping[str, str]) -
             hint="Correct it, or give the devices with --gpu.",
         )
     model = settings.model_path
+    feedback = settings.feedback_folder
     if args.config is not None:
         model = _model_beside(args.config, model)
+        feedback = feedback and str((args.config.resolve().parent / feedback).resolve())
     return DeploySettings(
         model_path=args.model_path or environment.get(MODEL_VARIABLE) or model,
         api_host=_first_given(args.api_host, settings.api_host),
@@ -115,6 +123,7 @@ def resolve_settings(args: argparse.Namespace, environment: Mapping[str, str]) -
         web_host=_first_given(args.web_host, settings.web_host),
         web_port=_first_given(args.web_port, settings.web_port),
         gpu_devices=_first_given(args.gpu, environment.get(DEVICES_VARIABLE), settings.gpu_devices),
+        feedback_folder=_first_given(args.feedback_folder, feedback),
     )
 
 
@@ -137,6 +146,12 @@ def run(args: argparse.Namespace) -> int:
     settings = resolve_settings(args, os.environ)
     check_port_free(settings.api_host, settings.api_port, port_flag="--api-port", host_flag="--api-host")
     check_port_free(settings.web_host, settings.web_port, port_flag="--web-port", host_flag="--web-host")
+    if settings.feedback_folder:
+        from telechat.serve.page.votes import VoteFolder
+
+        VoteFolder(
+            Path(settings.feedback_folder)
+        )  # so that one that cannot be is known before the model loads
     api_environment, page_environment = child_environments(settings, args)
     group = Group()
     api_url = url_of(settings.api_host, settings.api_port)
@@ -201,7 +216,8 @@ def api_command(settings: DeploySettings, args: argparse.Namespace) -> list[str]
 def page_command(settings: DeploySettings, api_url: str) -> list[str]:
     """The command of the page process."""
     command = [sys.executable, "-m", "telechat.cli.page_process", "--api-url", api_url]
-    return [*command, "--host", settings.web_host, "--port", str(settings.web_port)]
+    command += ["--host", settings.web_host, "--port", str(settings.web_port)]
+    return [*command, "--feedback-folder", settings.feedback_folder] if settings.feedback_folder else command
 
 
 def is_healthy(url: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 
 
 def main() -> int:
@@ -17,19 +18,30 @@ def main() -> int:
     parser.add_argument("--api-url", required=True)
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--feedback-folder", type=Path)
     args = parser.parse_args()
 
     import uvicorn
 
+    from telechat.errors import TelechatError
     from telechat.serve.page.app import create_page_app
+    from telechat.serve.page.security import ANY_HOST, LOOPBACK_HOSTS
     from telechat.serve.settings import is_loopback
 
     key = os.environ.get("TELECHAT_API_KEY")
-    if is_loopback(args.host):
-        app = create_page_app(args.api_url, api_key=key)
-    else:
-        # Under which names a public page is reached, only its operator knows.
-        app = create_page_app(args.api_url, api_key=key, access_key=key, allowed_hosts=("*",))
+    is_private = is_loopback(args.host)
+    try:
+        app = create_page_app(
+            args.api_url,
+            api_key=key,
+            access_key=None if is_private else key,
+            # Under which names a public page is reached, only its operator knows.
+            allowed_hosts=LOOPBACK_HOSTS if is_private else (ANY_HOST,),
+            feedback_folder=args.feedback_folder,
+        )
+    except TelechatError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     uvicorn.run(app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=3)
     return 0
 

@@ -220,6 +220,48 @@ def test_a_public_page_needs_the_key_as_well(
     assert "whoever reaches it" in capsys.readouterr().err
 
 
+def test_feedback_folder_by_flag_and_file_reaches_the_page(config: Path) -> None:
+    assert "--feedback-folder" not in deploy.page_command(deploy.DeploySettings(), "http://127.0.0.1:1")
+    config.write_text("feedback_folder: ../votes\n", encoding="utf-8")
+    from_file = deploy.resolve_settings(parse("--config", str(config)), {})
+    assert Path(from_file.feedback_folder) == config.parents[1] / "votes"
+    from_flag = deploy.resolve_settings(parse("--config", str(config), "--feedback-folder", "mine"), {})
+    command = deploy.page_command(from_flag, "http://127.0.0.1:1")
+    assert command[-2:] == ["--feedback-folder", "mine"]
+
+
+def test_a_feedback_folder_that_cannot_be_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    assert main(["deploy", "--feedback-folder", str(tmp_path / "file" / "votes")]) == 1
+    assert "Votes cannot be kept" in capsys.readouterr().err
+
+
+def test_page_process_keeps_votes_where_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import uvicorn
+    from starlette.testclient import TestClient
+
+    from telechat.cli import page_process
+
+    apps = []
+    monkeypatch.setattr(uvicorn, "run", lambda app, **options: apps.append(app))
+    words = ["page", "--api-url", "http://127.0.0.1:9", "--host", "127.0.0.1", "--port", "1"]
+    for folder, offered in ((None, False), (tmp_path / "votes", True)):
+        given = ["--feedback-folder", str(folder)] if folder else []
+        monkeypatch.setattr(sys, "argv", [*words, *given])
+        assert page_process.main() == 0
+        with TestClient(apps[-1], base_url="http://127.0.0.1") as client:
+            assert client.get("/about").json() == {"feedback": offered}
+    assert (tmp_path / "votes").is_dir()
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", [*words, "--feedback-folder", str(tmp_path / "file" / "x")])
+    assert page_process.main() == 1
+    assert "Votes cannot be kept" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("host", "asks"), [("127.0.0.1", False), ("0.0.0.0", True)])
 def test_page_process_asks_for_the_key_on_a_public_address(
     host: str, asks: bool, monkeypatch: pytest.MonkeyPatch

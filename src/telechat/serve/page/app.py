@@ -1,14 +1,16 @@
-"""The page process as one ASGI app: its files, the rendering of stored answers, the way to the API.
+"""The page process as one ASGI app: its files, the rendering of stored answers, votes, the way to the API.
 
-Holds no conversation and no setting; those live in the browser. Does not start a server and does not know
-where it is bound.
+Holds no conversation and no setting; those live in the browser. The exception is what a user votes on, where
+the operator named a folder for it. Does not start a server and does not know where it is bound.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -21,8 +23,12 @@ from telechat.serve.page import proxy
 from telechat.serve.page.assets import asset_routes
 from telechat.serve.page.rendering import render_blocks
 from telechat.serve.page.security import LOOPBACK_HOSTS, SECURITY_HEADERS, PageSecurity
+from telechat.serve.page.votes import Vote, VoteFolder
+
+logger = logging.getLogger(__name__)
 
 MAX_TEXTS = 200
+FEEDBACK_PATH = "/feedback"
 
 
 def create_page_app(
@@ -31,6 +37,7 @@ def create_page_app(
     api_key: str | None = None,
     access_key: str | None = None,
     allowed_hosts: Sequence[str] = LOOPBACK_HOSTS,
+    feedback_folder: Path | None = None,
 ) -> Starlette:
     """The page for the API at `api_url`.
 
@@ -39,26 +46,39 @@ def create_page_app(
         api_key: sent to the API as a bearer token; the browser never sees it.
         access_key: what browsers must give as a password, under any user name; None lets everybody in.
         allowed_hosts: host names, without port, under which the page answers; `"*"` switches the check off.
+        feedback_folder: where votes on answers are kept as training rows; None shows no thumbs.
 
     Returns:
-        An app to be served by uvicorn. Its routes: `/`, `/static/…`, `/health`, `/render`, `/v1/models`,
-        `/v1/chat/completions` (always streaming, with rendered blocks beside the text).
+        An app to be served by uvicorn. Its routes: `/`, `/static/…`, `/health`, `/about`, `/render`,
+        `/feedback` (with a folder), `/v1/models`, `/tokenize`, `/load`, `/v1/chat/completions` (always
+        streaming, with rendered blocks beside the text).
+
+    Raises:
+        ConfigError: nothing can be written in `feedback_folder`.
     """
+    votes = VoteFolder(feedback_folder) if feedback_folder is not None else None
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with proxy.build_client(api_url, api_key) as client:
             app.state.api_client = client
+            app.state.votes = votes
             yield
 
+    routes = [
+        *asset_routes(),
+        Route("/health", _health),
+        Route("/about", _about),
+        Route("/render", _render_texts, methods=["POST"]),
+        Route(proxy.MODELS_PATH, proxy.models),
+        Route(proxy.TOKENIZE_PATH, proxy.tokenize, methods=["POST"]),
+        Route(proxy.LOAD_PATH, proxy.load),
+        Route(proxy.CHAT_PATH, proxy.chat, methods=["POST"]),
+    ]
+    if votes is not None:
+        routes.append(Route(FEEDBACK_PATH, _take_vote, methods=["POST"]))
     return Starlette(
-        routes=[
-            *asset_routes(),
-            Route("/health", _health),
-            Route("/render", _render_texts, methods=["POST"]),
-            Route(proxy.MODELS_PATH, proxy.models),
-            Route(proxy.CHAT_PATH, proxy.chat, methods=["POST"]),
-        ],
+        routes=routes,
         middleware=[Middleware(PageSecurity, allowed_hosts=allowed_hosts, access_key=access_key)],
         exception_handlers={HTTPException: _http_error, 500: _internal_error},
         lifespan=lifespan,
@@ -67,6 +87,30 @@ def create_page_app(
 
 async def _health(request: Request) -> Response:
     return JSONResponse({"status": "ok"})
+
+
+async def _about(request: Request) -> Response:
+    """What this page offers beyond chatting."""
+    return JSONResponse({"feedback": request.app.state.votes is not None})
+
+
+async def _take_vote(request: Request) -> Response:
+    """`{"id", "vote": "up"|"down"|null, "model", "messages", "answer"}`: 200 once it is on the disk."""
+    body = await proxy.read_json_object(request)
+    if isinstance(body, Response):
+        return body
+    try:
+        vote = Vote.from_json(body)
+    except ValueError as error:
+        return proxy.error_response(400, str(error), "invalid_vote")
+    votes: VoteFolder = request.app.state.votes
+    try:
+        await asyncio.to_thread(votes.record, vote)
+    except OSError as error:
+        logger.warning("a vote could not be kept: %s", error)
+        message = "The vote could not be kept on the page's machine. Its log says why."
+        return proxy.error_response(507, message, "vote_not_kept")
+    return JSONResponse({"vote": body["vote"]})
 
 
 async def _render_texts(request: Request) -> Response:

@@ -1,8 +1,9 @@
-"""The way from the page to the API: two fixed paths, the key added here, nothing taken from the environment.
+"""The way from the page to the API: four fixed paths, the key added here, nothing taken from the environment.
 
-`POST /v1/chat/completions` streams an answer with its rendering; `GET /v1/models` says what is served. The
-upstream request is closed as soon as the browser goes away, whether it pressed stop or closed the tab. An
-API that is down is a 502 with the usual error body. Knows nothing of Markdown.
+`POST /v1/chat/completions` streams an answer with its rendering; `GET /v1/models` says what is served,
+`POST /tokenize` the tokens of a prompt, `GET /load` (the API's `/metrics`) how busy it is. The upstream
+request is closed as soon as the browser goes away, whether it pressed stop or closed the tab. An API that is
+down is a 502 with the usual error body. Knows nothing of Markdown.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 CHAT_PATH = "/v1/chat/completions"
 MODELS_PATH = "/v1/models"
+TOKENIZE_PATH = "/tokenize"
+LOAD_PATH = "/load"
+METRICS_PATH = "/metrics"
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 KEEP_ALIVE_SECONDS = 15.0
@@ -76,14 +80,43 @@ async def read_json_object(request: Request) -> dict[str, Any] | Response:
 
 async def models(request: Request) -> Response:
     """`GET /v1/models`, passed through."""
+    return await _pass_through(request, "GET", MODELS_PATH)
+
+
+async def tokenize(request: Request) -> Response:
+    """`POST /tokenize`, passed through: the tokens of a conversation, as the API gives them to the model."""
+    body = await read_json_object(request)
+    if isinstance(body, Response):
+        return body
+    return await _pass_through(request, "POST", TOKENIZE_PATH, _encoded(body))
+
+
+async def load(request: Request) -> Response:
+    """The API's `GET /metrics`, Prometheus text."""
+    return await _pass_through(request, "GET", METRICS_PATH, media_type="text/plain; charset=utf-8")
+
+
+async def _pass_through(
+    request: Request,
+    method: str,
+    path: str,
+    content: bytes | None = None,
+    media_type: str = "application/json",
+) -> Response:
     client: httpx.AsyncClient = request.app.state.api_client
+    headers = {"content-type": "application/json"} if content is not None else {}
     try:
-        upstream = await client.get(MODELS_PATH, timeout=10.0)
+        upstream = await client.request(method, path, content=content, headers=headers, timeout=10.0)
     except httpx.HTTPError as error:
         return _api_down(error)
     if upstream.status_code != 200:
         return _upstream_error(upstream, upstream.content)
-    return Response(upstream.content, media_type="application/json")
+    return Response(upstream.content, media_type=media_type)
+
+
+def _encoded(body: dict[str, Any]) -> bytes:
+    """ASCII JSON: a stray half of a surrogate pair then travels as an escape, for the API to judge."""
+    return json.dumps(body).encode("ascii")
 
 
 async def chat(request: Request) -> Response:
@@ -125,10 +158,10 @@ class RelayedAnswer(Response):
     async def _relay(self, scope: Scope, receive: Receive, send: Send) -> None:
         started_at = time.perf_counter()
         try:
-            # ASCII JSON: a stray half of a surrogate pair then travels as an escape, for the API to judge.
-            content = json.dumps(self._body).encode("ascii")
             headers = {"content-type": "application/json"}
-            request = self._client.build_request("POST", CHAT_PATH, content=content, headers=headers)
+            request = self._client.build_request(
+                "POST", CHAT_PATH, content=_encoded(self._body), headers=headers
+            )
             upstream = await self._client.send(request, stream=True)
         except httpx.HTTPError as error:
             await _api_down(error)(scope, receive, send)

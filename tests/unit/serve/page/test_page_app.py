@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,6 +20,7 @@ from telechat.serve.page.events import EventParser
 from telechat.serve.page.proxy import MAX_REQUEST_BYTES
 from telechat.serve.page.rendering import render_blocks
 from telechat.serve.page.security import SECURITY_HEADERS
+from telechat.serve.page.votes import VoteFolder
 
 KEY = "secret-key"
 
@@ -282,7 +284,7 @@ def test_a_link_from_another_site_may_open_the_page(client: httpx.Client) -> Non
         (b" " * (MAX_REQUEST_BYTES + 1), "application/json", 413),
     ],
 )
-@pytest.mark.parametrize("path", ["/render", "/v1/chat/completions"])
+@pytest.mark.parametrize("path", ["/render", "/tokenize", "/v1/chat/completions"])
 def test_bodies_that_are_not_json_objects_are_refused(
     client: httpx.Client, path: str, content: bytes, media_type: str, status: int
 ) -> None:
@@ -305,3 +307,58 @@ def test_stored_texts_are_rendered_in_order(client: httpx.Client) -> None:
 @pytest.mark.parametrize("texts", [None, "a", [1], ["a"] * (MAX_TEXTS + 1)])
 def test_texts_of_the_wrong_kind_are_refused(client: httpx.Client, texts: object) -> None:
     assert client.post("/render", json={"texts": texts}).status_code == 400
+
+
+VOTE = {
+    "id": "a" * 32,
+    "vote": "up",
+    "model": MODEL,
+    "messages": [{"role": "user", "content": "echo hi"}],
+    "answer": "hi",
+}
+
+
+def test_votes_are_kept_where_a_folder_was_named(tmp_path: Path, client: httpx.Client) -> None:
+    assert client.get("/about").json() == {"feedback": False}
+    assert client.post("/feedback", json=VOTE).status_code == 404
+    app = create_page_app("http://127.0.0.1:9", feedback_folder=tmp_path / "votes")
+    with serve_in_thread(app) as url, httpx.Client(base_url=url, trust_env=False) as own:
+        assert own.get("/about").json() == {"feedback": True}
+        assert own.post("/feedback", json=VOTE).json() == {"vote": "up"}
+        row = json.loads((tmp_path / "votes" / "votes.jsonl").read_text(encoding="utf-8"))
+        assert (row["label"], row["prompt"]) == (True, VOTE["messages"])
+        refused = own.post("/feedback", json={**VOTE, "vote": "maybe"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_vote")
+        assert own.post("/feedback", json={**VOTE, "vote": None}).status_code == 200
+        assert (tmp_path / "votes" / "votes.jsonl").read_bytes() == b""
+
+
+def test_a_vote_that_cannot_be_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    app = create_page_app("http://127.0.0.1:9", feedback_folder=tmp_path)
+    monkeypatch.setattr(VoteFolder, "record", full)
+    with serve_in_thread(app) as url:
+        refused = httpx.post(f"{url}/feedback", json=VOTE, trust_env=False)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (507, "vote_not_kept")
+
+
+def test_prompt_tokens_and_load_come_from_the_api(client: httpx.Client, api: FakeApi) -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "你好"}], "return_token_strs": True}
+    answer = client.post("/tokenize", json=body).json()
+    assert api.tokenized[-1] == body
+    assert answer["count"] == len(answer["tokens"]) == len(answer["token_strs"])
+    load = client.get("/load")
+    assert load.headers["content-type"].startswith("text/plain")
+    assert "# TYPE" in load.text
+
+
+def test_tokens_and_load_of_an_api_that_is_down_are_502() -> None:
+    with serve_in_thread(create_page_app("http://127.0.0.1:9")) as url:
+        for response in (
+            httpx.post(f"{url}/tokenize", json={}, trust_env=False),
+            httpx.get(f"{url}/load", trust_env=False),
+        ):
+            assert response.status_code == 502
+            assert response.json()["error"]["code"] == "api_unreachable"
