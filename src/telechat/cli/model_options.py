@@ -27,6 +27,7 @@ ENGINE_OPTIONS = (
     "block_size",
     "num_blocks",
     "memory_limit",
+    "cache_memory",
     "kv_cache_dtype",
     "max_batch_tokens",
     "prefix_caching",
@@ -111,6 +112,12 @@ def add_engine_options(parser: CommandParser) -> None:
         type=byte_size,
         metavar="SIZE",
         help="most memory for weights, cache and work, such as 8GiB (default: a share of what is free)",
+    )
+    group.add_argument(
+        "--cache-memory",
+        type=byte_size,
+        metavar="SIZE",
+        help="memory of the cache alone, on accelerators of each device (default: what is useful and fits)",
     )
     group.add_argument(
         "--kv-cache-dtype",

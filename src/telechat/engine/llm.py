@@ -60,6 +60,7 @@ class LLM:
         num_blocks: blocks of the cache; default as many as are useful and fit.
         memory_limit: most bytes that this process may hold on the device, weights included; the cache is made
             to fit. Default a share of what is free.
+        cache_memory: bytes of the cache, on accelerators those of each device; less where less is free.
         kv_cache_dtype: `auto` is the model's; `int8` halves the memory of bf16, with small errors.
         prefix_caching: prompts that begin alike share what was computed for the beginning.
         deterministic: an answer does not depend on what else is in the batch, to the last bit: one kernel
@@ -94,6 +95,7 @@ class LLM:
         block_size: int | None = None,
         num_blocks: int | None = None,
         memory_limit: int | None = None,
+        cache_memory: int | None = None,
         kv_cache_dtype: KvCacheDtype = "auto",
         prefix_caching: bool = True,
         deterministic: bool | None = None,
@@ -112,6 +114,7 @@ class LLM:
             max_batch_size=max_batch_size,
             max_batch_tokens=max_batch_tokens,
             memory_limit=memory_limit,
+            cache_memory=cache_memory,
         )
         place: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention}
         place["kv_cache_dtype"] = kv_cache_dtype
@@ -159,6 +162,7 @@ class LLM:
                 block_size=block_size,
                 num_blocks=num_blocks,
                 memory_limit=memory_limit,
+                cache_bytes=cache_memory,
             )
         except TelechatError:
             self.close()

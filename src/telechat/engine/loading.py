@@ -100,6 +100,7 @@ def plan_for(
     block_size: int | None,
     num_blocks: int | None,
     memory_limit: int | None,
+    cache_bytes: int | None = None,
 ) -> CachePlan:
     """The cache of an executor whose weights are in memory; None stands for the default.
 
@@ -132,14 +133,21 @@ def plan_for(
         raise ConfigError(
             "num_blocks and memory_limit both say how large the cache is.", hint="Give one of them."
         )
+    elif cache_bytes is not None:
+        raise ConfigError(
+            "num_blocks and cache_memory both say how large the cache is.", hint="Give one of them."
+        )
     plan = plan_cache(
         bytes_per_block,
         max_model_len=max_model_len,
         max_batch_size=max_batch_size,
         block_size=default_block_size(executor.device) if block_size is None else block_size,
         num_blocks=num_blocks,
+        cache_bytes=cache_bytes,
         available_bytes=available,
     )
+    if cache_bytes is not None and plan.num_bytes + plan.bytes_per_block <= cache_bytes:
+        log.warning("the cache was to have %d bytes, but only %d are free", cache_bytes, plan.num_bytes)
     log.info("%s", plan.describe())
     return plan
 

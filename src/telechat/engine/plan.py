@@ -67,6 +67,7 @@ def plan_cache(
     max_batch_size: int,
     block_size: int,
     num_blocks: int | None = None,
+    cache_bytes: int | None = None,
     available_bytes: int | None = None,
 ) -> CachePlan:
     """Decide the number of blocks.
@@ -77,6 +78,7 @@ def plan_cache(
         max_batch_size: requests that run at once.
         block_size: one of `BLOCK_SIZES`.
         num_blocks: as many, whatever memory there is; by default as many as are useful and fit.
+        cache_bytes: as many as fit into so much memory and into what there is, useful or not.
         available_bytes: memory that the cache may have; None: unknown, and not limiting.
 
     Raises:
@@ -91,11 +93,14 @@ def plan_cache(
     size = bytes_per_block(block_size)
     needed = -(-max_model_len // block_size)
     if num_blocks is None:
-        useful = max(needed, int(max_batch_size * needed * _USUAL_FILL))
-        num_blocks = useful if available_bytes is None else min(useful, max(available_bytes, 0) // size)
+        wanted = max(needed, int(max_batch_size * needed * _USUAL_FILL))
+        if cache_bytes is not None:
+            wanted = cache_bytes // size
+        num_blocks = wanted if available_bytes is None else min(wanted, max(available_bytes, 0) // size)
         if num_blocks < needed:
+            left = min(bound for bound in (cache_bytes, available_bytes) if bound is not None)
             raise ConfigError(
-                f"The memory that is left, {_gib(available_bytes or 0)}, holds {num_blocks} blocks of "
+                f"The memory for the cache, {_gib(left)}, holds {num_blocks} blocks of "
                 f"{block_size} tokens; max_model_len {max_model_len} needs {needed} blocks "
                 f"({_gib(needed * size)}).",
                 hint=_shorter(num_blocks * block_size, "Give more memory, or"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -15,12 +16,15 @@ from tests.unit.engine.engine_samples import (
     tiny_llm,
     tiny_model,
 )
+from tests.unit.models.plain_kernels import PretendRecorder, plain_kernels
 
 from telechat.engine import LLM, SamplingParams
 from telechat.engine.request import Request
 from telechat.engine.sampling_params import StructuredOutputs
 from telechat.errors import ConfigError, ContextLengthError, PromptError, RequestError
-from telechat.models import RopeMode
+from telechat.models import RopeMode, TeleChatModel
+from telechat.models.fused import FusedExecutor
+from telechat.ops.paged_choice import REFERENCE
 
 
 def add(llm: LLM, prompt: list[int], params: SamplingParams = GREEDY, **settings: Any) -> Request:
@@ -339,6 +343,10 @@ def test_a_cache_that_cannot_hold_one_request_is_refused() -> None:
         tiny_llm(num_blocks=7, block_size=16)
     with pytest.raises(ConfigError, match="both say how large"):
         tiny_llm(num_blocks=8, memory_limit=1 << 40)
+    with pytest.raises(ConfigError, match="num_blocks and cache_memory both"):
+        tiny_llm(num_blocks=8, cache_memory=1 << 30)
+    bytes_per_block = tiny_llm(block_size=16).cache_plan.bytes_per_block
+    assert tiny_llm(block_size=16, cache_memory=9 * bytes_per_block + 1).cache_plan.num_blocks == 9
     with pytest.raises(ConfigError, match="memory_limit is 0; it must be at least 1"):
         tiny_llm(memory_limit=0)
     with pytest.raises(ConfigError, match="kv_cache_dtype is 'int3'"):
@@ -351,3 +359,31 @@ def test_every_block_size_gives_the_same_answers(block_size: int) -> None:
     outputs = tiny_llm(block_size=block_size, max_batch_tokens=50).generate([*prompts, *prompts], GREEDY)
     for prompt, output in zip([*prompts, *prompts], outputs, strict=True):
         assert output.outputs[0].token_ids == greedy_without_cache(tiny_model(), prompt, 12)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_steps_begun_early_change_no_answer(monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
+    """The fused executor begins steps before the host knows their tokens."""
+    recorder = PretendRecorder()
+
+    def fused(model: TeleChatModel, **settings: Any) -> FusedExecutor:
+        del settings
+        return FusedExecutor(copy.deepcopy(model), plain_kernels(recorder), paged=REFERENCE)
+
+    prompts = random_prompts(12, seed=12)
+    params = [
+        SamplingParams(temperature=temperature, max_tokens=3 + 4 * (n % 5), seed=n, top_p=0.9)
+        for n in range(len(prompts))
+    ]
+    expected = tiny_llm(max_batch_size=5).generate(prompts, params)
+    monkeypatch.setattr("telechat.engine.opening.choose_executor", fused)
+    llm = tiny_llm(max_batch_size=5, block_size=32)
+    for output, one in zip(llm.generate(prompts, params), expected, strict=True):
+        assert output.outputs[0].token_ids == one.outputs[0].token_ids
+    finish(llm)
+    assert recorder.replayed > 10
+    # Alone, every step but the first is begun early, and none is begun behind the last.
+    recorder.replayed = 0
+    steps = llm.engine.num_steps
+    llm.generate(prompts[0][:5], SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True))
+    assert recorder.replayed == llm.engine.num_steps - steps - 1 == 11

@@ -40,6 +40,14 @@ def test_memory_bounds_the_blocks() -> None:
     assert planned(available_bytes=10**9).num_blocks == 1008
 
 
+def test_the_cache_has_the_memory_it_was_given() -> None:
+    assert planned(cache_bytes=5000 * 1600 + 1599).num_blocks == 5000
+    assert planned(cache_bytes=70 * 1600, available_bytes=10**9).num_blocks == 70
+    assert planned(cache_bytes=5000 * 1600, available_bytes=100 * 1600).num_blocks == 100
+    with pytest.raises(ConfigError, match=r"holds 62 blocks .* needs 63 blocks"):
+        planned(cache_bytes=63 * 1600 - 1)
+
+
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
 def test_every_block_size_holds_one_request(block_size: int) -> None:
     needed = -(-1000 // block_size)
