@@ -13,9 +13,10 @@ test oracles: export OMP_NUM_THREADS ?= 1
 SOURCES := src tests tools benchmarks deploy.py hatch_build.py
 # `make bench-decode BENCH_ARGS="--quick"`, or BENCH_ARGS='--rows "M int4*"'.
 BENCH_ARGS ?=
+OPTIONS ?=
 
-.PHONY: help setup test check lint types pages wheel oracles size format demo-model clean
-.PHONY: bench-peers bench-decode bench-soak bench-load
+.PHONY: help setup test check lint types pages wheel oracles options size format demo-model clean
+.PHONY: bench-peers bench-decode bench-soak bench-load bench-page
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -43,6 +44,9 @@ wheel: setup ## the wheel builds, carries its data files, and works where it is 
 
 oracles: setup ## tests against heavy third-party packages, in an environment of their own
 	$(RUN) tools/oracles.py
+
+options: setup ## every option has a test that fails when it is ignored (minutes; OPTIONS="chat seed": some)
+	$(RUN) tools/option_check.py --results runs/options.json $(OPTIONS)
 
 size: setup ## lines by package, longest files and functions
 	$(RUN) tools/size_report.py
@@ -75,6 +79,10 @@ bench-soak: setup ## memory over 20,000 short requests
 bench-load: export PYTHONPATH := src:.
 bench-load: setup ## a whole 7B at int4: seconds to load, memory with a 4K context (some minutes, 5.4 GB of disk)
 	$(RUN) -m benchmarks.load_7b $(BENCH_ARGS)
+
+bench-page: export PYTHONPATH := src:.
+bench-page: setup ## the chat page: 50 streams through it beside the API alone, a 100 KB answer in a browser (4 minutes)
+	$(RUN) -m benchmarks.page $(BENCH_ARGS)
 
 clean: ## remove what tests and builds leave behind; the environment stays
 	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .oracles

@@ -184,7 +184,8 @@ def run_tests(tests: list[str], own: Path, *, stop_at_failure: bool) -> Runs:
     words = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--timeout={TEST_SECONDS}"]
     words += ["--basetemp", str(own / "temporary"), *(["-x"] if stop_at_failure else []), *tests]
     code = pytest.main(words, plugins=[runs])
-    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) or not runs.seconds:
+    done = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
+    if code not in done:
         raise RuntimeError(f"pytest ended with {code!r} for {tests[:3]}")
     return runs
 
@@ -202,11 +203,42 @@ class Notes:
         return sorted(tests, key=lambda test: (self.seconds[test], test))
 
 
+class Known:
+    """What earlier runs found, kept in a file: notes on test files, and which test notices which option.
+
+    Each entry holds a fingerprint of what it depends on: the command line's modules and one test file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tables: dict[str, dict[str, Any]] = {"files": {}, "options": {}}
+        if path.is_file():
+            self.tables = json.loads(path.read_text(encoding="utf-8"))
+
+    def holds(self, table: str, key: str, file: str) -> bool:
+        """Whether there is an entry that is still true."""
+        return self.tables[table].get(key, {}).get("fingerprint") == self._fingerprint(file)
+
+    def keep(self, table: str, key: str, entry: dict[str, Any], file: str) -> None:
+        """Add an entry and write all of them."""
+        self.tables[table][key] = {**entry, "fingerprint": self._fingerprint(file)}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.tables, indent=1, sort_keys=True, ensure_ascii=False)
+        self.path.write_text(text + "\n", encoding="utf-8")
+
+    def _fingerprint(self, file: str) -> str:
+        digest = hashlib.sha256()
+        for path in (*sorted(Path(COMMAND_LINE).glob("*.py")), Path(file)):
+            digest.update(path.read_bytes() if path.is_file() else b"")
+        return digest.hexdigest()[:16]
+
+
 def test_files(options: list[Option]) -> list[str]:
     """The test files that use the command line and mention a verb of these options, relative to the tree."""
-    verbs = "|".join(sorted({option.command.split()[-1] for option in options}))
+    # `eval demo`, and `"eval", "demo"`.
+    verbs = {r"\W+".join(option.command.split()[1:]) for option in options}
     uses = re.compile(r"telechat\.cli|\"telechat\"")
-    mentions = re.compile(rf"\b({verbs})\b|\bVERBS\b")
+    mentions = re.compile(rf"\b({'|'.join(sorted(verbs))})\b|\bVERBS\b")
     found = []
     for path in sorted(Path("tests/unit").rglob("test_*.py")):
         text = path.read_text(encoding="utf-8")
@@ -225,15 +257,20 @@ def take_notes(file: str, own: Path) -> dict[str, Any]:
     return {"seconds": passed, "given": [json.loads(line) for line in lines]}
 
 
-def all_notes(options: list[Option], folder: Path, jobs: int) -> Notes:
-    """Notes on the tests of these options."""
+def all_notes(options: list[Option], known: Known, folder: Path, jobs: int) -> Notes:
+    """Notes on the tests of these options; those on an unchanged file are taken from `known`."""
     notes = Notes()
-    for file, found in in_forks(take_notes, test_files(options), folder, jobs):
+    files = test_files(options)
+    fresh = [file for file in files if not known.holds("files", file, file)]
+    for file, found in in_forks(take_notes, fresh, folder, jobs):
+        known.keep("files", file, found, file)
+        print(f"{file}: {len(found['seconds'])} tests pass", flush=True)
+    for file in files:
+        found = known.tables["files"][file]
         notes.seconds |= found["seconds"]
         for test, keys in found["given"]:
             for key in keys:
                 notes.givers.setdefault(key, set()).add(test)
-        print(f"{file}: {len(found['seconds'])} tests pass", flush=True)
     return notes
 
 
@@ -259,38 +296,24 @@ def who_notices(option: Option, tests: list[str], own: Path) -> str | None:
     return None
 
 
-def fingerprint(tree: Path, test: str) -> str:
-    """A hash of what decides whether `test` notices: the command line's modules and the test's file."""
-    digest = hashlib.sha256()
-    for path in (*sorted((tree / COMMAND_LINE).glob("*.py")), tree / test.partition("::")[0]):
-        digest.update(path.read_bytes() if path.is_file() else b"")
-    return digest.hexdigest()[:16]
+def check(options: list[Option], known: Known, folder: Path, jobs: int) -> list[Option]:
+    """Check the options that `known` does not answer yet; returns those that survived."""
 
+    def is_known(option: Option) -> bool:
+        test = known.tables["options"].get(option.key, {}).get("noticed_by")
+        return bool(test) and known.holds("options", option.key, test.partition("::")[0])
 
-def check(options: list[Option], tree: Path, results: Path, jobs: int) -> list[Option]:
-    """Check the options that `results` does not answer yet; returns those that survived."""
-    known = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
-    valid = {
-        key: found
-        for key, found in known.items()
-        if found["noticed_by"] and found["fingerprint"] == fingerprint(tree, found["noticed_by"])
-    }
-    to_do = [option for option in options if option.key not in valid]
+    to_do = [option for option in options if not is_known(option)]
     print(f"{len(options)} options, {len(options) - len(to_do)} of them checked before", flush=True)
-    if not to_do:
-        return []
-    folder = tree.parent
-    notes = all_notes(to_do, folder, jobs)
-    survived = []
+    notes = all_notes(to_do, known, folder, jobs) if to_do else Notes()
 
     def look(option: Option, own: Path) -> str | None:
         return who_notices(option, notes.tests_of(option), own)
 
+    survived = []
     for number, (option, test) in enumerate(in_forks(look, to_do, folder, jobs), start=1):
         print(f"[{number}/{len(to_do)}] {option}: {f'noticed by {test}' if test else 'SURVIVED'}", flush=True)
-        known[option.key] = {"noticed_by": test, "fingerprint": fingerprint(tree, test or "")}
-        results.parent.mkdir(parents=True, exist_ok=True)
-        results.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        known.keep("options", option.key, {"noticed_by": test}, (test or "").partition("::")[0])
         if test is None:
             survived.append(option)
     return survived
@@ -315,7 +338,7 @@ def main() -> int:
                 parser.error(f"no verb or option is named {name}")
         if words.names:
             options = [option for option in options if any(map(option.is_named_by, words.names))]
-        survived = check(options, tree, results, max(1, words.jobs))
+        survived = check(options, Known(results), tree.parent, max(1, words.jobs))
     minutes = (time.monotonic() - started) / 60
     num_noticed = len(options) - len(survived)
     print(f"{num_noticed} of {len(options)} options have a test that notices; {minutes:.1f} minutes")
