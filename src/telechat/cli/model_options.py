@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "demo"
+MODEL_VARIABLE = "MODEL_PATH"
 # Options of `add_engine_options` as keywords of `LLM`, whose defaults stand where they are unset.
 ENGINE_OPTIONS = (
     "quantize",
@@ -49,7 +50,7 @@ def add_model_argument(parser: CommandParser) -> None:
 
 def chosen_model(flag: str | None, file: str | None = None) -> str:
     """The model by flag, then environment (MODEL_PATH), then settings file, then the demo model."""
-    return flag or os.environ.get("MODEL_PATH") or file or DEFAULT_MODEL
+    return flag or os.environ.get(MODEL_VARIABLE) or file or DEFAULT_MODEL
 
 
 def add_loading_options(parser: CommandParser) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,16 +28,13 @@ def add_arguments(parser: CommandParser) -> None:
     """Declare the options of `telechat serve`."""
     add_model_argument(parser)
     group = parser.add_argument_group("service")
-    group.add_argument(
-        "--host", default="127.0.0.1", help="where to listen (default: 127.0.0.1, this machine)"
-    )
-    group.add_argument("--port", type=port_number, default=8070, help="port (default: 8070)")
+    group.add_argument("--host", help="where to listen (default: 127.0.0.1, this machine)")
+    group.add_argument("--port", type=port_number, help="port (default: 8070)")
     group.add_argument("--served-model-name", metavar="NAME", help="the model's name for clients")
     group.add_argument("--max-batch-size", type=positive_int, metavar="N", help="answers computed at once")
     group.add_argument(
         "--replicas",
         type=positive_int,
-        default=1,
         metavar="N",
         help="engines behind the port, each with the whole model; they share the devices (default: 1)",
     )
@@ -45,6 +43,12 @@ def add_arguments(parser: CommandParser) -> None:
         type=positive_int,
         metavar="SECONDS",
         help="how long running answers may take once the service is told to stop (default: 30)",
+    )
+    group.add_argument(
+        "--mindie-config",
+        type=Path,
+        metavar="FILE",
+        help="start what MindIE's conf/config.json describes; options given beside it win",
     )
     _add_access(parser)
     _add_limits(parser)
@@ -132,6 +136,8 @@ def serve_settings(args: argparse.Namespace) -> ServeSettings:
     from telechat.serve.settings import ServeSettings
 
     given: dict[str, Any] = {
+        "host": args.host,
+        "port": args.port,
         "max_pending_requests": args.max_pending_requests,
         "max_prompt_tokens": args.max_prompt_tokens,
         "max_body_bytes": args.max_body_size,
@@ -139,8 +145,6 @@ def serve_settings(args: argparse.Namespace) -> ServeSettings:
         "shutdown_seconds": args.drain_timeout,
     }
     return ServeSettings(
-        host=args.host,
-        port=args.port,
         api_keys=given_keys(args.api_key),
         key_file=args.api_key_file,
         allow_anonymous=args.allow_anonymous,
@@ -162,9 +166,16 @@ def _access_log(args: argparse.Namespace) -> str | None:
 
 def run(args: argparse.Namespace) -> int:
     """Take the port, load the model, and serve until told to stop."""
+    from telechat.cli.mindie_option import mindie_settings, with_mindie_config
+    from telechat.serve.mindie.config_file import read_mindie_config
     from telechat.serve.server import run_server
 
-    settings = serve_settings(args)
+    if args.mindie_config is None:
+        settings = serve_settings(args)
+    else:
+        config = read_mindie_config(args.mindie_config, os.environ)
+        args = with_mindie_config(args, config)
+        settings = replace(serve_settings(args), **mindie_settings(config, args))
     return run_server(engine_starter(args, settings), settings)
 
 
@@ -181,7 +192,7 @@ def engine_starter(args: argparse.Namespace, settings: ServeSettings) -> Callabl
     max_pending = settings.max_pending_requests * settings.max_choices
 
     def start() -> ServiceEngine:
-        parts = share_out(args, args.replicas, os.environ)
+        parts = share_out(args, args.replicas or 1, os.environ)
         # Here and not only in the engine's process: a model that must first be fetched shows its progress,
         # and a folder that holds none costs no process.
         folder = resolve_model(model)

@@ -14,7 +14,7 @@ import signal
 import socket
 import ssl
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 # Longer than the idle time of common gateways, so that they and not we close a connection both still use.
 KEEP_ALIVE_SECONDS = 75
+# What MindIE's daemon says once it is ready.
+MINDIE_READY = "Daemon start success!"
 
 
 def run_server(start_engine: Callable[[], ServiceEngine], settings: ServeSettings) -> int:
@@ -47,8 +49,9 @@ def run_server(start_engine: Callable[[], ServiceEngine], settings: ServeSetting
         TelechatError: the port is busy, a file that the settings name is wrong, or the model does not load.
         KeyboardInterrupt: stopped by Ctrl-C, after running answers have finished.
     """
-    listener = bind(settings.host, settings.port)
-    with listener:
+    with ExitStack() as sockets:
+        addresses = ((settings.host, settings.port), *settings.also_listen)
+        listeners = [sockets.enter_context(bind(host, port)) for host, port in addresses]
         # All that can be wrong in the settings is found before the model is loaded.
         ring = resolve_ring(settings)
         check_certificate(settings)
@@ -56,9 +59,9 @@ def run_server(start_engine: Callable[[], ServiceEngine], settings: ServeSetting
         engine = start_engine()
         admission = Admission(settings.max_pending_requests)
         app = create_app(engine, settings, ring=ring, admission=admission, access_log=log)
-        server = Server(app, settings, admission, listener.getsockname()[1])
+        server = Server(app, settings, admission, listeners[0].getsockname()[1])
         try:
-            asyncio.run(server.serve(sockets=[listener]))
+            asyncio.run(server.serve(sockets=listeners))
         except OSError as error:
             # Another program that also held the port without listening was faster.
             raise _refused(settings.host, settings.port, error) from error
@@ -172,11 +175,16 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.was_interrupted = False
         self._admission = admission
+        self._announces = settings.mindie.announces
         self._url = _url("http" if settings.tls_cert is None else "https", settings.host, port)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         logger.info("listening on %s (documentation: %s/docs)", self._url, self._url)
+        if self._announces:
+            logger.info(MINDIE_READY)
+            # The original's output is sent to a file and searched for this line.
+            print(MINDIE_READY, flush=True)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

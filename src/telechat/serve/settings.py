@@ -42,6 +42,7 @@ class ServeSettings:
         tls_cert: certificate chain in PEM form; with `tls_key` the service speaks HTTPS only.
         tls_key: its private key, not encrypted.
         shutdown_seconds: how long running answers may take to finish once the service is told to stop.
+        also_listen: further addresses and ports for the same routes.
         mindie: limits and facts of the MindIE routes.
     """
 
@@ -63,6 +64,7 @@ class ServeSettings:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     shutdown_seconds: int = DEFAULT_SHUTDOWN_SECONDS
+    also_listen: tuple[tuple[str, int], ...] = ()
     mindie: MindieSettings = field(default_factory=MindieSettings)
 
     def __post_init__(self) -> None:
@@ -102,7 +104,7 @@ class ServeSettings:
     @property
     def is_loopback(self) -> bool:
         """Only programs on this machine can reach the service."""
-        return is_loopback(self.host)
+        return all(is_loopback(host) for host in (self.host, *(host for host, _ in self.also_listen)))
 
 
 def is_sound_key(key: str) -> bool:

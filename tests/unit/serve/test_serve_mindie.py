@@ -214,7 +214,9 @@ def test_vllm_stream(client: TestClient) -> None:
     chunks = [json.loads(part) for part in answer.content[:-1].split(b"\0")]
     assert chunks[0] == {"text": ["hi你"]}
     assert chunks[-1] == {"text": ["hi" + ANSWER]}
-    assert all(later["text"][0].startswith(one["text"][0]) for one, later in zip(chunks, chunks[1:], strict=False))
+    assert all(
+        later["text"][0].startswith(one["text"][0]) for one, later in zip(chunks, chunks[1:], strict=False)
+    )
 
 
 def test_chat_form(client: TestClient, engine: FakeEngine) -> None:
@@ -286,7 +288,12 @@ def test_triton_tensor(client: TestClient, engine: FakeEngine) -> None:
     engine.llm.tokenizer.messages = [{"content": "hi"}]
     found = client.post("/v2/models/fake/infer", json=body).json()
     output = found["outputs"][0]
-    assert (found["id"], output["name"], output["shape"], output["datatype"]) == ("42", "mine", [1, 6], "UINT32")
+    assert (found["id"], output["name"], output["shape"], output["datatype"]) == (
+        "42",
+        "mine",
+        [1, 6],
+        "UINT32",
+    )
     assert output["data"] == [ord(piece[0]) for piece in ("你", "好", ", ", "wor", "ld")] + [2]
     assert engine.prompt_ids == [104, 105]
     tensor["shape"] = [3]

@@ -20,12 +20,14 @@ class MindieSettings:
         max_prefill_tokens: reported by `/info`; None where nobody has set it.
         max_batch_size: reported by `/info` and `getSlotCount`; None where nobody has set it.
         management_port: the port where `/stopService` works; None is nowhere.
+        announces: say MindIE's words once the service is ready.
     """
 
     max_iter_times: int | None = None
     max_prefill_tokens: int | None = None
     max_batch_size: int | None = None
     management_port: int | None = None
+    announces: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_iter_times", "max_prefill_tokens", "max_batch_size"):
