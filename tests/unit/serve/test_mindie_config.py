@@ -187,3 +187,10 @@ def test_files_are_found_from_the_folder_that_holds_conf(tmp_path: Path) -> None
     assert config.tls_cert == tmp_path / "security" / "server.pem"
     assert config.tls_key == tmp_path / "security" / "server.key"
     assert config.model == tmp_path / "weights"
+
+
+def test_the_example_of_the_page(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "mindie.md").read_text(encoding="utf-8")
+    config = read(tmp_path, page.split("```json\n")[1].split("```")[0])
+    assert (config.model, config.devices, config.tp) == (Path("models/TeleChat2-7B"), "0", 1)
+    assert (config.max_model_len, config.max_prompt_tokens, config.cache_bytes) == (8192, 6144, 8 << 30)

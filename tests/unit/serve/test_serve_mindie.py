@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -361,3 +363,15 @@ def test_keys_hold_here_too(make_client: MakeClient) -> None:
         assert client.post(route, json={"inputs": "hi"}).status_code == 401
     assert client.get("/info").status_code == 401
     assert client.get("/v2/health/live").status_code == 200
+
+
+def test_the_request_of_the_page(client: TestClient, engine: FakeEngine) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "mindie.md").read_text(encoding="utf-8")
+    line = next(line for line in page.splitlines() if line.startswith("curl "))
+    words = shlex.split(line)
+    route = words[1].removeprefix("http://127.0.0.1:1025")
+    answer = client.post(
+        route, content=words[words.index("-d") + 1].encode(), headers={"Content-Type": "application/json"}
+    )
+    assert answer.json() == {"generated_text": RAW}
+    assert engine.params is not None and engine.params.max_tokens == 512 and engine.params.is_greedy
