@@ -23,9 +23,8 @@ from telechat.serve.mindie.routes import BODIES as MINDIE_BODIES
 from telechat.serve.mindie.routes import SCHEMAS as MINDIE_SCHEMAS
 from telechat.serve.mindie.routes import mindie_routers
 from telechat.serve.observer import Observer
-from telechat.serve.openai.chat import chat_router
-from telechat.serve.openai.chat_fields import ChatRequest
-from telechat.serve.openai.models import models_router
+from telechat.serve.openai.routes import BODIES as OPENAI_BODIES
+from telechat.serve.openai.routes import openai_routers
 from telechat.serve.openapi import install_openapi
 from telechat.serve.service import Service
 from telechat.serve.settings import ServeSettings
@@ -56,8 +55,7 @@ def create_app(
     # FastAPI's own documentation pages load their code from outside hosts.
     app = FastAPI(title="TeleChat", version=__version__, docs_url=None, redoc_url=None)
     for router in (
-        chat_router(service),
-        models_router(service),
+        *openai_routers(service),
         gptdialog_router(service),
         health_router(service),
         *mindie_routers(service),
@@ -66,7 +64,7 @@ def create_app(
         app.include_router(router)
     install_error_handlers(app)
     install_openapi(
-        app, [ChatRequest, *MINDIE_BODIES], {"GptDialogRequest": GPTDIALOG_SCHEMA, **MINDIE_SCHEMAS}
+        app, [*OPENAI_BODIES, *MINDIE_BODIES], {"GptDialogRequest": GPTDIALOG_SCHEMA, **MINDIE_SCHEMAS}
     )
     # The last one added is the outermost: browsers ask about origins before they send keys.
     app.add_middleware(KeyCheck, ring=resolve_ring(settings) if ring is None else ring)

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from telechat.engine.outputs import Delta, EngineStats
+from telechat.engine.outputs import Delta, EngineStats, Pooling
 from telechat.engine.sampling_params import SamplingParams, StructuredOutputs
 
 
@@ -18,7 +19,10 @@ class ServiceTokenizer(Protocol):
     @property
     def vocab_size(self) -> int: ...
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
     ) -> list[int]: ...
     def decode(self, ids: Iterable[int]) -> str: ...
     def token_to_id(self, token: str) -> int | None:
@@ -124,6 +128,21 @@ class ServiceEngine(Protocol):
 
         Raises:
             TelechatError: the request cannot be taken; nothing was started.
+        """
+        ...
+
+    async def embed(
+        self, prompt_ids: list[int], pooling: Pooling = "mean", *, normalize: bool = False, tenant: str = ""
+    ) -> array[float]:
+        """The vector of a prompt, from the model's final hidden states: fp32 [hidden]. Cancelling ends it.
+
+        Args:
+            pooling: of all tokens' states the mean, or the last one.
+            normalize: scale it to length 1.
+            tenant: as in `stream`.
+
+        Raises:
+            TelechatError: as `stream`.
         """
         ...
 

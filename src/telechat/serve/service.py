@@ -98,10 +98,18 @@ class Service:
             ContextLengthError: no room is left for an answer.
         """
         ids = await asyncio.to_thread(self.model.tokenizer.apply_chat_template, messages, tools or None)
-        limit = min(limit or self.model.max_model_len, self.model.max_model_len)
-        if len(ids) >= limit:
-            raise no_room(len(ids), limit)
+        self.check_room(ids, limit=limit)
         return ids
+
+    def check_room(self, prompt_ids: Sequence[int], *, limit: int | None = None) -> None:
+        """Refuse a prompt that leaves no room for an answer; `limit` as in `encode`.
+
+        Raises:
+            ContextLengthError: it does.
+        """
+        limit = min(limit or self.model.max_model_len, self.model.max_model_len)
+        if len(prompt_ids) >= limit:
+            raise no_room(len(prompt_ids), limit)
 
     async def deltas(self, stream: DeltaStream) -> AsyncGenerator[Delta, None]:
         """What a stream of the engine brings. Closing this generator ends the work behind it.

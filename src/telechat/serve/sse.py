@@ -24,3 +24,8 @@ def event(data: Mapping[str, Any]) -> bytes:
     """One event; JSON escapes line ends, so the data is one line whatever the text holds."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return b"data: " + text.encode("utf-8") + b"\n\n"
+
+
+def named_event(name: str, data: Mapping[str, Any]) -> bytes:
+    """One event that also carries its name, as clients of `/v1/responses` read them."""
+    return b"event: " + name.encode("ascii") + b"\n" + event(data)

@@ -7,12 +7,13 @@ answered with the text "你好, world".
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from telechat.engine.grammar import GrammarCompiler
-from telechat.engine.outputs import Delta, EngineStats, TokenLogprob
+from telechat.engine.outputs import Delta, EngineStats, Pooling, TokenLogprob
 from telechat.engine.sampling_params import SamplingParams, StructuredOutputs
 from telechat.errors import PromptError
 
@@ -33,10 +34,14 @@ class FakeTokenizer:
         self.tools: Sequence[Mapping[str, Any]] | None = None
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
     ) -> list[int]:
         self.messages, self.tools = messages, tools
         text = "".join(message["content"] for message in messages)
+        text += "" if add_generation_prompt else "~"
         if "refuse me" in text:
             raise PromptError("Message 0 cannot be expressed.")
         return [ord(character) for character in text]
@@ -106,13 +111,22 @@ class FakeLLM:
 class FakeStream:
     """Plays a script for each of the answers in turn."""
 
-    def __init__(self, engine: FakeEngine, steps: Sequence[Step], params: SamplingParams) -> None:
+    def __init__(
+        self, engine: FakeEngine, prompt_ids: list[int], steps: Sequence[Step], params: SamplingParams
+    ) -> None:
         self._engine = engine
+        self._prompt_ids = prompt_ids
         self._deltas = self._play(steps, params)
         engine.num_open += 1
 
     async def _play(self, steps: Sequence[Step], params: SamplingParams) -> Any:
         for index in range(params.n):
+            first: dict[str, Any] = {"num_cached_tokens": self._engine.num_cached_tokens}
+            if params.prompt_logprobs is not None:
+                first["prompt_logprobs"] = [
+                    None,
+                    *(TokenLogprob(token_id, -1.0, ((0x41, -0.25),)) for token_id in self._prompt_ids[1:]),
+                ]
             for step in steps:
                 if isinstance(step, float):
                     await asyncio.sleep(step)
@@ -124,8 +138,9 @@ class FakeStream:
                         logprobs = [
                             TokenLogprob(ord(step[0]), -0.5, ((ord(step[0]), -0.5), (0x41, float("-inf"))))
                         ]
-                    yield Delta(step, [ord(step[0])], index=index, logprobs=logprobs)
-            yield Delta("", [2], self._engine.finish_reason, index=index)
+                    yield Delta(step, [ord(step[0])], index=index, logprobs=logprobs, **first)
+                    first = {}
+            yield Delta("", [2], self._engine.finish_reason, index=index, **first)
 
     def __aiter__(self) -> FakeStream:
         return self
@@ -143,9 +158,10 @@ class FakeEngine:
     """Fits `telechat.serve.contract.ServiceEngine`.
 
     Attributes:
-        scripts: last user message -> steps of the answer.
+        scripts: last user message, or the whole prompt -> steps of the answer.
         params, tenant, priority, prompt_ids: of the last request.
         num_open: streams started and not closed.
+        num_cached_tokens: prompt tokens said to be found in the cache.
         stats, num_restarts: what a real engine tells of itself.
         is_alive: False as of an engine that has died.
     """
@@ -161,6 +177,7 @@ class FakeEngine:
         self.refusal: Exception | None = None
         self.finish_reason: Any = "stop"
         self.num_open = 0
+        self.num_cached_tokens: int | None = None
         self.stats: EngineStats | None = None
         self.num_restarts = 0
 
@@ -174,8 +191,20 @@ class FakeEngine:
         self.params, self.tenant, self.priority, self.prompt_ids = params, tenant, priority, prompt_ids
         if self.refusal is not None:
             raise self.refusal
-        question = self.llm.tokenizer.messages[-1]["content"]
-        return FakeStream(self, self.scripts.get(question, DEFAULT_ANSWER), params)
+        prompt = "".join(map(chr, prompt_ids))
+        question = prompt if prompt in self.scripts else self.llm.tokenizer.messages[-1]["content"]
+        return FakeStream(self, prompt_ids, self.scripts.get(question, DEFAULT_ANSWER), params)
+
+    async def embed(
+        self, prompt_ids: list[int], pooling: Pooling = "mean", *, normalize: bool = False, tenant: str = ""
+    ) -> array[float]:
+        """(number of tokens, 0) for the mean, (0, last id) for the last."""
+        self.tenant = tenant
+        if self.refusal is not None:
+            raise self.refusal
+        vector = (float(len(prompt_ids)), 0.0) if pooling == "mean" else (0.0, float(prompt_ids[-1]))
+        length = sum(vector) if normalize else 1.0
+        return array("f", [number / length for number in vector])
 
     def close(self) -> None:
         pass

@@ -21,11 +21,16 @@ def to_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
     Raises:
         ApiError: 400 for content or calls that a message of that role cannot have.
     """
-    plain = [_to_plain(position, message) for position, message in enumerate(messages)]
-    while len(plain) > 1 and plain[0]["role"] == plain[1]["role"] == "system":
-        first, second = plain[0], plain[1]
-        plain[:2] = [{"role": "system", "content": f"{first['content']}\n\n{second['content']}"}]
-    return plain
+    return join_systems([_to_plain(position, message) for position, message in enumerate(messages)])
+
+
+def join_systems(plain: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with system messages at the start joined into one by an empty line."""
+    num_systems = next((i for i, message in enumerate(plain) if message["role"] != "system"), len(plain))
+    if num_systems < 2:
+        return plain
+    content = "\n\n".join(message["content"] for message in plain[:num_systems])
+    return [{"role": "system", "content": content}, *plain[num_systems:]]
 
 
 def _to_plain(position: int, message: Message) -> dict[str, Any]:
@@ -45,10 +50,17 @@ def _to_plain(position: int, message: Message) -> dict[str, Any]:
 
 
 def _to_plain_call(where: str, call: ToolCall) -> dict[str, Any]:
-    """Arguments are JSON written into a JSON string: check them as strictly as a body."""
-    try:
-        arguments = parse_json(call.function.arguments) if call.function.arguments.strip() else {}
-    except JsonError as error:
-        param = f"{where}.function.arguments"
-        raise bad_field(f"{param} is not JSON: {error}.", param) from error
+    arguments = read_arguments(call.function.arguments, f"{where}.function.arguments")
     return {"type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+
+
+def read_arguments(text: str, where: str) -> Any:
+    """Arguments are JSON written into a JSON string: check them as strictly as a body.
+
+    Raises:
+        ApiError: 400 that names `where`.
+    """
+    try:
+        return parse_json(text) if text.strip() else {}
+    except JsonError as error:
+        raise bad_field(f"{where} is not JSON: {error}.", where) from error
