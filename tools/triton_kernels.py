@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from triton.runtime.jit import JITFunction
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from telechat.ops.cuda import matmul, paged, rows
+from telechat.ops.cuda.kernels import probe
 from telechat.ops.paged import PagedCache, Sequences
 
 TYPES = {
@@ -128,19 +130,28 @@ def row_launches(dtype: torch.dtype) -> None:
     rows.rms_norm(x, x[0], 1e-5)
     rows.rms_norm(x, x[0], 1e-5, add=x.clone())
     rows.swiglu(*gate.chunk(2, dim=1))
+    probe.doubled[(1,)](x[0, :16].float(), x[0, :16].float(), BLOCK=16)
 
 
 def matmul_launches(dtype: torch.dtype, group_size: int) -> None:
-    """Linear layers of 4096 inputs for one row, a batch and a prompt."""
+    """Linear layers of 4096 inputs for one row with every tile, for a batch and for a prompt."""
     n, k = 64, 4096
     x, weight = torch.zeros(1, k, dtype=dtype), torch.zeros(n, k, dtype=dtype)
-    matmul.linear(x, weight, weight[:, 0].contiguous())
+    bias = weight[:, 0].contiguous()
+    for tile in matmul.FLOAT_TILES:
+        matmul.linear(x, weight, bias, tile=tile)
+    matmul.linear(x, weight, bias, gated=True)
     scales = torch.zeros(n, k // group_size, dtype=torch.float16)
     for bits in (4, 8):
         packed = torch.zeros(n, k * bits // 8, dtype=torch.uint8 if bits == 4 else torch.int8)
-        for m in (1, 8, 64, 200, matmul.MANY_ROWS):
-            x = torch.zeros(m, k, dtype=dtype)
-            matmul.quantized_linear(x, packed, scales, bits=bits, group_size=group_size)
+        product = partial(
+            matmul.quantized_linear, qweight=packed, scales=scales, bits=bits, group_size=group_size
+        )
+        for tile in matmul.tiles_for(bits):
+            product(x, tile=tile)
+        product(x, gated=True)
+        for m in (8, 64, 200, matmul.MANY_ROWS):
+            product(torch.zeros(m, k, dtype=dtype))
 
 
 LAUNCHES: dict[str, Callable[[], None]] = {

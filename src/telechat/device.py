@@ -164,6 +164,56 @@ def empty_cache(device: torch.device) -> None:
             module.empty_cache()
 
 
+class HostCopy:
+    """A tensor's values on their way to the host; work queued behind them does not delay them.
+
+    Attributes:
+        source: the tensor itself.
+    """
+
+    def __init__(self, source: torch.Tensor) -> None:
+        self.source = source
+        self._values, self._arrival = source, None
+        if not source.is_cpu:
+            self._values = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+            self._values.copy_(source, non_blocking=True)
+            self._arrival = torch.Event(source.device)
+            self._arrival.record()
+
+    def values(self) -> torch.Tensor:
+        """The values on the host; waits for them the first time."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+            self._arrival = None
+        return self._values
+
+
+class Staging:
+    """Integers that the host writes and sends to a device without waiting.
+
+    Attributes:
+        host: int32 [count], to be written after `wait`.
+        device: int32 [count], as it was last sent.
+    """
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        is_on_cpu = device.type == CPU.type
+        self.host = torch.zeros(count, dtype=torch.int32, pin_memory=not is_on_cpu)
+        self.device = torch.zeros(count, dtype=torch.int32, device=device)
+        self._sent = None if is_on_cpu else torch.Event(device)
+
+    def wait(self) -> None:
+        """Until what was sent last has been read from the host's side."""
+        if self._sent is not None:
+            self._sent.synchronize()
+
+    def send(self, count: int) -> None:
+        """Send the first `count` integers."""
+        self.device[:count].copy_(self.host[:count], non_blocking=True)
+        if self._sent is not None:
+            self._sent.record()
+
+
 def supports_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 matrices natively (on the CPU: AMX, AVX512-BF16 or ARM's BF16)."""
     if device.type == CPU.type:

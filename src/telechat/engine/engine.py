@@ -21,7 +21,7 @@ from telechat.engine.sampler import NOT_A_NUMBER, Sampled, Sampler
 from telechat.engine.scheduler import Scheduler, Work
 from telechat.engine.speculation import Proposer
 from telechat.errors import RequestError, TelechatError
-from telechat.models.paged import Executor
+from telechat.models.paged import Executor, RunsAhead
 
 
 class Engine:
@@ -49,6 +49,7 @@ class Engine:
     ) -> None:
         self.executor = executor
         self._proposer = proposer
+        self._ahead = executor.run_ahead if isinstance(executor, RunsAhead) else None
         self.scheduler = Scheduler(
             BlockAllocator(num_blocks, block_size, prefix_caching=prefix_caching),
             RopeRule(executor.rope_mode, executor.config.rope, executor.static_length),
@@ -148,8 +149,19 @@ class Engine:
             return
         if self._sampler is None or self._sampler.requests != tuple(requests):
             self._sampler = Sampler(requests, device=logits_LV.device)
-        for request, sampled in zip(requests, self._sampler.sample(logits_LV), strict=True):
+        ahead = self._ahead if self._next_step_is_like(requests) else None
+        for request, sampled in zip(requests, self._sampler.sample(logits_LV, ahead=ahead), strict=True):
             self._hand_out(request, sampled)
+
+    def _next_step_is_like(self, requests: Sequence[Request]) -> bool:
+        """Unless one of them ends, the next step will give each of these requests a token, and do no more."""
+        return (
+            self._ahead is not None
+            and self._proposer is None
+            and not self.scheduler.waiting
+            and len(self.scheduler.running) == len(requests)
+            and any(len(request.token_ids) + 1 < request.max_new_tokens for request in requests)
+        )
 
     def _hand_out(self, request: Request, sampled: Sampled) -> None:
         request.error = sampled.error

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from telechat.device import CPU, memory_in_use, memory_info
+from telechat.device import CPU, empty_cache, memory_in_use, memory_info
 from telechat.errors import ConfigError
 from telechat.models import TeleChatConfig
 
@@ -152,6 +152,7 @@ def cache_memory(
     Raises:
         ConfigError: the weights alone exceed `memory_limit`.
     """
+    empty_cache(device)  # what torch keeps for later tensors is free
     memory = memory_info(device)
     if memory_limit is None:
         if memory is None:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from telechat.device import HostCopy
 from telechat.engine.draws import streams, uniforms
 from telechat.engine.logprobs import token_logprobs
 from telechat.engine.outputs import Keep, TokenLogprob
@@ -38,6 +39,8 @@ Kept = Tensor | dict[int, float]
 Rows = npt.NDArray[np.void]
 # Applies adjustments to logits [L, V] in place and chooses a token per row, -1 where there is none.
 Choose = Callable[[Tensor, Sequence[Adjustment], Rows], list[int]]
+# Told the chosen tokens, int64 [L], before the host knows them.
+Ahead = Callable[[HostCopy], None]
 
 
 @dataclass(slots=True)
@@ -101,8 +104,13 @@ class Sampler:
         ]
 
     @torch.inference_mode()
-    def sample(self, logits_LV: Tensor) -> list[Sampled]:
-        """Choose for every request. Changes `logits_LV` (fp32)."""
+    def sample(self, logits_LV: Tensor, *, ahead: Ahead | None = None) -> list[Sampled]:
+        """Choose for every request. Changes `logits_LV` (fp32).
+
+        Args:
+            ahead: called when the choice is under way on the device, so that work can be queued behind it
+                before anybody waits; the form in torch is then used.
+        """
         counts = [1 + len(request.draft_token_ids) for request in self.requests]
         assert len(logits_LV) == sum(counts)
         has_drafts = len(logits_LV) > len(counts)
@@ -122,7 +130,12 @@ class Sampler:
                 errors[index] = refusal
                 # Its rows are computed with the others all the same, and must not keep an old mask.
                 adjustments += [_unadjusted(starts[index] + offset) for offset in range(len(drafts) + 1)]
-        chosen = self._choose(logits_LV, adjustments, rows)
+        if ahead is None:
+            chosen = self._choose(logits_LV, adjustments, rows)
+        else:
+            under_way = HostCopy(_choose_on_device(logits_LV, adjustments, rows))
+            ahead(under_way)
+            chosen = under_way.values().tolist()
         if has_drafts:
             sampled = [
                 _verified(chosen[start : start + count], request.draft_token_ids)
@@ -240,6 +253,11 @@ def default_choose(device: torch.device) -> Choose:
 
 def choose_in_torch(logits_LV: Tensor, adjustments: Sequence[Adjustment], rows: Rows) -> list[int]:
     """The plain form, for any device."""
+    chosen: list[int] = _choose_on_device(logits_LV, adjustments, rows).tolist()
+    return chosen
+
+
+def _choose_on_device(logits_LV: Tensor, adjustments: Sequence[Adjustment], rows: Rows) -> Tensor:
     adjust(logits_LV, adjustments, rows)
     return choose(logits_LV, rows)
 

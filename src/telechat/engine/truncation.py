@@ -21,8 +21,8 @@ _FIRST_CANDIDATES = 64
 _WIDENING = 16
 
 
-def choose(scores_LV: Tensor, rows: npt.NDArray[np.void]) -> list[int]:
-    """The token of each row; -1 where the scores have no finite maximum.
+def choose(scores_LV: Tensor, rows: npt.NDArray[np.void]) -> Tensor:
+    """The token of each row, int64 [L] on the scores' device; -1 where they have no finite maximum.
 
     Args:
         scores_LV: fp32 [L, V], penalties, biases and masks applied.
@@ -47,8 +47,7 @@ def choose(scores_LV: Tensor, rows: npt.NDArray[np.void]) -> list[int]:
             chosen[index_N] = pick_candidate(scores_NV, top_k, column("top_p", index), min_p, draws)
         else:
             chosen[index_N] = pick_from_all(scores_NV, min_p, draws)
-    ids: list[int] = torch.where(best.isfinite(), chosen, -1).tolist()
-    return ids
+    return torch.where(best.isfinite(), chosen, -1)
 
 
 def keep_mask(scores_V: Tensor, *, top_k: int, top_p: float, min_p: float) -> Tensor:

@@ -1,10 +1,10 @@
 """Runs a dense model on an accelerator's fused kernels, decoding steps by replaying a recording.
 
-Projections that read the same input are one product, a norm and the sum before it one kernel. A step in which
-every sequence has one new token is padded to one of a few sizes, recorded when a size first occurs, and
-replayed from then on; every other step launches its kernels one by one. Padding rows write to a block of
-their own. Shapes: T new tokens, S sequences, L rows whose results are wanted, V vocabulary, D hidden size.
-Knows nothing of requests, nor of which device it runs on.
+Projections that read the same input are one product, gate and up with what joins them; a norm and the sum
+before it are one kernel. A step in which every sequence has one new token is padded to one of a few sizes,
+recorded when a size first occurs, and replayed from then on; every other step launches its kernels one by
+one. Padding rows write to a block of their own. Shapes: T new tokens, S sequences, L rows whose results are
+wanted, V vocabulary, D hidden size. Knows nothing of requests, nor of which device it runs on.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from telechat.device import HostCopy
 from telechat.layers.mlp import SwiGLU
 from telechat.layers.sums import OutputSum
 from telechat.models.config import TeleChatConfig
 from telechat.models.decoder import DecoderBlock, RopeMode, TeleChatModel
 from telechat.models.packing import module_obstacle
 from telechat.models.paged import PagedBatch, rotary_rows
-from telechat.models.projection import Projection, fuse
+from telechat.models.projection import fuse
 from telechat.models.recordings import Inputs, Recordings
-from telechat.ops.fused import FusedKernels
+from telechat.ops.fused import FusedKernels, Projection
 from telechat.ops.paged import PagedCache
 from telechat.ops.paged_choice import PagedKernels, choose_paged_kernels
 
@@ -45,13 +46,13 @@ def fused_obstacle(model: TeleChatModel) -> str | None:
 
 @dataclass(frozen=True)
 class _Layer:
-    """The weights of a block."""
+    """The weights of a block; `opened` is gate and up, silu(gate) * up."""
 
     input_norm: Tensor
     qkv: Projection
     dense: Projection
     post_norm: Tensor
-    gate_up: Projection
+    opened: Projection
     down: Projection
 
 
@@ -80,7 +81,10 @@ class FusedExecutor:
         self.kv_dtype = kv_dtype or model.dtype
         self._given_paged = self._paged = paged
         self._layers = [_pack(block, kernels) for block in model.transformer.blocks]
-        self._head = fuse([model.lm_head], kernels) if not model.config.tie_word_embeddings else None
+        if model.has_own_head:
+            self._head = fuse([model.lm_head], kernels)
+        else:
+            self._head = kernels.bind_linear(model.output_weight.detach(), None)
         self._caches: list[PagedCache] = []
         self._recordings: Recordings | None = None
 
@@ -135,48 +139,54 @@ class FusedExecutor:
         )
         log.info("paged attention: %s (%s)", self._paged.name, self._paged.reason)
         if self.kernels.recorder is not None:
+            static = self.rope_mode == "static"
+            table_length = self.static_length if static else config.training_seqlen
             self._recordings = Recordings(
                 self.kernels.recorder(),
                 self._logits,
                 device=self.device,
-                head_dim=config.head_dim,
+                rotary=self.model.rotary,
+                table_length=table_length,
                 block_size=block_size,
                 padding_block=num_blocks,
-                most_tokens=max(self.static_length, config.training_seqlen),
+                most_tokens=table_length,
+                result_width=config.vocab_size,
+                dtype=self.model.dtype,
             )
 
     @torch.inference_mode()
     def forward(self, batch: PagedBatch) -> Tensor:
         """Logits fp32 [L, V]."""
         if self._recordings is not None and self._recordings.takes(batch):
-            cos, sin = self._rotary(batch)
-            logits = self._recordings.run(batch, cos, sin)
+            logits = self._recordings.run(batch)
         else:
+            if self._recordings is not None:
+                self._recordings.forget()
             logits = self._logits(self._inputs(batch))
         # A copy: the next replay overwrites what a recording returns.
         return logits.to(torch.float32, copy=True)
+
+    @torch.inference_mode()
+    def run_ahead(self, chosen: HostCopy) -> None:
+        """As `RunsAhead.run_ahead`; steps that are not recorded are not begun early."""
+        if self._recordings is not None:
+            self._recordings.run_ahead(chosen)
 
     @torch.inference_mode()
     def hidden_states(self, batch: PagedBatch) -> Tensor:
         """Final hidden states fp32 [L, hidden]."""
         return self._hidden(self._inputs(batch)).float()
 
-    def _rotary(self, batch: PagedBatch) -> tuple[Tensor, Tensor]:
-        return rotary_rows(self.model.rotary, batch.positions_T.to(self.device), batch.rope_runs)
-
     def _inputs(self, batch: PagedBatch) -> Inputs:
         device = self.device
-        cos, sin = self._rotary(batch)
+        cos, sin = rotary_rows(self.model.rotary, batch.positions_T.to(device), batch.rope_runs)
         wanted = batch.logit_rows_L.to(device)
         token_ids, slots = batch.token_ids_T.to(device), batch.slots_T.to(device)
         return Inputs(token_ids, cos, sin, slots, batch.sequences.to(device), wanted)
 
     def _logits(self, inputs: Inputs) -> Tensor:
         """[L, V] in the model's dtype."""
-        hidden = self._hidden(inputs)
-        if self._head is not None:
-            return self._head(hidden)
-        return self.kernels.linear(hidden, self.model.output_weight, None)
+        return self._head(self._hidden(inputs))
 
     def _hidden(self, inputs: Inputs) -> Tensor:
         """Final hidden states [L, D]."""
@@ -193,7 +203,7 @@ class FusedExecutor:
             out = layer.dense(self._attention(layer, cache, normed, inputs))
             normed = norm(x, layer.post_norm, eps, add=out)
             x = normed if self.config.residual_post_layernorm else x
-            out = layer.down(self.kernels.swiglu(*layer.gate_up(normed).chunk(2, dim=1)))
+            out = layer.down(layer.opened(normed))
         if inputs.wanted_L is not None:
             x = x[inputs.wanted_L]
             out = None if out is None else out[inputs.wanted_L]
@@ -232,6 +242,6 @@ def _pack(block: DecoderBlock, kernels: FusedKernels) -> _Layer:
         qkv=fuse([attention.query, attention.key_value], kernels),
         dense=fuse([attention.dense], kernels),
         post_norm=block.post_attention_layernorm.weight,
-        gate_up=fuse([mlp.gate_proj, mlp.up_proj], kernels),
+        opened=fuse([mlp.gate_proj, mlp.up_proj], kernels, gated=True),
         down=fuse([mlp.down_proj], kernels),
     )

@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from telechat.device import HostCopy
 from telechat.layers.attention import AttentionInputs
 from telechat.layers.quantized import bind_products
 from telechat.layers.rotary import RotaryTables
@@ -92,6 +93,22 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Give the cache back; the executor is not used afterwards."""
+        ...
+
+
+@runtime_checkable
+class RunsAhead(Protocol):
+    """What an executor may do besides, where host and device work side by side."""
+
+    def run_ahead(self, chosen: HostCopy) -> None:
+        """Begin the next step with tokens that the host does not know yet.
+
+        Called after `forward` for a batch whose every row was wanted, in order. Whether the next batch is the
+        one foreseen is found out when it comes; if not, nothing shows of what was begun.
+
+        Args:
+            chosen: int64 [T], the token that follows each row; -1 where there is none.
+        """
         ...
 
 

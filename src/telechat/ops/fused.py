@@ -13,15 +13,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-Record = Callable[[], Tensor]
+from telechat.ops.quantized import QuantizedWeight
+
 Replay = Callable[[], None]
+# [M, K] -> [M, N], in the activations' dtype.
+Projection = Callable[[Tensor], Tensor]
 
 
 class Recorder(Protocol):
     """Turns a run on fixed tensors into something that repeats it without Python."""
 
-    def record(self, run: Record) -> tuple[Replay, Tensor]:
-        """What repeats `run`, and the tensor that each repetition leaves its result in."""
+    def record(self, run: Callable[[], None]) -> Replay:
+        """What repeats `run`, which reads and writes tensors that stay where they are."""
         ...
 
 
@@ -33,20 +36,22 @@ class RmsNorm(Protocol):
         ...
 
 
-class QuantizedProduct(Protocol):
-    """x [M, K] times integers [N, K] and their scales (+ bias), see `telechat.ops.quantized`."""
+class BindLinear(Protocol):
+    """Makes the product with a weight [N, K] (+ bias [N]).
 
-    def __call__(
-        self,
-        x: Tensor,
-        qweight: Tensor,
-        scales: Tensor,
-        *,
-        bits: int,
-        group_size: int,
-        bias: Tensor | None = None,
-    ) -> Tensor:
-        """[M, N] in x's dtype."""
+    With `gated` the first half of the outputs opens the second: silu(first) * second, [M, N / 2].
+    """
+
+    def __call__(self, weight: Tensor, bias: Tensor | None, *, gated: bool = False) -> Projection:
+        """The product; what is chosen for the weight is chosen here, once."""
+        ...
+
+
+class BindQuantized(Protocol):
+    """As `BindLinear`, for integers and their scales."""
+
+    def __call__(self, weight: QuantizedWeight, bias: Tensor | None, *, gated: bool = False) -> Projection:
+        """The product."""
         ...
 
 
@@ -55,15 +60,14 @@ class FusedKernels:
     """What a step is made of, besides the paged cache.
 
     Attributes:
-        linear: (x [M, K], weight [N, K], bias [N] or None) -> [M, N].
         swiglu: (gate, up), each [M, F] with rows any distance apart -> silu(gate) * up.
         recorder: makes what records decoding steps; None where steps cannot be recorded.
     """
 
     name: str
     rms_norm: RmsNorm
-    linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-    quantized_linear: QuantizedProduct
+    bind_linear: BindLinear
+    bind_quantized: BindQuantized
     swiglu: Callable[[Tensor, Tensor], Tensor]
     recorder: Callable[[], Recorder] | None
     reason: str

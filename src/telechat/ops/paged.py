@@ -86,6 +86,7 @@ class Sequences:
         block_tables: [S, most blocks]: its blocks in order; entries past its length are not read.
         most_new, longest: the largest number of new tokens and the largest kv_length, for kernels that are
             laid out on the host and must not wait for the device; None when nobody counted.
+        on_host: the same on the host, where these tensors were brought to a device.
     """
 
     query_starts: Tensor
@@ -93,6 +94,7 @@ class Sequences:
     block_tables: Tensor
     most_new: int | None = None
     longest: int | None = None
+    on_host: Sequences | None = None
 
     @classmethod
     def of(
@@ -125,7 +127,13 @@ class Sequences:
             self.block_tables.to(device, non_blocking=True),
             self.most_new,
             self.longest,
+            self.on_host or self,
         )
+
+    def bounds(self) -> tuple[list[int], list[int]]:
+        """`query_starts` and `kv_lengths` as lists; waits for a device only where nobody kept them."""
+        known = self.on_host or self
+        return known.query_starts.tolist(), known.kv_lengths.tolist()
 
 
 # As `rope_and_store_reference`.
@@ -227,7 +235,7 @@ def paged_attention_sdpa(q_THd: Tensor, cache: PagedCache, sequences: Sequences)
     Chunks of prompts are taken one by one, decoding sequences of like length together.
     """
     out = torch.empty_like(q_THd)
-    starts, lengths = sequences.query_starts.tolist(), sequences.kv_lengths.tolist()
+    starts, lengths = sequences.bounds()
     decoding = []
     for index, length in enumerate(lengths):
         num_new = starts[index + 1] - starts[index]

@@ -382,8 +382,18 @@ def test_steps_begun_early_change_no_answer(monkeypatch: pytest.MonkeyPatch, tem
         assert output.outputs[0].token_ids == one.outputs[0].token_ids
     finish(llm)
     assert recorder.replayed > 10
-    # Alone, every step but the first is begun early, and none is begun behind the last.
-    recorder.replayed = 0
-    steps = llm.engine.num_steps
+    # Alone, only the first decoding step is computed when it is asked for; the others are there already.
+    replays = []
+    forward = llm.executor.forward
+
+    def counted(batch: Any) -> torch.Tensor:
+        before = recorder.replayed
+        logits = forward(batch)
+        replays.append(recorder.replayed - before)
+        return logits
+
+    monkeypatch.setattr(llm.executor, "forward", counted)
+    before = recorder.replayed
     llm.generate(prompts[0][:5], SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True))
-    assert recorder.replayed == llm.engine.num_steps - steps - 1 == 11
+    assert replays == [0, 1, *[0] * 10]
+    assert recorder.replayed - before == 11, "nothing is begun behind the last step"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import pytest
 import torch
 from tests.unit.models.paged_driver import Driver, text
+from tests.unit.models.plain_kernels import PretendRecorder, plain_kernels
 from tests.unit.models.small import KINDS, MIXTURE, SMALL, small_model
-from torch import Tensor
 
 from telechat.layers.quantized import QuantizedLinear, set_module
 from telechat.models.decoder import TeleChatModel
@@ -23,29 +22,12 @@ from telechat.ops.quantized import WeightScheme
 DENSE = {name: config for name, config in KINDS.items() if config.moe is None}
 
 
-class PretendRecorder:
-    """Repeats the run into the tensor of the first, as a graph would."""
-
-    def __init__(self) -> None:
-        self.recorded = self.replayed = 0
-
-    def record(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        self.recorded += 1
-        result = run()
-
-        def replay() -> None:
-            self.replayed += 1
-            result.copy_(run())
-
-        result = result.fill_(torch.nan)
-        return replay, result
-
-
 def triton(recorder: PretendRecorder | None) -> tuple[FusedKernels, PagedKernels]:
     pytest.importorskip("triton", reason="triton is not installed (the dev extra has it on Linux)")
     from telechat.ops.cuda import choice
+    from telechat.ops.cuda.tuning import Products
 
-    kernels = choice.triton_kernels(None if recorder is None else lambda: recorder)
+    kernels = choice.triton_kernels(Products(None), torch.float32, recorder and (lambda: recorder))
     return kernels, PagedKernels("triton", choice.rope_and_store, choice.paged_attention, "in a test")
 
 
@@ -60,14 +42,16 @@ def drivers(
         if isinstance(module, QuantizedLinear):
             module.bind("dequantise")
     reference = TorchExecutor(exact, kernels=REFERENCE, kv_dtype=kv_dtype)
-    return Driver(FusedExecutor(model, kernels, paged=paged, kv_dtype=kv_dtype)), Driver(reference)
+    # On the GPU where there is one; elsewhere Triton's interpreter runs the kernels.
+    place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Driver(FusedExecutor(model.to(place), kernels, paged=paged, kv_dtype=kv_dtype)), Driver(reference)
 
 
 def check(fused: Driver, reference: Driver, *steps: dict[str, list[int]]) -> None:
     for step in steps:
         actual, expected = fused.run(step), reference.run(step)
         for name in step:
-            torch.testing.assert_close(actual[name], expected[name], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(actual[name].cpu(), expected[name], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", DENSE)
@@ -103,7 +87,7 @@ def test_wanted_rows_of_a_recorded_step() -> None:
     results = []
     for driver, batch in zip((fused, reference), batches, strict=True):
         object.__setattr__(batch, "logit_rows_L", wanted)
-        results.append(driver.executor.forward(batch))
+        results.append(driver.executor.forward(batch).cpu())
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
@@ -126,7 +110,7 @@ def test_sequences_too_long_to_record() -> None:
 def test_hidden_states() -> None:
     fused, reference = drivers(small_model())
     pieces = {"a": text(5, 1), "b": text(2, 2)}
-    states = [driver.executor.hidden_states(driver.batch(pieces)) for driver in (fused, reference)]
+    states = [driver.executor.hidden_states(driver.batch(pieces)).cpu() for driver in (fused, reference)]
     torch.testing.assert_close(*states, rtol=1e-4, atol=1e-4)
 
 
@@ -145,8 +129,7 @@ def test_integer_weights(kv_dtype: torch.dtype | None) -> None:
 def test_weights_are_held_once() -> None:
     model = small_model()
     expected = model(torch.arange(6)[None])
-    kernels, _ = triton(None)
-    FusedExecutor(model, kernels)
+    FusedExecutor(model, plain_kernels())
     block = model.transformer.blocks[0].self_attention
     assert block.query.weight.untyped_storage().data_ptr() == (
         block.key_value.weight.untyped_storage().data_ptr()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
 
-from telechat.ops.cuda import matmul, paged, rows
+from telechat.ops.cuda import paged, rows
 from telechat.ops.cuda.graphs import CudaRecorder
 from telechat.ops.cuda.launch import dtype_obstacle, triton_obstacle
 from telechat.ops.cuda.paged import paged_attention, rope_and_store
-from telechat.ops.fused import FusedKernels
+from telechat.ops.cuda.tuning import Products, device_time
+from telechat.ops.fused import FusedKernels, Recorder
 
 __all__ = ["fused_kernels", "paged_attention", "paged_obstacle", "rope_and_store", "triton_kernels"]
 
@@ -21,24 +22,24 @@ def fused_kernels(device: torch.device, dtype: torch.dtype, width: int) -> Fused
     obstacle = triton_obstacle(device) or dtype_obstacle(dtype)
     if obstacle is None and width > rows.MAX_WIDTH:
         obstacle = f"the hidden size {width} is over {rows.MAX_WIDTH}"
-    return obstacle or triton_kernels(partial(CudaRecorder, device))
+    if obstacle is not None:
+        return obstacle
+    return triton_kernels(Products(device_time(device)), dtype, partial(CudaRecorder, device))
 
 
-def triton_kernels(recorder: partial[CudaRecorder] | None) -> FusedKernels:
-    """The kernels, whether they can run or not."""
+def triton_kernels(
+    products: Products, dtype: torch.dtype, recorder: Callable[[], Recorder] | None
+) -> FusedKernels:
+    """The kernels for activations of `dtype`, whether they can run or not."""
     return FusedKernels(
         name="triton",
         rms_norm=rows.rms_norm,
-        linear=_linear,
-        quantized_linear=matmul.quantized_linear,
+        bind_linear=products.bind_linear,
+        bind_quantized=partial(products.bind_quantized, dtype=dtype),
         swiglu=rows.swiglu,
         recorder=recorder,
-        reason="Triton imports and the device can",
+        reason="Triton runs on this device",
     )
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return matmul.linear(x, weight, bias)
 
 
 def paged_obstacle(

@@ -5,10 +5,11 @@ Knows nothing of what is recorded.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Callable
 
-from telechat.ops.fused import Record, Replay
+import torch
+
+from telechat.ops.fused import Replay
 
 
 class CudaRecorder:
@@ -18,11 +19,8 @@ class CudaRecorder:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
 
-    def record(self, run: Record) -> tuple[Replay, Tensor]:
-        """Run `run` until everything it needs is compiled and allocated, then record it.
-
-        Returns what replays it, and the tensor that every replay leaves its result in.
-        """
+    def record(self, run: Callable[[], None]) -> Replay:
+        """Run `run` until everything it needs is compiled and allocated, then record it; not run by that."""
         with torch.cuda.device(self._device):
             side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
@@ -31,6 +29,7 @@ class CudaRecorder:
                     run()
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
-                result = run()
-        return graph.replay, result
+            # What other threads of this process do on the device meanwhile is their own affair.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                run()
+        return graph.replay

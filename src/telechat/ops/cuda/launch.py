@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+from functools import cache
 from typing import Any
 
 import torch
@@ -38,7 +40,26 @@ def triton_obstacle(device: torch.device) -> str | None:
         import triton  # noqa: F401
     except ImportError as error:
         return f"triton does not import ({error})"
-    return None
+    return _launch_obstacle(device)
+
+
+@cache
+def _launch_obstacle(device: torch.device) -> str | None:
+    """Why the smallest kernel does not run here, or None. Triton needs a C compiler, among other things, and
+    says so only when it launches for the first time.
+    """
+    from triton.errors import TritonError
+
+    from telechat.ops.cuda.kernels import probe
+
+    x, out = torch.ones(16, device=device), torch.zeros(16, device=device)
+    try:
+        with on_device(x):
+            probe.doubled[(1,)](x, out, BLOCK=16)
+        return None if bool((out == 2).all()) else "Triton's smallest kernel gives wrong results here"
+    except (TritonError, RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return f"Triton cannot launch here ({lines[0]})"
 
 
 def dtype_obstacle(*dtypes: torch.dtype) -> str | None:
@@ -64,6 +85,16 @@ def operand(dtype: torch.dtype) -> tuple[Any, str]:
 def next_power_of_2(value: int) -> int:
     """The least power of two that is not below `value`."""
     return 1 << max(value - 1, 0).bit_length()
+
+
+def num_processors(device: torch.device) -> int:
+    """Multiprocessors of a CUDA device; 1 in the interpreter."""
+    return 1 if device.type != "cuda" else _num_processors(device)
+
+
+@cache
+def _num_processors(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -2,11 +2,13 @@
 
 Which form a call takes depends on its number of rows. One row: elementwise sums, bound by memory. Few rows:
 matrix units, weights unpacked on the way. Many: the weights are unpacked first and torch multiplies. Weights
-are laid out as `telechat.ops.quantized` says. Whether the device can run Triton is said by `launch`. Knows
-nothing of layers.
+are laid out as `telechat.ops.quantized` says. With `gated` the first half of the outputs opens the second:
+silu(first) * second. Whether the device can run Triton is said by `launch`. Knows nothing of layers.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,36 @@ GROUP_SIZES = (32, 64, 128)
 MANY_ROWS = 256
 
 
+class Tile(NamedTuple):
+    """What a program of a one-row product has at a time.
+
+    Attributes:
+        rows: of the weight.
+        block: elements of each of these rows, or words of 32 bits where weights are integers.
+    """
+
+    rows: int
+    block: int
+    num_warps: int
+
+
+# A thread has 16 bytes of each of its rows at a time. Which of these keeps most bytes on the way differs from
+# one device and size to another: `tuning` finds it.
+FLOAT_TILES = (Tile(8, 1024, 4), Tile(4, 1024, 4), Tile(2, 1024, 4), Tile(4, 512, 2), Tile(2, 2048, 8))
+INT4_TILES = (Tile(8, 512, 4), Tile(4, 512, 4), Tile(4, 256, 2), Tile(2, 512, 4), Tile(8, 256, 4))
+INT8_TILES = (Tile(8, 256, 4), Tile(4, 512, 4), Tile(4, 256, 2), Tile(2, 512, 4), Tile(8, 512, 4))
+# The interpreter's cost is that of its programs, whatever their size.
+_INTERPRETED_FLOAT = Tile(16, 256, 4)
+_INTERPRETED_INTEGERS = Tile(16, 64, 4)
+
+
+def tiles_for(bits: int | None) -> tuple[Tile, ...]:
+    """Tiles worth trying for integers of so many bits, or floats (None); the first one is good in general."""
+    if interpreted():
+        return (_INTERPRETED_FLOAT if bits is None else _INTERPRETED_INTEGERS,)
+    return {None: FLOAT_TILES, 4: INT4_TILES, 8: INT8_TILES}[bits]
+
+
 def linear_obstacle(x: Tensor, weight: Tensor) -> str | None:
     """Why `linear` cannot take these, or None."""
     if x.dim() != 2 or x.stride(1) != 1 or weight.stride(1) != 1 or x.shape[1] != weight.shape[1]:
@@ -26,17 +58,20 @@ def linear_obstacle(x: Tensor, weight: Tensor) -> str | None:
     return dtype_obstacle(x.dtype, weight.dtype)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gated: bool = False, tile: Tile | None = None
+) -> Tensor:
     """x [M, K] times weight [N, K] (+ bias [N]) in x's dtype; more than one row is done by torch."""
     if x.shape[0] != 1:
-        return F.linear(x, weight, bias)
+        return _opened(F.linear(x, weight, bias), gated)
     from telechat.ops.cuda.kernels import matmul
 
-    n, k = weight.shape
+    rows, block, num_warps = tile or tiles_for(None)[0]
+    k = weight.shape[1]
+    n = weight.shape[0] // 2 if gated else weight.shape[0]
     out = torch.empty((1, n), dtype=x.dtype, device=x.device)
-    block_rows, block_k = (16, 256) if interpreted() else (8, 1024)
     with on_device(x):
-        matmul.row_float[(-(-n // block_rows),)](
+        matmul.row_float[(-(-n // rows),)](
             x,
             weight,
             x if bias is None else bias,
@@ -44,12 +79,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             n,
             k,
             weight.stride(0),
-            BLOCK_ROWS=block_rows,
-            BLOCK_K=block_k,
+            BLOCK_ROWS=rows,
+            BLOCK_K=block,
             BIAS=bias is not None,
-            num_warps=4,
+            GATED=gated,
+            num_warps=num_warps,
         )
     return out
+
+
+def _opened(out: Tensor, gated: bool) -> Tensor:
+    if not gated:
+        return out
+    from telechat.ops.cuda.rows import swiglu
+
+    return swiglu(*out.chunk(2, dim=1))
 
 
 def quantized_obstacle(
@@ -76,21 +120,25 @@ def quantized_linear(
     bits: int,
     group_size: int,
     bias: Tensor | None = None,
+    gated: bool = False,
+    tile: Tile | None = None,
 ) -> Tensor:
     """x [M, K] times integer weights [N, K] (+ bias), in x's dtype.
 
     Args:
         qweight: int8 [N, K], or uint8 [N, K/2] of weights + 8, the earlier one in the lower half.
         scales: [N, K / group_size], a weight is integer * scale.
+        tile: of a product with one row.
     """
     num_rows = x.shape[0]
     x = x.contiguous()
     if num_rows == 1:
-        return _one_row(x, qweight, scales, bits, group_size, bias)
+        chosen = tile or tiles_for(bits)[0]
+        return _one_row(x, qweight, scales, bits, group_size, bias, gated, chosen)
     if num_rows >= MANY_ROWS:
         weight = unpack(qweight, scales, bits=bits, group_size=group_size, dtype=x.dtype)
-        return F.linear(x, weight, bias)
-    return _few_rows(x, qweight, scales, bits, group_size, bias)
+        return _opened(F.linear(x, weight, bias), gated)
+    return _opened(_few_rows(x, qweight, scales, bits, group_size, bias), gated)
 
 
 def _one_row(
@@ -100,17 +148,17 @@ def _one_row(
     bits: int,
     group_size: int,
     bias: Tensor | None,
+    gated: bool,
+    tile: Tile,
 ) -> Tensor:
     from telechat.ops.cuda.kernels import matmul
 
-    n, k = qweight.shape[0], x.shape[1]
+    k = x.shape[1]
+    n = qweight.shape[0] // 2 if gated else qweight.shape[0]
     words = qweight.view(torch.int32)
     out = torch.empty((1, n), dtype=x.dtype, device=x.device)
-    kernel = matmul.row_int4 if bits == 4 else matmul.row_int8
-    # A thread has 16 bytes of each of its rows at a time, times 8 rows: enough on the way at once.
-    block_rows, block_k = (16, 64) if interpreted() else (8, 512 if bits == 4 else 256)
     with on_device(x):
-        kernel[(-(-n // block_rows),)](
+        matmul.row_integers[(-(-n // tile.rows),)](
             x,
             words,
             scales,
@@ -119,11 +167,13 @@ def _one_row(
             n,
             words.shape[1],
             k // group_size,
+            BITS=bits,
             WORDS_PER_GROUP=group_size * bits // 32,
-            BLOCK_ROWS=block_rows,
-            BLOCK_K=block_k,
+            BLOCK_ROWS=tile.rows,
+            BLOCK_K=tile.block,
             BIAS=bias is not None,
-            num_warps=4,
+            GATED=gated,
+            num_warps=tile.num_warps,
         )
     return out
 

@@ -2,9 +2,8 @@
 
 The contract is that of `telechat.ops.paged`. Shapes: T new tokens of S sequences, H query heads, K key/value
 heads, d head dimension. Long sequences are cut into stretches of keys whose results are merged; where the
-cuts are depends only on the longest a sequence of the batch may be, so that a captured graph can be replayed.
-Whether the
-device can run Triton is said by `launch`. Knows nothing of models.
+cuts are depends only on the number of sequences and the longest that one of them may be, so that a captured
+graph can be replayed. Whether the device can run Triton is said by `launch`. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from telechat.ops.cuda.launch import (
     dtype_obstacle,
     interpreted,
     next_power_of_2,
+    num_processors,
     on_device,
     operand,
 )
@@ -25,9 +25,12 @@ from telechat.ops.paged import PagedCache, Sequences
 
 MAX_HEAD_DIM = 256
 _HEADS_PER_PROGRAM = 4
-# Fewer keys than this to a program is not worth the merge; more leaves processors idle at batch 1.
-_SPLIT_KEYS = 512
+# Fewer keys than this to a program are not worth the merge; more would let the others wait for the longest.
+_LEAST_SPLIT_KEYS = 64
+_MOST_SPLIT_KEYS = 512
 _MAX_SPLITS = 64
+# Programs that a processor works on side by side.
+_PROGRAMS_AT_ONCE = 2
 # Up to this many new tokens of each sequence the rows of a step are few and the keys are split.
 _FEW_NEW_TOKENS = 16
 
@@ -118,14 +121,25 @@ def paged_attention(q_THd: Tensor, cache: PagedCache, sequences: Sequences) -> T
         most_new = int(sequences.query_starts.diff().max())
     if longest is None:
         longest = sequences.block_tables.shape[1] * cache.block_size
-    split_keys, num_splits = split_plan(longest) if most_new <= _FEW_NEW_TOKENS else (longest, 1)
+    split_keys, num_splits = longest, 1
+    if most_new <= _FEW_NEW_TOKENS:
+        wanted = -(
+            -_PROGRAMS_AT_ONCE * num_processors(q_THd.device) // (sequences.count * cache.num_kv_heads)
+        )
+        split_keys, num_splits = split_plan(longest, wanted)
     _attend(q_THd, out, cache, sequences, most_new, split_keys, num_splits)
     return out
 
 
-def split_plan(longest: int) -> tuple[int, int]:
-    """(keys to a stretch, stretches) for sequences of up to `longest` tokens."""
-    split_keys = _SPLIT_KEYS
+def split_plan(longest: int, wanted: int) -> tuple[int, int]:
+    """(keys to a stretch, stretches) for sequences of up to `longest` tokens.
+
+    Args:
+        wanted: stretches of a sequence that would keep all processors busy.
+    """
+    split_keys = _LEAST_SPLIT_KEYS
+    while split_keys * wanted < longest and split_keys < _MOST_SPLIT_KEYS:
+        split_keys *= 2
     while split_keys * _MAX_SPLITS < longest:
         split_keys *= 2
     return split_keys, max(-(-longest // split_keys), 1)

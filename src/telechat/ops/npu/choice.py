@@ -39,8 +39,8 @@ def fused_kernels(device: torch.device, dtype: torch.dtype, width: int) -> Fused
     return obstacle or FusedKernels(
         name="torch_npu",
         rms_norm=operators.rms_norm,
-        linear=operators.linear,
-        quantized_linear=operators.quantized_linear,
+        bind_linear=operators.bind_linear,
+        bind_quantized=operators.bind_quantized,
         swiglu=operators.swiglu,
         recorder=None,
         reason="fused operators of torch_npu",

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from telechat.ops.fused import Projection
 from telechat.ops.paged import PagedCache, Sequences, gather, store_reference
-from telechat.ops.quantized import QuantizedWeight, WeightScheme
+from telechat.ops.quantized import QuantizedWeight
 
 # torch_npu's name for "row i sees the keys up to the i-th from the end"; its mask has always this size.
 _RIGHT_DOWN_CAUSAL = 3
@@ -41,27 +42,30 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, add: Tensor | None = None
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, each [rows, F]."""
-    out: Tensor = torch_npu().npu_swiglu(torch.cat([gate, up], dim=-1), dim=-1)
+    return _swiglu_of_both(torch.cat([gate, up], dim=-1))
+
+
+def _swiglu_of_both(gate_and_up: Tensor) -> Tensor:
+    """silu(gate) * up of [rows, 2 F], the gates first."""
+    out: Tensor = torch_npu().npu_swiglu(gate_and_up, dim=-1)
     return out
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x [M, K] times weight [N, K] (+ bias)."""
-    return F.linear(x, weight, bias)
+def bind_linear(weight: Tensor, bias: Tensor | None, *, gated: bool = False) -> Projection:
+    """As `telechat.ops.fused.BindLinear`."""
+    if gated:
+        return lambda x: _swiglu_of_both(F.linear(x, weight, bias))
+    return lambda x: F.linear(x, weight, bias)
 
 
-def quantized_linear(
-    x: Tensor,
-    qweight: Tensor,
-    scales: Tensor,
-    *,
-    bits: int,
-    group_size: int,
-    bias: Tensor | None = None,
-) -> Tensor:
-    """As `telechat.ops.fused.QuantizedProduct`; the weight is unpacked for each call."""
-    weight = QuantizedWeight(WeightScheme(bits, group_size), qweight, scales)
-    return F.linear(x, weight.dequantise(x.dtype), bias)
+def bind_quantized(weight: QuantizedWeight, bias: Tensor | None, *, gated: bool = False) -> Projection:
+    """As `telechat.ops.fused.BindQuantized`; the weight is unpacked for each call."""
+
+    def product(x: Tensor) -> Tensor:
+        out = F.linear(x, weight.dequantise(x.dtype), bias)
+        return _swiglu_of_both(out) if gated else out
+
+    return product
 
 
 def rope_and_store(
@@ -81,10 +85,9 @@ def rope_and_store(
 
 def paged_attention(q_THd: Tensor, cache: PagedCache, sequences: Sequences) -> Tensor:
     """Attention of rotated queries, [T, H, d]; the new tokens are already in the cache."""
-    lengths = sequences.kv_lengths.tolist()
+    starts, lengths = sequences.bounds()
     if q_THd.shape[0] == len(lengths) and sequences.most_new == 1:
         return _decode(q_THd, cache, sequences, lengths)
-    starts = sequences.query_starts.tolist()
     out = torch.empty_like(q_THd)
     for index, length in enumerate(lengths):
         first, end = starts[index], starts[index + 1]

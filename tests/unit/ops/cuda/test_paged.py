@@ -107,8 +107,8 @@ def test_split_keys_are_merged(
     heads: tuple[int, int, int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(triton_paged, "_SPLIT_KEYS", 64)
-    assert triton_paged.split_plan(max(length for _, length in steps))[1] > 1
+    monkeypatch.setattr(triton_paged, "num_processors", lambda device: 1000)
+    assert triton_paged.split_plan(max(length for _, length in steps), 100)[1] > 1
     check_attention(device, steps, heads)
 
 
@@ -116,7 +116,7 @@ def test_split_keys_are_merged(
 def test_attention_over_an_int8_cache(
     device: torch.device, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_paged, "_SPLIT_KEYS", 64)
+    monkeypatch.setattr(triton_paged, "num_processors", lambda device: 1000)
     check_attention(device, [(1, 33), (1, 100)], (4, 2, 64), dtype=dtype, cache_dtype=torch.int8)
     check_attention(device, MIXED, (4, 2, 64), dtype=dtype, cache_dtype=torch.int8)
 
@@ -132,10 +132,16 @@ def test_uncounted_sequences(device: torch.device) -> None:
     assert_near(triton_paged.paged_attention(q, cache, plain), paged_attention_reference(q, cache, plain))
 
 
-def test_split_plan_is_bounded() -> None:
-    assert triton_paged.split_plan(1) == (512, 1)
-    assert triton_paged.split_plan(513) == (512, 2)
-    assert triton_paged.split_plan(131072) == (2048, 64)
+def test_split_plan() -> None:
+    """Enough stretches to keep processors busy, none very short, none very long, not too many."""
+    plan = triton_paged.split_plan
+    assert plan(1, 9) == (64, 1)
+    assert plan(512, 9) == (64, 8)
+    assert plan(1024, 9) == (128, 8)
+    assert plan(4096, 9) == (512, 8)
+    assert plan(512, 1) == (512, 1)
+    assert plan(513, 1) == (512, 2)
+    assert plan(131072, 1) == (2048, 64)
 
 
 @pytest.mark.parametrize("heads", [(5, 3, 64), (4, 2, 160)], ids=str)

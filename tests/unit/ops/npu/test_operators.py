@@ -113,8 +113,12 @@ def test_integer_weights(torch_npu: StandIn) -> None:
     del torch_npu
     weight = round_to_nearest(torch.randn(8, 64), WeightScheme(4, 32))
     x, bias = torch.randn(3, 64), torch.randn(8)
-    actual = operators.quantized_linear(x, weight.qweight, weight.scales, bits=4, group_size=32, bias=bias)
-    torch.testing.assert_close(actual, x @ weight.dequantise().T + bias)
+    expected = x @ weight.dequantise().T + bias
+    torch.testing.assert_close(operators.bind_quantized(weight, bias)(x), expected)
+    actual = operators.bind_quantized(weight, bias, gated=True)(x)
+    torch.testing.assert_close(actual, swiglu_reference(*expected.chunk(2, dim=1)))
+    actual = operators.bind_linear(weight.dequantise(), bias, gated=True)(x)
+    torch.testing.assert_close(actual, swiglu_reference(*expected.chunk(2, dim=1)))
 
 
 def test_a_whole_model(torch_npu: StandIn) -> None:

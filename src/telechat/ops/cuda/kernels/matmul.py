@@ -11,21 +11,24 @@ import triton.language as tl
 
 
 @triton.jit
-def _finish(result, bias, out, row, live, BIAS: tl.constexpr):
-    """Write result fp32 [rows], rounded once, after the bias."""
+def _rounded(sums, bias, out, row, live, BIAS: tl.constexpr):
+    """Sums fp32 [rows] plus bias, rounded to out's dtype, fp32."""
     if BIAS:
-        result += tl.load(bias + row, mask=live, other=0.0).to(tl.float32)
-    tl.store(out + row, result.to(out.dtype.element_ty), mask=live)
+        sums += tl.load(bias + row, mask=live, other=0.0).to(tl.float32)
+    return sums.to(out.dtype.element_ty).to(tl.float32)
 
 
 @triton.jit
-def row_float(
-    x, weight, bias, out, n, k, weight_stride,
-    BLOCK_ROWS: tl.constexpr, BLOCK_K: tl.constexpr, BIAS: tl.constexpr,
+def _opened(gate, up, out):
+    """silu(gate), rounded to out's dtype, times up."""
+    return (gate / (1.0 + tl.exp(-gate))).to(out.dtype.element_ty).to(tl.float32) * up
+
+
+@triton.jit
+def _float_sums(
+    x, weight, row, live, k, weight_stride, BLOCK_ROWS: tl.constexpr, BLOCK_K: tl.constexpr
 ):  # fmt: skip
-    """out [n] = weight [n, k] x [k] (+ bias)."""
-    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    live = row < n
+    """Products of rows of the weight with x [k], fp32 [BLOCK_ROWS]."""
     row_at = weight + row.to(tl.int64)[:, None] * weight_stride
     sums = tl.zeros([BLOCK_ROWS, BLOCK_K], tl.float32)
     for start in range(0, k, BLOCK_K):
@@ -34,7 +37,23 @@ def row_float(
         weights = tl.load(row_at + place[None, :], mask=live[:, None] & inside[None, :], other=0.0)
         inputs = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
         sums += weights.to(tl.float32) * inputs[None, :]
-    _finish(tl.sum(sums, 1), bias, out, row, live, BIAS)
+    return tl.sum(sums, 1)
+
+
+@triton.jit
+def row_float(
+    x, weight, bias, out, n, k, weight_stride,
+    BLOCK_ROWS: tl.constexpr, BLOCK_K: tl.constexpr, BIAS: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
+    """out [n] = weight [n, k] x [k] (+ bias). With GATED weight is [2n, k]: silu(first half) * second."""
+    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    live = row < n
+    sums = _float_sums(x, weight, row, live, k, weight_stride, BLOCK_ROWS, BLOCK_K)
+    result = _rounded(sums, bias, out, row, live, BIAS)
+    if GATED:
+        sums = _float_sums(x, weight, row + n, live, k, weight_stride, BLOCK_ROWS, BLOCK_K)
+        result = _opened(result, _rounded(sums, bias, out, row + n, live, BIAS), out)
+    tl.store(out + row, result.to(out.dtype.element_ty), mask=live)
 
 
 @triton.jit
@@ -76,14 +95,11 @@ def _inputs_of_eight(x, start, k, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def row_int4(
-    x, words, scales, bias, out, n, num_words, num_groups,
+def _int4_sums(
+    x, words, scales, row, live, num_words, num_groups,
     WORDS_PER_GROUP: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_K: tl.constexpr,
-    BIAS: tl.constexpr,
 ):  # fmt: skip
-    """As `row_float`; words int32 [n, num_words] hold eight weights each, stored as weight + 8."""
-    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    live = row < n
+    """As `_float_sums`; words int32 [rows, num_words] hold eight weights each, stored as weight + 8."""
     row_at = words + row.to(tl.int64)[:, None] * num_words
     scale_at = scales + row.to(tl.int64)[:, None] * num_groups
     sums = tl.zeros([BLOCK_ROWS, BLOCK_K], tl.float32)
@@ -104,18 +120,15 @@ def row_int4(
         products += _sixteen_and(word >> 9) * x7[None, :]
         total = ((x0 + x1) + (x2 + x3)) + ((x4 + x5) + (x6 + x7))
         sums += scale * (products - 24.0 * total[None, :])
-    _finish(tl.sum(sums, 1), bias, out, row, live, BIAS)
+    return tl.sum(sums, 1)
 
 
 @triton.jit
-def row_int8(
-    x, words, scales, bias, out, n, num_words, num_groups,
+def _int8_sums(
+    x, words, scales, row, live, num_words, num_groups,
     WORDS_PER_GROUP: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_K: tl.constexpr,
-    BIAS: tl.constexpr,
 ):  # fmt: skip
-    """As `row_float`; words int32 [n, num_words] hold four signed bytes each."""
-    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    live = row < n
+    """As `_float_sums`; words int32 [rows, num_words] hold four signed bytes each."""
     row_at = words + row.to(tl.int64)[:, None] * num_words
     scale_at = scales + row.to(tl.int64)[:, None] * num_groups
     sums = tl.zeros([BLOCK_ROWS, BLOCK_K], tl.float32)
@@ -133,7 +146,44 @@ def row_int8(
         products += _256_and(word >> 9) * x3[None, :]
         total = (x0 + x1) + (x2 + x3)
         sums += scale * (products - 384.0 * total[None, :])
-    _finish(tl.sum(sums, 1), bias, out, row, live, BIAS)
+    return tl.sum(sums, 1)
+
+
+@triton.jit
+def _integer_sums(
+    x, words, scales, row, live, num_words, num_groups,
+    BITS: tl.constexpr, WORDS_PER_GROUP: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    if BITS == 4:
+        sums = _int4_sums(
+            x, words, scales, row, live, num_words, num_groups, WORDS_PER_GROUP, BLOCK_ROWS, BLOCK_K
+        )
+    else:
+        sums = _int8_sums(
+            x, words, scales, row, live, num_words, num_groups, WORDS_PER_GROUP, BLOCK_ROWS, BLOCK_K
+        )
+    return sums
+
+
+@triton.jit
+def row_integers(
+    x, words, scales, bias, out, n, num_words, num_groups,
+    BITS: tl.constexpr, WORDS_PER_GROUP: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_K: tl.constexpr,
+    BIAS: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
+    """As `row_float` with weights of 4 or 8 bits; BLOCK_K counts words."""
+    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    live = row < n
+    sums = _integer_sums(
+        x, words, scales, row, live, num_words, num_groups, BITS, WORDS_PER_GROUP, BLOCK_ROWS, BLOCK_K
+    )
+    result = _rounded(sums, bias, out, row, live, BIAS)
+    if GATED:
+        sums = _integer_sums(
+            x, words, scales, row + n, live, num_words, num_groups, BITS, WORDS_PER_GROUP, BLOCK_ROWS, BLOCK_K
+        )
+        result = _opened(result, _rounded(sums, bias, out, row + n, live, BIAS), out)
+    tl.store(out + row, result.to(out.dtype.element_ty), mask=live)
 
 
 @triton.jit

@@ -74,7 +74,7 @@ def rope_and_store(
         live_head = heads < num_kv_heads
         live = live_head[:, None] & (place < half)[None, :]
         at = kv + token * kv_token_stride + heads[:, None] * kv_head_stride + place[None, :]
-        slot = tl.load(slots + token)
+        slot = tl.load(slots + token).to(tl.int64)
         block = slot // BLOCK_SIZE
         offset = slot % BLOCK_SIZE
         cached = block * block_stride + offset * token_stride + heads[:, None] * head_stride + place[None, :]
