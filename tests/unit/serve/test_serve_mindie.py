@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 from pathlib import Path
@@ -216,9 +217,7 @@ def test_vllm_stream(client: TestClient) -> None:
     chunks = [json.loads(part) for part in answer.content[:-1].split(b"\0")]
     assert chunks[0] == {"text": ["hi你"]}
     assert chunks[-1] == {"text": ["hi" + ANSWER]}
-    assert all(
-        later["text"][0].startswith(one["text"][0]) for one, later in zip(chunks, chunks[1:], strict=False)
-    )
+    assert all(later["text"][0].startswith(one["text"][0]) for one, later in itertools.pairwise(chunks))
 
 
 def test_chat_form(client: TestClient, engine: FakeEngine) -> None:
