@@ -18,9 +18,7 @@ from telechat.serve.limits import Grant, Limits
 from telechat.serve.record import record_of
 
 # Signs of life and documentation tell nothing about users.
-OPEN_PATHS = frozenset(
-    {"/health", "/ready", "/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"}
-)
+OPEN_PATHS = frozenset({"/health", "/ready", "/v2/health/live", "/v2/health/ready", "/docs", "/openapi.json"})
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Limits:
 
 
 class Window:
-    """A sum over the last 60 seconds.
+    """A sum over the last 60 seconds, and up to half a second longer.
 
     Args:
         clock: seconds that never go back.
@@ -50,35 +50,36 @@ class Window:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._entries: deque[tuple[float, int]] = deque()
+        # When an entry began, when it is over, and its amount.
+        self._entries: deque[tuple[float, float, int]] = deque()
         self._total = 0
 
     def add(self, amount: int) -> None:
         """Count `amount` now."""
         now = self._clock()
         if self._entries and now - self._entries[-1][0] < _GRAIN_SECONDS:
-            # Dated later than it happened, never earlier: the limit holds in any 60 seconds.
-            _, before = self._entries.pop()
-            self._entries.append((now, before + amount))
+            begun, _, before = self._entries.pop()
+            self._entries.append((begun, now + WINDOW_SECONDS, before + amount))
         else:
-            self._entries.append((now, amount))
+            self._entries.append((now, now + WINDOW_SECONDS, amount))
         self._total += amount
 
     @property
     def total(self) -> int:
-        """The sum."""
-        oldest = self._clock() - WINDOW_SECONDS
-        while self._entries and self._entries[0][0] <= oldest:
-            self._total -= self._entries.popleft()[1]
+        """The sum. An entry counts until its last part is old: never too little."""
+        # A moment more, so that rounding does not make the told time too short.
+        now = self._clock() + 1e-6
+        while self._entries and self._entries[0][1] <= now:
+            self._total -= self._entries.popleft()[2]
         return self._total
 
     def seconds_until(self, most: int) -> int:
         """Whole seconds until the sum is `most` or less if nothing is added; at least 1."""
         total, now = self.total, self._clock()
-        for when, amount in self._entries:
+        for _, over, amount in self._entries:
             total -= amount
             if total <= most:
-                return max(1, math.ceil(when + WINDOW_SECONDS - now))
+                return max(1, math.ceil(over - now))
         return 1
 
 

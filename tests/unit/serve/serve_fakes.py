@@ -192,7 +192,8 @@ class FakeEngine:
         if self.refusal is not None:
             raise self.refusal
         prompt = "".join(map(chr, prompt_ids))
-        question = prompt if prompt in self.scripts else self.llm.tokenizer.messages[-1]["content"]
+        messages = self.llm.tokenizer.messages
+        question = messages[-1]["content"] if messages and prompt not in self.scripts else prompt
         return FakeStream(self, prompt_ids, self.scripts.get(question, DEFAULT_ANSWER), params)
 
     async def embed(
