@@ -29,6 +29,11 @@ VERBS: tuple[Verb, ...] = (
     Verb(words=("serve",), module="telechat.cli.serve", summary="start the HTTP API"),
     Verb(words=("deploy",), module="telechat.cli.deploy", summary="start the HTTP API and the chat page"),
     Verb(
+        words=("api-check",),
+        module="telechat.cli.api_check",
+        summary="check that a server behaves as OpenAI's clients expect",
+    ),
+    Verb(
         words=("doctor",),
         module="telechat.cli.doctor",
         summary="show devices and kernels, check a model folder",
