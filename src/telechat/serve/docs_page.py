@@ -30,6 +30,11 @@ pre { background: #8882; padding: .8rem;
 """
 _EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "生抽与老抽的区别？"}], "stream": True},
+    "/v1/completions": {"prompt": "生抽与老抽的区别是", "max_tokens": 64},
+    "/v1/responses": {"input": "生抽与老抽的区别？"},
+    "/v1/embeddings": {"input": "生抽与老抽的区别"},
+    "/tokenize": {"prompt": "生抽与老抽的区别", "return_token_strs": True},
+    "/detokenize": {"tokens": [100, 101]},
     "/telechat/gptDialog/v2": {"dialog": [{"role": "user", "content": "生抽与老抽的区别？"}]},
     "/telechat/gptDialog/v4": {"dialog": [{"role": "user", "content": "生抽与老抽的区别？"}]},
 }
@@ -70,18 +75,29 @@ def _operation(
     if "description" in operation:
         yield f"<p>{escape(operation['description'])}</p>"
     if "requestBody" in operation:
-        schema = _resolve(document, operation["requestBody"]["content"]["application/json"]["schema"])
-        yield "<table><tr><th>Field</th><th>Type</th><th>Default</th><th>Meaning</th></tr>"
-        for name, field in schema["properties"].items():
-            mark = " (required)" if name in schema.get("required", ()) else ""
-            default = "" if field.get("default") is None else json.dumps(field["default"])
-            yield f"<tr><td><code>{escape(name)}</code>{mark}</td><td>{escape(_type(document, field))}</td>"
-            yield f"<td>{escape(default)}</td><td>{escape(field.get('description', ''))}</td></tr>"
-        yield "</table>"
+        schema = operation["requestBody"]["content"]["application/json"]["schema"]
+        yield from _fields(document, _resolve(document, schema))
     if path in _EXAMPLES:
         body = json.dumps(_EXAMPLES[path], ensure_ascii=False)
         command = f"curl -N {base_url}{path} -H 'Content-Type: application/json' -d '{body}'"
         yield f"<pre>{escape(command)}</pre>"
+
+
+def _fields(document: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[str]:
+    """A table of a body's fields, required ones first; one for each form where a body has several."""
+    for option in schema.get("anyOf", ()):
+        yield from _fields(document, _resolve(document, option))
+    required = schema.get("required", ())
+    fields = sorted(schema.get("properties", {}).items(), key=lambda item: item[0] not in required)
+    if not fields:
+        return
+    yield "<table><tr><th>Field</th><th>Type</th><th>Default</th><th>Meaning</th></tr>"
+    for name, field in fields:
+        mark = " (required)" if name in required else ""
+        default = "" if field.get("default") is None else json.dumps(field["default"])
+        yield f"<tr><td><code>{escape(name)}</code>{mark}</td><td>{escape(_type(document, field))}</td>"
+        yield f"<td>{escape(default)}</td><td>{escape(field.get('description', ''))}</td></tr>"
+    yield "</table>"
 
 
 def _resolve(document: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
