@@ -17,10 +17,11 @@ import torch
 
 from benchmarks.shapes import BITS, SHAPES, Shape
 from benchmarks.workers.loop import Case, Result, serve
+from telechat.ops.cpu.cache import allocate_cache
 from telechat.ops.cpu.context import Context
 from telechat.ops.cpu.decoder import Decoder, DecoderLayer
 from telechat.ops.cpu.weights import PackedWeight, WeightFormat
-from telechat.ops.paged import PagedCache, Sequences
+from telechat.ops.paged import Sequences
 
 BLOCK_SIZE = 32
 MAX_BATCH = 8
@@ -65,9 +66,10 @@ class Kernels:
         self.hidden, self.head_dim = shape.hidden, shape.hidden // shape.num_heads
         layers = [random_layer(context, shape, weight_format) for _ in range(shape.num_layers)]
         self.blocks_per_sequence = MAX_TOKENS // BLOCK_SIZE
-        cache_shape = (MAX_BATCH * self.blocks_per_sequence, shape.num_heads, BLOCK_SIZE, self.head_dim)
+        num_blocks = MAX_BATCH * self.blocks_per_sequence
         caches = [
-            PagedCache(*(torch.zeros(cache_shape, dtype=torch.bfloat16) for _ in range(2))) for _ in layers
+            allocate_cache(context, num_blocks, shape.num_heads, BLOCK_SIZE, self.head_dim, torch.bfloat16)
+            for _ in layers
         ]
         head = random_weight(context, shape.vocab, shape.hidden, weight_format)
         self.decoder = Decoder(

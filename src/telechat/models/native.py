@@ -19,7 +19,7 @@ from telechat.models.decoder import RopeMode, TeleChatModel
 from telechat.models.packing import FORMATS, module_obstacle, pack_model
 from telechat.models.paged import PagedBatch, rotary_rows
 from telechat.ops.cpu import library
-from telechat.ops.cpu.cache import form_obstacle
+from telechat.ops.cpu.cache import allocate_cache, form_obstacle
 from telechat.ops.cpu.context import Context
 from telechat.ops.cpu.decoder import Decoder
 from telechat.ops.paged import PagedCache
@@ -93,8 +93,8 @@ class NativeExecutor:
         config, weights = self.config, self.weights
         self._decoder = None
         caches = [
-            PagedCache.allocate(
-                num_blocks, weights.num_kv_heads, block_size, config.head_dim, dtype=self.kv_dtype
+            allocate_cache(
+                weights.context, num_blocks, weights.num_kv_heads, block_size, config.head_dim, self.kv_dtype
             )
             for _ in range(config.num_layers)
         ]

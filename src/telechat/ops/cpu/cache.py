@@ -13,12 +13,28 @@ from torch import Tensor
 
 from telechat.ops.cpu import library
 from telechat.ops.cpu.context import Context
-from telechat.ops.cpu.tensors import CACHE_TYPES, ELEMENT_TYPES, element_obstacle, require
+from telechat.ops.cpu.tensors import CACHE_TYPES, ELEMENT_TYPES, element_obstacle, huge_zeros, require
 from telechat.ops.paged import PagedCache
 
 BLOCK_SIZE_UNIT = 16
 HEAD_DIM_UNIT = 16
 MAX_HEAD_DIM = 256
+
+
+def allocate_cache(
+    context: Context, num_blocks: int, num_kv_heads: int, block_size: int, head_dim: int, dtype: torch.dtype
+) -> PagedCache:
+    """An empty cache as `PagedCache.allocate` makes it, in huge pages.
+
+    Raises:
+        MemoryError: there is not so much.
+    """
+    shape = (num_blocks, num_kv_heads, block_size, head_dim)
+    keys, values = (huge_zeros(context, shape, dtype) for _ in range(2))
+    if dtype != torch.int8:
+        return PagedCache(keys, values)
+    key_scales, value_scales = (torch.zeros(shape[:3]) for _ in range(2))
+    return PagedCache(keys, values, key_scales, value_scales)
 
 
 def cache_struct(cache: PagedCache) -> library.Cache:

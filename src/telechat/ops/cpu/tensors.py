@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
+import weakref
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from telechat.ops.cpu.context import Context
 
 # Element types of activations and of caches, with their numbers in C.
 ELEMENT_TYPES = {torch.float32: 0, torch.bfloat16: 1}
 CACHE_TYPES = {**ELEMENT_TYPES, torch.int8: 2}
+
+
+def huge_zeros(context: Context, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Zeros of one type in huge pages, where the system gives them: scattered reads find their pages faster.
+
+    Raises:
+        MemoryError: there is not so much.
+    """
+    library, num_bytes = context.library, math.prod(shape) * dtype.itemsize
+    address = library.tc_huge_alloc(num_bytes)
+    if not address:
+        raise MemoryError(f"{num_bytes} bytes for a tensor of shape {tuple(shape)}")
+    memory = (ctypes.c_char * num_bytes).from_address(address)
+    weakref.finalize(memory, library.tc_huge_free, address, num_bytes)  # the tensor holds `memory`
+    return (
+        torch.frombuffer(memory, dtype=dtype).view(*shape).zero_()
+    )  # taken now, not in the midst of a request
 
 
 def element_obstacle(*tensors: Tensor) -> str | None:

@@ -12,7 +12,8 @@ from telechat.ops.cpu.weights import FORMATS, PackedWeight, WeightFormat
 
 # Rows that meet every special case: below, at and past the tile height, and the many-row form.
 ROWS = [1, 2, 3, 4, 7, 8, 13, 16, 17, 32, 50, 81]
-SHAPES = [(16, 32), (40, 100), (96, 640)]
+# The last has more panels than are multiplied side by side, and an odd number of them.
+SHAPES = [(16, 32), (40, 100), (96, 640), (1096, 192)]
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

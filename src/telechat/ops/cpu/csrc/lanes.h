@@ -82,16 +82,24 @@ INLINE v16u bf16_bits(v16f v) {
     return (v16u)((is_nan & (v16i)((u >> 16) | 0x40)) | (~is_nan & (v16i)rounded));
 }
 
+/* GCC 12 makes two to sixteen conversions of these where the processor has one. */
 INLINE v16f load_bf16(const uint16_t *p) {
     v16h h;
     memcpy(&h, p, sizeof h);
+#if defined(__AVX512F__)
+    return (v16f)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);
+#else
     return (v16f)(__builtin_convertvector(h, v16u) << 16);
+#endif
 }
 INLINE void store_bf16(uint16_t *p, v16f v) {
+#if defined(__AVX512F__)
+    v16h h = (v16h)_mm512_cvtepi32_epi16((__m512i)bf16_bits(v));
+#else
     v16h h = __builtin_convertvector(bf16_bits(v), v16h);
+#endif
     memcpy(p, &h, sizeof h);
 }
-/* GCC 12 makes sixteen scalar conversions of these where it could use one or two instructions. */
 INLINE v16f load_int8(const int8_t *p) {
     v16b b;
     memcpy(&b, p, sizeof b);
@@ -157,6 +165,15 @@ INLINE float sum16(v16f v) {
     a += b;
     v4f c = __builtin_shufflevector(a, a, 0, 1, 2, 3) + __builtin_shufflevector(a, a, 4, 5, 6, 7);
     return (c[0] + c[2]) + (c[1] + c[3]);
+}
+INLINE int32_t sum16i(v16i v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_epi32((__m512i)v);
+#else
+    int32_t sum = 0;
+    for (int i = 0; i < 16; i++) sum += v[i];
+    return sum;
+#endif
 }
 INLINE float highest16(v16f v) {
 #if defined(__AVX512F__)

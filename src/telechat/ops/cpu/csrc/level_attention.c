@@ -44,21 +44,27 @@ typedef struct {
     const void *rows;
     int64_t stride;      /* elements between rows */
     const float *scales; /* one per row of int8 */
+    int64_t next;        /* bytes from here to the next 16 rows, 0 where there are none to be fetched */
 } tile_rows;
+
+INLINE int64_t width_of(const int dtype) { return dtype == TC_F32 ? 4 : dtype == TC_BF16 ? 2 : 1; }
+
+/* Elements i .. i + 15 of row t. A cache is seldom in the processor's: the next tile's line is asked for as each
+ * line is read, for many requests at once would wait for one another. */
+INLINE v16f take(const tile_rows *r, int64_t t, int64_t i, const int dtype) {
+    const int64_t width = width_of(dtype);
+    const char *at = (const char *)r->rows + (t * r->stride + i) * width;
+    if (r->next && i * width % 64 == 0) __builtin_prefetch(at + r->next);
+    return cached(at, 0, dtype == TC_INT8 ? r->scales[t] : 1.0f, dtype);
+}
 
 /* Scores of one query row and 16 keys. */
 INLINE v16f score_keys(const float *q, const tile_rows *k, const int dim, const int dtype) {
     v16f sums[KEYS];
-    for (int t = 0; t < KEYS; t++) {
-        float scale = dtype == TC_INT8 ? k->scales[t] : 1.0f;
-        sums[t] = load_f32(q) * cached(k->rows, t * k->stride, scale, dtype);
-    }
+    for (int t = 0; t < KEYS; t++) sums[t] = load_f32(q) * take(k, t, 0, dtype);
     for (int j = 16; j < dim; j += 16) {
         v16f qj = load_f32(q + j);
-        for (int t = 0; t < KEYS; t++) {
-            float scale = dtype == TC_INT8 ? k->scales[t] : 1.0f;
-            sums[t] += qj * cached(k->rows, t * k->stride + j, scale, dtype);
-        }
+        for (int t = 0; t < KEYS; t++) sums[t] += qj * take(k, t, j, dtype);
     }
     return sum_each(sums);
 }
@@ -70,8 +76,7 @@ INLINE void add_values(float *out, float rescale, const float *weights, const ti
     for (int j = 0; j < dim / 16; j++) sums[j] = load_f32(out + j * 16) * rescale;
     for (int64_t t = 0; t < count; t++) {
         v16f weight = splat(weights[t]);
-        float scale = dtype == TC_INT8 ? v->scales[t] : 1.0f;
-        for (int j = 0; j < dim / 16; j++) sums[j] += weight * cached(v->rows, t * v->stride + j * 16, scale, dtype);
+        for (int j = 0; j < dim / 16; j++) sums[j] += weight * take(v, t, j * 16, dtype);
     }
     for (int j = 0; j < dim / 16; j++) store_f32(out + j * 16, sums[j]);
 }
@@ -79,10 +84,8 @@ INLINE void add_values(float *out, float rescale, const float *weights, const ti
 /* The same rows in fp32, in `buffer`. */
 INLINE void convert(tile_rows *r, float *buffer, int64_t dim, const int dtype) {
     for (int64_t t = 0; t < KEYS; t++)
-        for (int64_t j = 0; j < dim; j += 16)
-            store_f32(buffer + t * dim + j,
-                      cached(r->rows, t * r->stride + j, dtype == TC_INT8 ? r->scales[t] : 1.0f, dtype));
-    *r = (tile_rows){buffer, dim, NULL};
+        for (int64_t j = 0; j < dim; j += 16) store_f32(buffer + t * dim + j, take(r, t, j, dtype));
+    *r = (tile_rows){buffer, dim, NULL, 0};
 }
 
 typedef struct {
@@ -119,30 +122,23 @@ INLINE int64_t place_of(const tc_cache *c, const int32_t *table, int64_t kv_head
            first % c->block_size * c->token_stride;
 }
 
-/* A cache is seldom in the processor's: 16 rows ahead hides the latency of memory. */
-INLINE void fetch_rows(const tc_cache *c, int64_t at, int64_t width, int64_t dim) {
-    for (int64_t t = 0; t < KEYS; t++)
-        for (int64_t j = 0; j < dim * width; j += 64) {
-            __builtin_prefetch((const char *)c->keys + (at + t * c->token_stride) * width + j);
-            __builtin_prefetch((const char *)c->values + (at + t * c->token_stride) * width + j);
-        }
-}
-
 /* All rows over all keys. A single row reads the cache itself; several rows have it converted once, which gives
  * the same bits. */
 INLINE void over_keys(const tc_attention *a, const int32_t *table, int64_t kv_head, state *s, float *buffers,
                       const int dim, const int dtype) {
     const tc_cache *c = &a->cache;
-    const int64_t width = dtype == TC_F32 ? 4 : dtype == TC_BF16 ? 2 : 1;
+    const int64_t width = width_of(dtype);
     int64_t end = 0;
     for (int64_t r = 0; r < s->num_rows; r++) end = s->visible[r] > end ? s->visible[r] : end;
     for (int64_t first = 0; first < end; first += KEYS) {
         int64_t at = place_of(c, table, kv_head, first);
-        if (first + KEYS < end) fetch_rows(c, place_of(c, table, kv_head, first + KEYS), width, dim);
+        int64_t next = 0; /* the last tile fetches the beginning of the next head */
+        if (first + KEYS < end) next = place_of(c, table, kv_head, first + KEYS) - at;
+        else if (kv_head + 1 < c->num_kv_heads) next = place_of(c, table, kv_head + 1, 0) - at;
         int64_t scale_at = table[first / c->block_size] * c->scale_block_stride + kv_head * c->scale_head_stride +
                            first % c->block_size;
-        tile_rows k = {(const char *)c->keys + at * width, c->token_stride, NULL};
-        tile_rows v = {(const char *)c->values + at * width, c->token_stride, NULL};
+        tile_rows k = {(const char *)c->keys + at * width, c->token_stride, NULL, next * width};
+        tile_rows v = {(const char *)c->values + at * width, c->token_stride, NULL, next * width};
         if (dtype == TC_INT8) k.scales = c->key_scales + scale_at, v.scales = c->value_scales + scale_at;
         if (dtype == TC_F32 || s->num_rows == 1) {
             for (int64_t r = 0; r < s->num_rows; r++)

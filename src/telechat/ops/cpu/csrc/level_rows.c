@@ -75,11 +75,8 @@ static void prepare(const tc_acts *acts, const tc_source *s, int64_t row, int64_
             int8_t *q = (int8_t *)acts->values + index * BLOCK;
             store_int8(q, q_low);
             store_int8(q + 16, q_high);
-            int32_t sum = 0;
-            v16i both = q_low + q_high;
-            for (int i = 0; i < 16; i++) sum += both[i];
             acts->scales[index] = largest / 127.0f;
-            acts->corrections[index] = -acts->offset * sum;
+            acts->corrections[index] = -acts->offset * sum16i(q_low + q_high);
         }
     }
 }
@@ -204,6 +201,15 @@ static float quantise_vector(const float *x, int8_t *q, int64_t d) {
     return largest / 127.0f;
 }
 
+/* `count` elements, a multiple of 16, from one type to another. */
+static void copy_typed(const void *from, int64_t at, int dtype, void *to, int64_t to_at, int to_dtype, int64_t count) {
+    for (int64_t j = 0; j < count; j += 16) {
+        v16f v = dtype == TC_F32 ? load16(from, at + j, TC_F32) : load16(from, at + j, TC_BF16);
+        if (to_dtype == TC_F32) store16(to, to_at + j, v, TC_F32);
+        else store16(to, to_at + j, v, TC_BF16);
+    }
+}
+
 /* One key/value head of a token into the cache. */
 static void store_head(const tc_rope *r, int64_t from, int64_t to, int64_t scale_to, const float *cos,
                        const float *sin) {
@@ -212,13 +218,13 @@ static void store_head(const tc_rope *r, int64_t from, int64_t to, int64_t scale
     if (c->dtype == TC_INT8) {
         float key[d], value[d];
         rotate(r->kv, from, key, 0, cos, sin, d, r->dtype, TC_F32);
-        for (int64_t j = 0; j < d; j++) value[j] = load1(r->kv, from + d + j, r->dtype);
+        copy_typed(r->kv, from + d, r->dtype, value, 0, TC_F32, d);
         c->key_scales[scale_to] = quantise_vector(key, (int8_t *)c->keys + to, d);
         c->value_scales[scale_to] = quantise_vector(value, (int8_t *)c->values + to, d);
         return;
     }
     rotate(r->kv, from, c->keys, to, cos, sin, d, r->dtype, c->dtype);
-    for (int64_t j = 0; j < d; j++) store1(c->values, to + j, load1(r->kv, from + d + j, r->dtype), c->dtype);
+    copy_typed(r->kv, from + d, r->dtype, c->values, to, c->dtype, d);
 }
 
 static void rope_token(const tc_rope *r, int64_t t) {
@@ -238,11 +244,11 @@ static void rope_token(const tc_rope *r, int64_t t) {
 
 /* ---- table ------------------------------------------------------------------------------------------- */
 
-void NAME(int_panel)(const tc_weight *w, int64_t panel, const tc_acts *acts, int64_t tile, float *y);
+int64_t NAME(int_panels)(const tc_weight *w, int64_t panel, int64_t count, const tc_acts *acts, int64_t tile, float *y);
 void NAME(float_panel)(const tc_weight *w, int64_t panel, const tc_acts *acts, int64_t tile, float *y);
 void NAME(attend)(const tc_attention *a, int64_t sequence, int64_t kv_head, int64_t first_token,
                   int64_t num_tokens, int64_t first_head, int64_t num_heads, float *scratch);
 
 const tc_kernels NAME(tc_kernels) = {
-    prepare, NAME(int_panel), NAME(float_panel), norm_row, swiglu, rope_token, NAME(attend), store,
+    prepare, NAME(int_panels), NAME(float_panel), norm_row, swiglu, rope_token, NAME(attend), store,
 };

@@ -5,7 +5,7 @@
 #include "telechat.h"
 
 /* From so many rows on, an AMX tile product per block beats vector dot products (both give the same bits). */
-#define AMX_INT_MIN_ROWS 5
+#define AMX_INT_MIN_ROWS 9
 /* From so many rows on, turning quantised weights into bf16 beats integer products. */
 #define AMX_BF16_MIN_ROWS 48 /* above 32: quantised weights have no form for few rows */
 /* So much of bf16 activations, with two panels of bf16 weights, fits the second-level cache. */
@@ -77,7 +77,8 @@ typedef struct {
     const tc_acts *acts;
     const tc_product *products;
     int count;
-    int64_t panels_per_chunk, first_chunk[MAX_PRODUCTS + 1];
+    int64_t first_panel[MAX_PRODUCTS + 1]; /* panels of all products are counted through */
+    int64_t large, num_large, small;       /* panels of a chunk: at the end smaller ones even out the threads */
     uint8_t *scratch;
     size_t scratch_per_thread;
 } work;
@@ -85,19 +86,20 @@ typedef struct {
 static void panel_by_panel(const work *k, const tc_product *product, int64_t first, int64_t last) {
     const tc_kernels *kernels = k->context->kernels;
     const tc_weight *w = product->weight;
-    _Alignas(64) float y[TILE * PANEL];
+    _Alignas(64) float y[INT_PANELS * TILE * PANEL];
     for (int64_t tile = 0; tile * TILE < k->acts->rows; tile++) {
         int64_t rows = k->acts->rows - tile * TILE < TILE ? k->acts->rows - tile * TILE : TILE;
         int is_float = k->acts->format == TC_ACT_F32;
         int is_amx = !is_float && k->context->level == TC_AMX && rows >= AMX_INT_MIN_ROWS;
         if (is_amx) tc_amx_int_begin(rows);
-        for (int64_t panel = first; panel < last; panel++) {
+        for (int64_t panel = first, count = 1; panel < last; panel += count) {
             if (is_float) kernels->float_panel(w, panel, k->acts, tile, y);
             else if (is_amx) tc_amx_int_panel(w, panel, k->acts, tile, y);
-            else kernels->int_panel(w, panel, k->acts, tile, y);
-            int64_t column = panel * PANEL;
-            int64_t count = w->rows - column < PANEL ? w->rows - column : PANEL;
-            kernels->store(&product->output, y, tile * TILE, rows, column, count);
+            else count = kernels->int_panels(w, panel, last - panel, k->acts, tile, y);
+            for (int64_t i = 0; i < count; i++) {
+                int64_t column = (panel + i) * PANEL, width = w->rows - column < PANEL ? w->rows - column : PANEL;
+                kernels->store(&product->output, y + i * TILE * PANEL, tile * TILE, rows, column, width);
+            }
         }
         if (is_amx) tc_amx_int_end();
     }
@@ -105,37 +107,49 @@ static void panel_by_panel(const work *k, const tc_product *product, int64_t fir
 
 static void multiply_chunk(void *arg, int64_t chunk, int thread) {
     const work *k = arg;
-    int which = 0;
-    while (chunk >= k->first_chunk[which + 1]) which++;
-    const tc_product *product = &k->products[which];
-    int64_t first = (chunk - k->first_chunk[which]) * k->panels_per_chunk;
-    int64_t last = first + k->panels_per_chunk;
-    if (last > product->weight->num_panels) last = product->weight->num_panels;
-    if (k->acts->format == TC_ACT_BF16) {
-        tc_amx_bf16(product->weight, first, last - first, k->acts, &product->output, k->context->kernels,
-                    k->scratch + (size_t)thread * k->scratch_per_thread);
-        return;
+    int64_t begin = chunk < k->num_large ? chunk * k->large : k->num_large * k->large + (chunk - k->num_large) * k->small;
+    int64_t end = begin + (chunk < k->num_large ? k->large : k->small);
+    for (int i = 0; i < k->count; i++) {
+        const tc_product *product = &k->products[i];
+        int64_t first = begin - k->first_panel[i], last = end - k->first_panel[i];
+        if (first < 0) first = 0;
+        if (last > product->weight->num_panels) last = product->weight->num_panels;
+        if (first >= last) continue;
+        if (k->acts->format == TC_ACT_BF16)
+            tc_amx_bf16(product->weight, first, last - first, k->acts, &product->output, k->context->kernels,
+                        k->scratch + (size_t)thread * k->scratch_per_thread);
+        else panel_by_panel(k, product, first, last);
     }
-    panel_by_panel(k, product, first, last);
+}
+
+/* Cut the panels into chunks: large ones, then for each thread one more in small pieces. */
+static int64_t divide(work *k, int64_t threads) {
+    int is_bf16 = k->acts->format == TC_ACT_BF16;
+    int64_t panels = k->first_panel[k->count], large = panels / (threads * CHUNKS_PER_THREAD);
+    int64_t most = is_bf16 && k->acts->part < k->acts->num_blocks ? MAX_PANELS_BF16 : MAX_PANELS_PER_CHUNK;
+    if (large > most) large = most;
+    if (large < INT_PANELS) large = panels < threads * INT_PANELS ? panels / threads : INT_PANELS;
+    if (is_bf16) large = (large + 1) / 2 * 2; /* they go in pairs */
+    k->large = large < 1 ? 1 : large;
+    k->small = is_bf16 ? (k->large / 4 + 1) / 2 * 2 : k->large / 4;
+    if (k->small < INT_PANELS) k->small = k->large < INT_PANELS ? k->large : INT_PANELS;
+    k->num_large = panels / k->large - threads;
+    if (k->num_large < 0) k->num_large = 0;
+    int64_t rest = panels - k->num_large * k->large;
+    return k->num_large + (rest + k->small - 1) / k->small;
 }
 
 /* Several weights of one format and shape of input times the same activations. */
 void tc_products(tc_context *c, const tc_acts *acts, const tc_product *products, int count) {
-    int64_t panels = 0, threads = tc_pool_threads(c->pool);
-    for (int i = 0; i < count; i++) panels += products[i].weight->num_panels;
-    int64_t per_chunk = panels / (threads * CHUNKS_PER_THREAD);
-    int64_t most = acts->format == TC_ACT_BF16 && acts->part < acts->num_blocks ? MAX_PANELS_BF16 : MAX_PANELS_PER_CHUNK;
-    if (per_chunk > most) per_chunk = most;
-    if (acts->format == TC_ACT_BF16) per_chunk = (per_chunk + 1) / 2 * 2; /* they go in pairs */
-    if (per_chunk < 1) per_chunk = 1;
-    work k = {c, acts, products, count, per_chunk, {0}, NULL, 0};
-    for (int i = 0; i < count; i++)
-        k.first_chunk[i + 1] = k.first_chunk[i] + (products[i].weight->num_panels + per_chunk - 1) / per_chunk;
+    int64_t threads = tc_pool_threads(c->pool);
+    work k = {.context = c, .acts = acts, .products = products, .count = count};
+    for (int i = 0; i < count; i++) k.first_panel[i + 1] = k.first_panel[i] + products[i].weight->num_panels;
+    int64_t num_chunks = divide(&k, threads);
     if (acts->format == TC_ACT_BF16) {
-        k.scratch_per_thread = (tc_amx_scratch(acts, per_chunk) + 63) / 64 * 64;
+        k.scratch_per_thread = (tc_amx_scratch(acts, k.large) + 63) / 64 * 64;
         k.scratch = tc_alloc(c, (size_t)threads * k.scratch_per_thread);
     }
-    tc_pool_run(c->pool, k.first_chunk[count], multiply_chunk, &k);
+    tc_pool_run(c->pool, num_chunks, multiply_chunk, &k);
 }
 
 tc_output tc_into(float *out, int64_t stride, const float *bias, int accumulate) {

@@ -22,23 +22,6 @@ int tc_amx_enable(void) {
 #endif
 }
 
-/* Walks over the blocks of a panel. */
-typedef struct {
-    const uint8_t *p;
-    const uint16_t *scales; /* of the present superblock */
-    int64_t half, left, blocks_per_group, block_bytes;
-} cursor;
-
-INLINE void advance(cursor *c) {
-    c->p += c->block_bytes;
-    if (--c->left) return;
-    c->left = c->blocks_per_group;
-    c->half ^= 1;
-    if (c->half) return;
-    c->p += 2 * PANEL * 2;
-    c->scales = (const uint16_t *)(c->p + 2 * c->blocks_per_group * c->block_bytes);
-}
-
 /* 8 quads as signed bytes, the B operand of a tile product. */
 INLINE void unpack_signed(const uint8_t *p, const int format, int8_t *out) {
     if (format == TC_W_INT8) {
@@ -65,33 +48,59 @@ INLINE void unpack_signed(const uint8_t *p, const int format, int8_t *out) {
     if (r < rows)                                                                       \
         sums[r] += __builtin_convertvector(load_i32(products + r * PANEL), v16f) * (weight_scale * scales[r]);
 
-/* Three stages run on different blocks at a time: a tile load that follows the stores of its bytes waits for
- * them to reach the cache, and so does a register load after a tile store. */
-#define UNPACK_LEAD 3  /* blocks between unpacking and the tile product */
-#define PRODUCT_LEAD 1 /* blocks between the tile product and the scaling */
+/* Blocks go in pairs, whose tile products do not wait for one another, and three stages run on different pairs: a
+ * tile load that follows the stores of its bytes waits for them to reach the cache, and so does a register load
+ * after a tile store. */
+#define UNPACK_LEAD 2  /* pairs between unpacking and the tile products */
+#define PRODUCT_LEAD 1 /* pairs between the tile products and the scaling */
+#define AHEAD 2048     /* bytes between what is unpacked and what is fetched from memory */
 
-/* 2 KB + 2 KB: within one page no load is mistaken for one that hits an earlier store 4 KB away. */
 typedef struct {
-    int8_t bytes[4][BLOCK * PANEL];
-    int32_t products[2][TILE * PANEL];
-    v16f scales[8];
+    int8_t bytes[4][2][BLOCK * PANEL];
+    int32_t products[2][2][TILE * PANEL];
+    v16f scales[4][2];
 } stages;
 
-INLINE void unpack_stage(stages *s, int64_t block, const int format, cursor *at) {
-    unpack_signed(at->p, format, s->bytes[block % 4]);
-    s->scales[block % 8] = load_f16(at->scales + at->half * PANEL);
-    for (int64_t line = 0; line < at->block_bytes; line += 64)
-        _mm_prefetch((const char *)at->p + 4096 + line, _MM_HINT_T0);
-    advance(at);
+/* Where a panel is read: pairs of blocks, and the scales at the end of each superblock. */
+typedef struct {
+    const uint8_t *superblock;
+    int64_t pair, blocks_per_group, block_bytes; /* the pair within the superblock, which has blocks_per_group */
+} cursor;
+
+INLINE void unpack_stage(stages *s, int64_t pair, const int format, cursor *at) {
+    const uint8_t *p = at->superblock + 2 * at->pair * at->block_bytes;
+    const uint8_t *scales = at->superblock + 2 * at->blocks_per_group * at->block_bytes;
+    for (int b = 0; b < 2; b++) {
+        int64_t half = 2 * at->pair + b >= at->blocks_per_group;
+        unpack_signed(p + b * at->block_bytes, format, s->bytes[pair % 4][b]);
+        s->scales[pair % 4][b] = load_f16((const uint16_t *)scales + half * PANEL);
+    }
+    for (int64_t line = 0; line < 2 * at->block_bytes + 64; line += 64)
+        _mm_prefetch((const char *)p + AHEAD + line, _MM_HINT_T0);
+    if (++at->pair < at->blocks_per_group) return;
+    at->pair = 0;
+    at->superblock = scales + 2 * PANEL * 2;
 }
 
-INLINE void product_stage(stages *s, int64_t block, const int8_t *a) {
+#define MULTIPLY(first, second)                                      \
+    _tile_zero(first);                                               \
+    _tile_zero(second);                                              \
+    _tile_loadd(6, a, BLOCK);                                        \
+    _tile_loadd(4, s->bytes[pair % 4][0], 64);                       \
+    _tile_dpbssd(first, 6, 4);                                       \
+    _tile_loadd(7, a + block_bytes, BLOCK);                          \
+    _tile_loadd(5, s->bytes[pair % 4][1], 64);                       \
+    _tile_dpbssd(second, 7, 5);                                      \
+    _tile_stored(first, s->products[pair % 2][0], 64);               \
+    _tile_stored(second, s->products[pair % 2][1], 64)
+
+INLINE void product_stage(stages *s, int64_t pair, const int8_t *a, int64_t block_bytes) {
     FENCE();
-    _tile_zero(0);
-    _tile_loadd(2, a, BLOCK);
-    _tile_loadd(4, s->bytes[block % 4], 64);
-    _tile_dpbssd(0, 2, 4);
-    _tile_stored(0, s->products[block % 2], 64);
+    if (pair % 2) {
+        MULTIPLY(2, 3);
+    } else {
+        MULTIPLY(0, 1);
+    }
     FENCE();
 }
 
@@ -99,20 +108,21 @@ INLINE void panel_rows(const int format, const int64_t rows, const tc_weight *w,
                        const int8_t *a, const float *scales, int64_t height, float *y) {
     _Alignas(4096) stages s;
     v16f sums[TILE];
-    int64_t blocks_per_group = w->group / BLOCK, block_bytes = format == TC_W_INT4 ? 256 : 512;
-    cursor at = {panel, (const uint16_t *)(panel + 2 * blocks_per_group * block_bytes), 0, blocks_per_group,
-                 blocks_per_group, block_bytes};
+    cursor at = {panel, 0, w->group / BLOCK, format == TC_W_INT4 ? 256 : 512};
+    int64_t num_pairs = w->num_blocks / 2;
 #define CLEAR(r) sums[r] = splat(0);
     EACH_ROW(CLEAR)
-    for (int64_t step = 0; step < w->num_blocks + UNPACK_LEAD + PRODUCT_LEAD; step++) {
+    for (int64_t step = 0; step < num_pairs + UNPACK_LEAD + PRODUCT_LEAD; step++) {
         int64_t product = step - UNPACK_LEAD, scaled = product - PRODUCT_LEAD;
-        if (step < w->num_blocks) unpack_stage(&s, step, format, &at);
-        if (product >= 0 && product < w->num_blocks) product_stage(&s, product, a + product * height * BLOCK);
+        if (step < num_pairs) unpack_stage(&s, step, format, &at);
+        if (product >= 0 && product < num_pairs)
+            product_stage(&s, product, a + product * 2 * height * BLOCK, height * BLOCK);
         if (scaled < 0) continue;
-        const int32_t *products = s.products[scaled % 2];
-        v16f weight_scale = s.scales[scaled % 8];
-        EACH_ROW(ADD_SCALED)
-        scales += height;
+        for (int b = 0; b < 2; b++, scales += height) {
+            const int32_t *products = s.products[scaled % 2][b];
+            v16f weight_scale = s.scales[scaled % 4][b];
+            EACH_ROW(ADD_SCALED)
+        }
     }
 #define STORE(r) if (r < rows) store_f32(y + r * PANEL, sums[r]);
     EACH_ROW(STORE)
@@ -128,9 +138,9 @@ INLINE void any_height(const int format, const tc_weight *w, const uint8_t *pane
 /* To be called before panels of a tile with `height` rows; costs as much as several blocks. */
 void tc_amx_int_begin(int64_t height) {
     tile_config config = {0};
-    set_tile(&config, 0, height, 64);
-    set_tile(&config, 2, height, BLOCK);
-    set_tile(&config, 4, BLOCK / 4, 64);
+    for (int i = 0; i < 4; i++) set_tile(&config, i, height, 64);
+    for (int i = 4; i < 6; i++) set_tile(&config, i, BLOCK / 4, 64);
+    for (int i = 6; i < 8; i++) set_tile(&config, i, height, BLOCK);
     load_config(&config);
 }
 

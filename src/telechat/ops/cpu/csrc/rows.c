@@ -2,8 +2,11 @@
 #include "telechat.h"
 
 #define ROWS_PER_CHUNK 8
+#define TOKENS_PER_CHUNK 2 /* of the rotary embedding: some microseconds each */
 #define ELEMENTS_PER_CHUNK 4096 /* of an element-wise operation: some microseconds */
 #define MAX_ATTENTION_ROWS 16
+#define TASKS_PER_THREAD 3 /* of attention where there are few heads */
+#define MAX_HEADS_PER_TASK 8
 
 typedef struct {
     const tc_context *context;
@@ -77,14 +80,14 @@ typedef struct {
 static void rope_chunk(void *arg, int64_t chunk, int thread) {
     (void)thread;
     const rope_work *r = arg;
-    int64_t end = (chunk + 1) * ROWS_PER_CHUNK < r->tokens ? (chunk + 1) * ROWS_PER_CHUNK : r->tokens;
-    for (int64_t token = chunk * ROWS_PER_CHUNK; token < end; token++)
+    int64_t end = (chunk + 1) * TOKENS_PER_CHUNK < r->tokens ? (chunk + 1) * TOKENS_PER_CHUNK : r->tokens;
+    for (int64_t token = chunk * TOKENS_PER_CHUNK; token < end; token++)
         r->context->kernels->rope_token(r->rope, token);
 }
 
 void tc_rope_rows(tc_context *c, const tc_rope *rope, int64_t tokens) {
     rope_work r = {c, rope, tokens};
-    tc_pool_run(c->pool, (tokens + ROWS_PER_CHUNK - 1) / ROWS_PER_CHUNK, rope_chunk, &r);
+    tc_pool_run(c->pool, (tokens + TOKENS_PER_CHUNK - 1) / TOKENS_PER_CHUNK, rope_chunk, &r);
 }
 
 API void tc_rope_and_store(tc_context *c, const tc_rope *rope, int64_t tokens) {
@@ -97,11 +100,12 @@ API void tc_rope_and_store(tc_context *c, const tc_rope *rope, int64_t tokens) {
 #define AMX_MIN_TOKENS 32
 #define AMX_TASK_TOKENS 256
 
-/* One task of attention: some query tokens x some query heads of one key/value head of one sequence. */
+/* One task of attention: some query tokens x some query heads of some key/value heads of one sequence. */
 typedef struct {
     const tc_context *context;
     const tc_attention *a;
     int is_amx;
+    int64_t kv_heads_per_task, kv_parts; /* key/value heads of a task, tasks of all of them */
     int64_t heads_per_task, head_parts, tokens_per_task;
     int64_t *first_task; /* [num_sequences + 1] */
     uint8_t *scratch;
@@ -123,15 +127,19 @@ static void attention_chunk(void *arg, int64_t task, int thread) {
     const tc_attention *a = w->a;
     int64_t sequence = find_sequence(w, task), rest = task - w->first_task[sequence];
     int64_t group = a->num_heads / a->cache.num_kv_heads;
-    int64_t part = rest % w->head_parts, kv_head = rest / w->head_parts % a->cache.num_kv_heads;
-    int64_t token = rest / (w->head_parts * a->cache.num_kv_heads) * w->tokens_per_task;
+    int64_t part = rest % w->head_parts, kv_part = rest / w->head_parts % w->kv_parts;
+    int64_t token = rest / (w->head_parts * w->kv_parts) * w->tokens_per_task;
     int64_t num_new = a->query_starts[sequence + 1] - a->query_starts[sequence];
     int64_t tokens = num_new - token < w->tokens_per_task ? num_new - token : w->tokens_per_task;
     int64_t first = part * w->heads_per_task;
     int64_t heads = group - first < w->heads_per_task ? group - first : w->heads_per_task;
     uint8_t *scratch = w->scratch + (size_t)thread * w->scratch_per_thread;
-    if (w->is_amx) tc_amx_attend(a, sequence, kv_head, token, tokens, scratch);
-    else w->context->kernels->attend(a, sequence, kv_head, token, tokens, kv_head * group + first, heads, (float *)scratch);
+    int64_t end = (kv_part + 1) * w->kv_heads_per_task;
+    if (end > a->cache.num_kv_heads) end = a->cache.num_kv_heads;
+    for (int64_t h = kv_part * w->kv_heads_per_task; h < end; h++) {
+        if (w->is_amx) tc_amx_attend(a, sequence, h, token, tokens, scratch);
+        else w->context->kernels->attend(a, sequence, h, token, tokens, h * group + first, heads, (float *)scratch);
+    }
 }
 
 /* The tasks of all sequences that take this way. */
@@ -143,7 +151,7 @@ static void attend_some(tc_context *c, attention_work *w, int use_amx) {
         int64_t num_new = a->query_starts[s + 1] - a->query_starts[s];
         if ((use_amx && num_new >= AMX_MIN_TOKENS) != w->is_amx) num_new = 0;
         int64_t parts = (num_new + w->tokens_per_task - 1) / w->tokens_per_task;
-        w->first_task[s + 1] = w->first_task[s] + parts * a->cache.num_kv_heads * w->head_parts;
+        w->first_task[s + 1] = w->first_task[s] + parts * w->kv_parts * w->head_parts;
     }
     if (!w->first_task[a->num_sequences]) return;
     w->scratch_per_thread = (w->scratch_per_thread + 63) / 64 * 64;
@@ -156,6 +164,12 @@ void tc_attend_all(tc_context *c, const tc_attention *a) {
     int64_t group = a->num_heads / a->cache.num_kv_heads;
     int use_amx = c->level == TC_AMX && !a->deterministic && a->cache.dtype != TC_F32;
     attention_work w = {.context = c, .a = a};
+    /* Neighbouring heads in one task: while one is read, the beginning of the next is fetched from memory. */
+    int64_t tasks = a->num_sequences * a->cache.num_kv_heads, threads = tc_pool_threads(c->pool);
+    w.kv_heads_per_task = tasks / (threads * TASKS_PER_THREAD);
+    if (w.kv_heads_per_task > MAX_HEADS_PER_TASK) w.kv_heads_per_task = MAX_HEADS_PER_TASK;
+    if (w.kv_heads_per_task < 1) w.kv_heads_per_task = 1;
+    w.kv_parts = (a->cache.num_kv_heads + w.kv_heads_per_task - 1) / w.kv_heads_per_task;
     w.heads_per_task = group < MAX_ATTENTION_ROWS ? group : MAX_ATTENTION_ROWS;
     w.head_parts = (group + w.heads_per_task - 1) / w.heads_per_task;
     w.tokens_per_task = MAX_ATTENTION_ROWS / w.heads_per_task;
@@ -163,6 +177,7 @@ void tc_attend_all(tc_context *c, const tc_attention *a) {
     attend_some(c, &w, use_amx);
     if (!use_amx) return;
     w = (attention_work){.context = c, .a = a, .is_amx = 1, .heads_per_task = group, .head_parts = 1};
+    w.kv_heads_per_task = 1, w.kv_parts = a->cache.num_kv_heads;
     w.tokens_per_task = AMX_TASK_TOKENS;
     w.scratch_per_thread = tc_amx_attention_scratch(a->cache.head_dim, AMX_TASK_TOKENS, group);
     attend_some(c, &w, use_amx);
