@@ -16,7 +16,7 @@ BENCH_ARGS ?=
 OPTIONS ?=
 
 .PHONY: help setup test check lint types pages wheel oracles options size format demo-model clean
-.PHONY: bench-peers bench-decode bench-soak bench-load bench-page
+.PHONY: bench-peers bench-decode bench-soak bench-load bench-gpu bench-page
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -83,6 +83,10 @@ bench-load: setup ## a whole 7B at int4: seconds to load, memory with a 4K conte
 bench-page: export PYTHONPATH := src:.
 bench-page: setup ## the chat page: 50 streams through it beside the API alone, a 100 KB answer in a browser (4 minutes)
 	$(RUN) -m benchmarks.page $(BENCH_ARGS)
+
+bench-gpu: export PYTHONPATH := src:.
+bench-gpu: setup ## a 7B on an accelerator beside transformers and flash-attn (some minutes; BENCH_ARGS=--quick)
+	$(RUN) -m benchmarks.gpu $(BENCH_ARGS)
 
 clean: ## remove what tests and builds leave behind; the environment stays
 	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .oracles

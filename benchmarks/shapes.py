@@ -40,6 +40,7 @@ class Shape:
 SHAPES = {
     shape.name: shape
     for shape in (
+        Shape("7B", 30, 4096, 12288, 32, vocab=131072),
         Shape("M", 6, 4096, 12288, 32),
         Shape("S", 12, 1536, 4096, 12),
         Shape("tiny", 2, 256, 512, 4, vocab=4096),

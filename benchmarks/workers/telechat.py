@@ -25,6 +25,7 @@ from benchmarks.workers.stopwatch import watching
 from telechat import LLM, SamplingParams
 from telechat.checkpoint import save_model
 from telechat.checkpoint.hub import demo_folder
+from telechat.device import CPU
 from telechat.engine import AsyncEngine
 from telechat.engine.request import Request
 from telechat.engine.sampler import Sampler
@@ -40,7 +41,7 @@ CACHE_TOKENS = 10240
 MAX_BATCH = 64
 
 
-def random_model(shape: Shape, num_words: int) -> TeleChatModel:
+def random_model(shape: Shape, num_words: int, device: torch.device = CPU) -> TeleChatModel:
     """bf16, in eval mode. Rows repeat: time does not depend on values.
 
     Args:
@@ -57,13 +58,15 @@ def random_model(shape: Shape, num_words: int) -> TeleChatModel:
         seq_length=4096,
         rope=RopeSettings(base_length=4096, training_length=4096),
     )
-    model = build_model(config, dtype=torch.bfloat16, rope_mode="static", static_length=4096)
+    model = build_model(
+        config, device="meta", target=device, dtype=torch.bfloat16, rope_mode="static", static_length=4096
+    ).to_empty(device=device)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2:
                 few = torch.randn(16, parameter.shape[1], generator=generator) * 0.02
-                rows = few.bfloat16().repeat(-(-parameter.shape[0] // 16), 1)
+                rows = few.to(device, torch.bfloat16).repeat(-(-parameter.shape[0] // 16), 1)
                 parameter.copy_(rows[: parameter.shape[0]])
             else:
                 parameter.fill_(0 if name.endswith("bias") else 1)
