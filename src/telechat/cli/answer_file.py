@@ -55,7 +55,7 @@ class AnswerFile:
     """The output, opened to go on behind the rows it already holds.
 
     Args:
-        path: created with its folder when missing.
+        path: created when missing, in a folder that exists.
         prompts: all rows of the input; the output's rows must be answers to the first of them.
 
     Raises:
@@ -64,7 +64,6 @@ class AnswerFile:
 
     def __init__(self, path: Path, prompts: list[Row]) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.num_done, end = _answered(path, prompts)
         self._file = path.open("r+b" if path.exists() else "w+b")
         # An interrupted write leaves half a line; it is computed again.

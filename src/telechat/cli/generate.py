@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from telechat.cli.answer_file import ANSWER_KEY, PROMPT_KEY, AnswerFile, Row, read_prompts
+from telechat.cli.batch import run_batch
 from telechat.cli.model_options import (
     add_loading_options,
     add_model_argument,
@@ -20,6 +19,7 @@ from telechat.cli.model_options import (
     sampling_params,
 )
 from telechat.cli.parser import CommandParser, positive_int
+from telechat.cli.progress import progress_bar
 from telechat.errors import ContextLengthError, PromptError, UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +37,12 @@ def add_arguments(parser: CommandParser) -> None:
     add_model_argument(parser)
     group = parser.add_argument_group("input and output")
     source = group.add_mutually_exclusive_group(required=True)
-    source.add_argument("--input-file", type=Path, metavar="FILE", help='.jsonl with rows {"input": "…"}')
+    source.add_argument(
+        "--input-file",
+        type=Path,
+        metavar="FILE",
+        help='.jsonl with rows {"input": "…"}, or an OpenAI batch file',
+    )
     source.add_argument("--input-text", metavar="TEXT", help="one prompt; the answer goes to stdout")
     group.add_argument(
         "--output", type=Path, metavar="FILE", help=".jsonl of answers; an existing one is continued"
@@ -72,7 +77,11 @@ def _keep(text: str) -> Literal["all"] | int:
 
 def run(args: argparse.Namespace) -> int:
     """Check the input, load the model, answer what is not answered yet."""
+    from telechat.serve.batch_file import is_batch_file
+
     check_combination(args)
+    if args.input_file is not None and is_batch_file(args.input_file):
+        return run_batch(args)
     rows = [{PROMPT_KEY: args.input_text}] if args.input_file is None else read_prompts(args.input_file)
     if not rows[0][PROMPT_KEY].strip():
         raise PromptError("The prompt is empty.", hint="Write a text after --input-text.")
@@ -107,6 +116,10 @@ def check_combination(args: argparse.Namespace) -> None:
     same = args.output is not None and args.input_file is not None
     if same and args.output.resolve() == args.input_file.resolve():
         raise UsageError(f"--output is the input file {args.input_file}.", hint="Name another file.")
+    if args.output is not None and not args.output.parent.is_dir():
+        raise UsageError(
+            f"The folder {args.output.parent} for --output does not exist.", hint="Make it, or correct it."
+        )
 
 
 def prompt_ids(llm: LLM, text: str, args: argparse.Namespace) -> list[int]:
@@ -189,16 +202,3 @@ def top_values(kept: Kept) -> list[list[tuple[int, float]]]:
     """Per step, [token id, value] of the highest, best first: JSON has no integer keys."""
     assert isinstance(kept, list)
     return [list(step.items()) for step in kept]
-
-
-@contextmanager
-def progress_bar(total: int, done: int) -> Iterator[Any]:
-    """A bar on stderr, drawn where that is a terminal; yields the function that advances it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("rows", total=total, completed=done)
-        yield lambda count: progress.advance(task, count)

@@ -35,7 +35,7 @@ def answers(path: Path) -> list[dict]:
 def test_rows_keep_their_fields_and_gain_an_answer(
     tiny_model_folder: Path, prompts: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "deep" / "out.jsonl"
+    out = tmp_path / "out.jsonl"
     assert run(tiny_model_folder, "--input-file", prompts, "--output", out, "--max-new-tokens", 4) == 0
     rows = answers(out)
     assert [(row["input"], row["id"]) for row in rows] == [
@@ -239,7 +239,7 @@ def test_progress_is_drawn_on_a_terminal_only(
         (["--input-text", "x", "--top-p", "2"], 2, "top_p is 2"),
         (["--input-text", "x", "--max-new-tokens", "0"], 2, "0 is below 1"),
         (["--input-text", "x", "--max-model-len", "3"], 1, "accepts 2"),
-        (["--input-text", "x", "--output", "/dev/null/o.jsonl"], 1, "/dev/null"),
+        (["--input-text", "x", "--output", "/dev/null/o.jsonl"], 2, "/dev/null"),
     ],
 )
 def test_mistakes(
@@ -278,3 +278,12 @@ def test_separators_inside_strings_are_not_line_ends(tmp_path: Path) -> None:
             assert output.num_done == expected
             if not expected:
                 output.write({**row, "output": "\u2028"} for row in rows)
+
+
+def test_a_misspelt_folder_is_not_made(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "resluts" / "out.jsonl"
+    assert run(tmp_path, "--input-file", prompts, "--output", out) == 2
+    assert f"The folder {out.parent} for --output does not exist." in capsys.readouterr().err
+    assert not out.parent.exists()
