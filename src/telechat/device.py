@@ -178,7 +178,8 @@ class HostCopy:
             self._values = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
             self._values.copy_(source, non_blocking=True)
             self._arrival = torch.Event(source.device)
-            self._arrival.record()
+            # Without a stream, torch takes that of the present device, which may be another one.
+            self._arrival.record(torch.accelerator.current_stream(source.device))
 
     def values(self) -> torch.Tensor:
         """The values on the host; waits for them the first time."""
@@ -211,7 +212,7 @@ class Staging:
         """Send the first `count` integers."""
         self.device[:count].copy_(self.host[:count], non_blocking=True)
         if self._sent is not None:
-            self._sent.record()
+            self._sent.record(torch.accelerator.current_stream(self.device.device))
 
 
 def supports_bfloat16(device: torch.device) -> bool:

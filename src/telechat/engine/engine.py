@@ -17,7 +17,7 @@ from telechat.engine.outputs import EngineStats
 from telechat.engine.request import Request
 from telechat.engine.rope import RopeRule
 from telechat.engine.runner import Runner
-from telechat.engine.sampler import NOT_A_NUMBER, Sampled, Sampler
+from telechat.engine.sampler import NOT_A_NUMBER, Ahead, Sampled, Sampler
 from telechat.engine.scheduler import Scheduler, Work
 from telechat.engine.speculation import Proposer
 from telechat.errors import RequestError, TelechatError
@@ -49,7 +49,9 @@ class Engine:
     ) -> None:
         self.executor = executor
         self._proposer = proposer
-        self._ahead = executor.run_ahead if isinstance(executor, RunsAhead) else None
+        self._ahead: Ahead | None = None
+        if isinstance(executor, RunsAhead) and executor.can_run_ahead:
+            self._ahead = executor.run_ahead
         self.scheduler = Scheduler(
             BlockAllocator(num_blocks, block_size, prefix_caching=prefix_caching),
             RopeRule(executor.rope_mode, executor.config.rope, executor.static_length),

@@ -166,9 +166,14 @@ class FusedExecutor:
         # A copy: the next replay overwrites what a recording returns.
         return logits.to(torch.float32, copy=True)
 
+    @property
+    def can_run_ahead(self) -> bool:
+        """Steps that are not recorded are not begun early."""
+        return self.kernels.recorder is not None
+
     @torch.inference_mode()
     def run_ahead(self, chosen: HostCopy) -> None:
-        """As `RunsAhead.run_ahead`; steps that are not recorded are not begun early."""
+        """As `RunsAhead.run_ahead`."""
         if self._recordings is not None:
             self._recordings.run_ahead(chosen)
 

@@ -100,6 +100,11 @@ class Executor(Protocol):
 class RunsAhead(Protocol):
     """What an executor may do besides, where host and device work side by side."""
 
+    @property
+    def can_run_ahead(self) -> bool:
+        """Whether `run_ahead` ever does anything."""
+        ...
+
     def run_ahead(self, chosen: HostCopy) -> None:
         """Begin the next step with tokens that the host does not know yet.
 
