@@ -37,8 +37,8 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMAND_LINE = "src/telechat/cli"
 # Imported before the forks, because each of them needs these and they take seconds.
 HEAVY = ("hypothesis", "pytest", "torch", "telechat.engine", "telechat.serve.server", "telechat.evals.demo")
-# A forgotten option may leave a test waiting for ever; that is noticed too.
-TEST_SECONDS = 120
+# A forgotten option may leave a test waiting for ever. That says little on a busy machine: it does not count.
+TEST_SECONDS = 300
 _Item = TypeVar("_Item")
 
 
@@ -70,12 +70,15 @@ class Runs:
 
     seconds: dict[str, float] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
+    too_long: list[str] = field(default_factory=list)
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Called by pytest after each phase of a test."""
         self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
         if report.failed and report.nodeid not in self.failed:
             self.failed.append(report.nodeid)
+            if "Timeout (>" in str(report.longrepr):
+                self.too_long.append(report.nodeid)
 
 
 def all_options() -> list[Option]:
@@ -277,22 +280,25 @@ def all_notes(options: list[Option], known: Known, folder: Path, jobs: int) -> N
 def who_notices(option: Option, tests: list[str], own: Path) -> str | None:
     """The first of `tests` that fails when the option is forgotten and passes alone when nothing is."""
 
+    def first_failure(some: list[str], place: Path) -> list[str]:
+        runs = run_tests(some, place, stop_at_failure=True)
+        return runs.failed[:1] + runs.too_long[:1]
+
     def forgetting(some: list[str], place: Path) -> list[str]:
         os.environ[forgetful.FORGET] = option.key
-        return run_tests(some, place, stop_at_failure=True).failed
-
-    def remembering(some: list[str], place: Path) -> list[str]:
-        return run_tests(some, place, stop_at_failure=True).failed
+        return first_failure(some, place)
 
     left = tests
     while left:
-        ((_, failed),) = in_forks(forgetting, [left], own, 1)
-        if not failed:
+        ((_, found),) = in_forks(forgetting, [left], own, 1)
+        if not found:
             return None
-        ((_, fails_anyway),) = in_forks(remembering, [failed[:1]], own, 1)
-        if not fails_anyway:
-            return str(failed[0])
-        left = [test for test in left if test != failed[0]]
+        test, *too_long = found
+        if not too_long:
+            ((_, fails_anyway),) = in_forks(first_failure, [[test]], own, 1)
+            if not fails_anyway:
+                return str(test)
+        left = [other for other in left if other != test]
     return None
 
 
