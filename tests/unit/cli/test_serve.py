@@ -73,6 +73,92 @@ def test_flags_arrive(served: Recorder) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        ("--api-key-file keys.yaml", "key_file", Path("keys.yaml")),
+        ("--max-pending-requests 7", "max_pending_requests", 7),
+        ("--max-prompt-tokens 99", "max_prompt_tokens", 99),
+        ("--max-body-size 2MiB", "max_body_bytes", 2 * 1024 * 1024),
+        ("--request-timeout 2.5", "request_seconds", 2.5),
+        ("--drain-timeout 5", "shutdown_seconds", 5),
+        ("--access-log access.jsonl", "access_log", "access.jsonl"),
+        ("--access-log none", "access_log", None),
+        ("--log-level warning", "access_log", None),
+        ("--log-prompts", "log_prompts", True),
+        ("--tls-cert a.crt --tls-key a.key", "tls_cert", Path("a.crt")),
+        ("--tls-cert a.crt --tls-key a.key", "tls_key", Path("a.key")),
+    ],
+)
+def test_every_option_of_the_service_arrives(served: Recorder, words: str, name: str, value: object) -> None:
+    assert main(["serve"]) == 0
+    assert getattr(served.settings, name) != value
+    assert main(["serve", *words.split()]) == 0
+    assert getattr(served.settings, name) == value
+
+
+def test_a_quiet_log_is_no_reason_to_leave_out_a_wanted_access_log(served: Recorder) -> None:
+    assert main(["serve", "--log-level", "warning", "--access-log", "-"]) == 0
+    assert served.settings.access_log == "-"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--request-timeout 0",
+        "--request-timeout -1",
+        "--request-timeout inf",
+        "--request-timeout nan",
+        "--request-timeout soon",
+        "--drain-timeout 0",
+        "--max-body-size 0",
+        "--replicas 0",
+    ],
+)
+def test_limits_that_are_none(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", *words.split()]) == 2
+    assert words.split()[0] in capsys.readouterr().err
+
+
+def test_replicas(served: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many engines are started as asked for, with as many answers pending as the service lets in."""
+    spawned: list[Any] = []
+
+    class Engine:
+        num_restarts = 0
+
+        def __init__(self) -> None:
+            self.is_closed = False
+
+        def close(self) -> None:
+            self.is_closed = True
+
+    def spawn(load: Any, tokenizer: Any, max_pending: int) -> Engine:
+        load()
+        if len(spawned) == 3:
+            raise ValueError("no memory")
+        spawned.append((Engine(), max_pending))
+        return spawned[-1][0]
+
+    started: list[Any] = []
+
+    def run(start: Any, settings: ServeSettings) -> int:
+        started.append(start())
+        return 0
+
+    monkeypatch.setattr(telechat.engine.AsyncEngine, "spawn", spawn)
+    monkeypatch.setattr(telechat.serve.server, "run_server", run)
+    assert main(["serve", "--device", "cpu", "--max-pending-requests", "10"]) == 0
+    assert [max_pending for _, max_pending in spawned] == [160] and isinstance(started[0], Engine)
+    spawned.clear()
+    assert main(["serve", "--device", "cpu", "--replicas", "3"]) == 0
+    assert started[1].replicas == tuple(engine for engine, _ in spawned) and len(spawned) == 3
+    spawned.clear()
+    with pytest.raises(ValueError, match="no memory"):
+        main(["serve", "--device", "cpu", "--replicas", "4", "--debug"])
+    assert all(engine.is_closed for engine, _ in spawned)
+
+
 def test_key_by_flag_then_environment(served: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TELECHAT_API_KEY", "sk-environment")
     assert main(["serve"]) == 0

@@ -203,6 +203,8 @@ class FakeEngine:
         self.tenant = tenant
         if self.refusal is not None:
             raise self.refusal
+        if not prompt_ids:
+            raise PromptError("The prompt is empty.")
         vector = (float(len(prompt_ids)), 0.0) if pooling == "mean" else (0.0, float(prompt_ids[-1]))
         length = sum(vector) if normalize else 1.0
         return array("f", [number / length for number in vector])
