@@ -18,7 +18,7 @@ from telechat.engine.async_engine import QueueFullError
 from telechat.engine.engine import Engine
 from telechat.engine.engine_thread import EngineThread
 from telechat.engine.loop import EngineClosedError, EngineStepError
-from telechat.errors import ContextLengthError, PromptError
+from telechat.errors import ContextLengthError, PromptError, RequestError
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -236,3 +236,69 @@ def test_an_idle_engine_does_not_spin() -> None:
         time.sleep(0.2)
         assert steps == []
         assert threading.active_count() >= 2
+
+
+def test_vectors_are_those_of_llm() -> None:
+    prompts = random_prompts(5, seed=9)
+
+    async def scenario(pooling: Any, normalize: bool) -> list[list[float]]:
+        with running(max_batch_size=2) as engine:
+            embedded = [engine.embed(prompt, pooling, normalize=normalize) for prompt in prompts]
+            found, _ = await asyncio.gather(asyncio.gather(*embedded), collect(engine, prompts[0], GREEDY))
+            assert engine.num_pending == 0
+        return [list(vector) for vector in found]
+
+    for pooling, normalize in (("mean", True), ("last", False)):
+        expected = tiny_llm().embed(prompts, pooling=pooling, normalize=normalize)  # type: ignore[arg-type]
+        vectors = asyncio.run(scenario(pooling, normalize))
+        for vector, output in zip(vectors, expected, strict=True):
+            assert vector == pytest.approx(output.embedding.tolist(), abs=1e-5)
+
+
+def test_vectors_that_cannot_be_had() -> None:
+    async def scenario() -> None:
+        with running(max_pending=1) as engine:
+            with pytest.raises(PromptError):
+                await engine.embed([])
+            with pytest.raises(ContextLengthError):
+                await engine.embed([30] * 500)
+            with pytest.raises(RequestError, match="pooling"):
+                await engine.embed([30], "cls")  # type: ignore[arg-type]
+            slow_down(engine)
+            stream = engine.stream([30], LONG)
+            with pytest.raises(QueueFullError):
+                await engine.embed([30])
+            await stream.aclose()
+            task = asyncio.create_task(engine.embed([30] * 40))
+            await asyncio.sleep(0)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            assert engine.num_pending == 0
+            assert len(await engine.embed([30])) > 1
+
+    asyncio.run(scenario())
+
+
+def test_what_is_known_of_the_prompt_comes_with_the_first_delta() -> None:
+    prompt = list(range(30, 80))
+    params = GREEDY.replace(n=2, prompt_logprobs=1, max_tokens=4)
+    expected = tiny_llm().generate([prompt], params)[0].prompt_logprobs
+    assert expected is not None
+
+    async def scenario() -> None:
+        with running() as engine:
+            deltas = await collect(engine, prompt, params)
+            again = await collect(engine, prompt, GREEDY)
+        for index in (0, 1):
+            first, *rest = [delta for delta in deltas if delta.index == index]
+            assert first.prompt_logprobs is not None and first.prompt_logprobs[0] is None
+            found = [entry.logprob for entry in first.prompt_logprobs if entry is not None]
+            assert found == pytest.approx(
+                [entry.logprob for entry in expected if entry is not None], abs=1e-4
+            )
+            assert all(delta.prompt_logprobs is None and delta.num_cached_tokens is None for delta in rest)
+        assert again[0].num_cached_tokens is not None and again[0].num_cached_tokens > 0
+        assert again[0].prompt_logprobs is None
+
+    asyncio.run(scenario())

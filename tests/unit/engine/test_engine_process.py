@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from telechat.checkpoint import resolve_model
-from telechat.engine import LLM, AsyncEngine, SamplingParams
+from telechat.engine import LLM, AsyncEngine, SamplingParams, StructuredOutputs
 from telechat.engine.engine_process import EngineDiedError, EngineProcess
-from telechat.errors import ContextLengthError, TelechatError
+from telechat.errors import ContextLengthError, RequestError, TelechatError
 from telechat.tokenizer import Tokenizer, load_tokenizer
 
 pytestmark = pytest.mark.timeout(120)
@@ -167,3 +167,16 @@ def _is_running(pid: int) -> bool:
     except OSError:
         return False
     return stat.rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_grammars_are_checked_on_this_side(engine: AsyncEngine) -> None:
+    """The engine never hears of one that cannot be followed."""
+    engine.llm.intake.check_grammar(StructuredOutputs(regex="[0-9]+"))
+    with pytest.raises(RequestError, match="objekt"):
+        engine.llm.intake.check_grammar(StructuredOutputs(json={"type": "objekt"}))
+
+
+def test_a_vector_crosses_the_process(engine: AsyncEngine) -> None:
+    expected = LLM("demo").embed([[30, 31, 32]], normalize=True)[0].embedding.tolist()
+    found = asyncio.run(engine.embed([30, 31, 32], normalize=True))
+    assert list(found) == pytest.approx(expected, abs=1e-5)
