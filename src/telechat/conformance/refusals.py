@@ -43,8 +43,9 @@ def error_bad_role(api: Api) -> None:
 
 
 def error_bad_limits(api: Api) -> None:
-    for fields in ({"max_tokens": -1}, {"top_p": 7}, {"n": 0}, {"temperature": -1}):
-        check_error(api.refused(**fields), 400)
+    beyond: dict[str, Any] = {"max_tokens": -1, "top_p": 7, "n": 0, "temperature": -1}
+    for name, value in beyond.items():
+        check_error(api.refused(**{name: value}), 400)
 
 
 def error_bad_json(api: Api) -> None:

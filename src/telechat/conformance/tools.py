@@ -90,7 +90,7 @@ def tools_none(api: Api) -> None:
 
 
 def tools_stream(api: Api) -> None:
-    body = {"messages": ASKED, "tools": [WEATHER, CLOCK], "max_tokens": MAX_TOKENS}
+    body: dict[str, Any] = {"messages": ASKED, "tools": [WEATHER, CLOCK], "max_tokens": MAX_TOKENS}
     stream = api.stream(**body, tool_choice="required", parallel_tool_calls=False)
     choices = [choice for event in stream.events for choice in pick(event, "choices")]
     pieces = [piece for choice in choices for piece in pick(choice, "delta").get("tool_calls") or ()]

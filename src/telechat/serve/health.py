@@ -14,8 +14,9 @@ def health_router(service: Service) -> APIRouter:
     router = APIRouter(tags=["Operation"])
 
     @router.get("/health", summary="The process is alive")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
+    async def health() -> dict[str, str | int]:
+        # The number is what MindFormers' chat_web said.
+        return {"status": "ok", "code": 200}
 
     @router.get("/ready", summary="The model is loaded and new requests are taken")
     async def ready() -> dict[str, str]:

@@ -331,6 +331,7 @@ def test_metadata(make_client: MakeClient) -> None:
     assert (info["max_batch_total_tokens"], info["max_concurrent_requests"]) == (77, 9)
     assert (info["max_input_length"], info["models"][0]["max_total_tokens"]) == (100, 4000)
     assert info["models"][0]["model_id"] == "fake"
+    assert client.get("/health").json()["code"] == 200
     assert client.get("/v2").json()["extensions"]["max_prefill_tokens"] == 77
     assert client.get("/v2/models/fake").json()["name"] == "fake"
 

@@ -26,7 +26,7 @@ async def answer_infer(
     Raises:
         ApiError, TelechatError: it cannot be answered.
     """
-    given = body.parameters or Parameters()
+    given = body.parameters or Parameters.model_validate({})
     params = from_parameters(given, service.settings.mindie)
     with ExitStack() as stack:
         visit = service.admit(request)

@@ -28,7 +28,7 @@ def from_parameters(
     Args:
         stop: further stop strings.
     """
-    given = given or Parameters()
+    given = given or Parameters.model_validate({})
     params = SamplingParams(
         max_tokens=_capped(given.max_new_tokens or DEFAULT_NEW_TOKENS, settings),
         repetition_penalty=given.repetition_penalty or 1.0,

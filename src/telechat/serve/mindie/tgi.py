@@ -30,7 +30,7 @@ async def answer_tgi(service: Service, request: Request, body: TgiRequest, *, st
     Raises:
         ApiError, TelechatError: it cannot be answered.
     """
-    given = body.parameters or TgiParameters()
+    given = body.parameters or TgiParameters.model_validate({})
     wants_details = bool(given.details or given.decoder_input_details)
     if stream and given.decoder_input_details:
         raise bad_field("decoder_input_details must be false in streams.", "decoder_input_details")

@@ -41,7 +41,7 @@ async def answer_generate(
     Raises:
         ApiError, TelechatError: it cannot be answered.
     """
-    given = body.parameters or TritonParameters()
+    given = body.parameters or TritonParameters.model_validate({})
     params = from_parameters(given, service.settings.mindie)
     with ExitStack() as stack:
         visit = service.admit(request)
@@ -64,7 +64,7 @@ async def answer_infer_tensor(
     Raises:
         ApiError, TelechatError: it cannot be answered.
     """
-    given = body.parameters or TritonParameters()
+    given = body.parameters or TritonParameters.model_validate({})
     params = from_parameters(given, service.settings.mindie)
     tensor = body.inputs[0]
     with ExitStack() as stack:
