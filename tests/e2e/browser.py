@@ -13,6 +13,7 @@ import pytest
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
+    from tests.e2e.fake_api import FakeApi
 
 CHROMIUM = os.environ.get("TELECHAT_CHROMIUM") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
@@ -81,6 +82,11 @@ def ask(page: Page, question: str, *, wait: bool = True) -> None:
 def last_answer(page: Page) -> str:
     """Text of the last answer as it is on screen."""
     return page.locator(".reply .answer").last.inner_text()
+
+
+def sent_messages(api: FakeApi) -> list[dict[str, Any]]:
+    """The messages of the last request that the API got."""
+    return [{"role": one["role"], "content": one["content"]} for one in api.requests[-1]["messages"]]
 
 
 def act(page: Page, name: str) -> None:

@@ -1,11 +1,13 @@
 """A stand-in for the API: streams prepared answers at a given rate, and fails in the ways an API can.
 
-The last user message chooses the answer: "fake:NAME" picks one of `BEHAVIOURS`, anything else is answered
-with `ANSWER`. Records what it was asked and how many streams are open, for the tests to look at.
+The last user message chooses the answer: "fake:NAME" picks a behaviour, "echo TEXT" is answered with TEXT,
+anything else with `ANSWER`. Records what it was asked and how many streams are open, for the tests to see.
+As a program it serves by itself: `python -m tests.e2e.fake_api PORT`.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import threading
@@ -80,6 +82,7 @@ class FakeApi:
     """The app plus what it saw."""
 
     pieces_per_second: float = 400.0
+    long_bytes: int = 100_000
     num_models: int = 1
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -149,7 +152,7 @@ class FakeApi:
 
     async def _events(self, behaviour: str, question: str, num_prompt: int) -> AsyncIterator[bytes]:
         yield _chunk({"role": "assistant", "content": ""})
-        pieces = list(_pieces(behaviour, question))
+        pieces = list(answer_pieces(behaviour, question, self.long_bytes))
         if behaviour == "count":
             pieces = [f"answer {len(self.requests)}"]
         began = time.perf_counter()
@@ -216,7 +219,8 @@ def _metrics_text(api: FakeApi) -> str:
     return "\n".join([*lines, ""])
 
 
-def _pieces(behaviour: str, question: str) -> Iterator[str]:
+def answer_pieces(behaviour: str, question: str = "", long_bytes: int = 100_000) -> Iterator[str]:
+    """The answer in the pieces in which it is sent."""
     text = ANSWER
     if behaviour == "attack":
         text = "\n\n".join(ATTACKS)
@@ -225,7 +229,7 @@ def _pieces(behaviour: str, question: str) -> Iterator[str]:
     elif behaviour == "separators":
         text = "one\u2028two\u0085three\u000bfour"
     elif behaviour == "long":
-        text = (ANSWER + "\n") * (100_000 // len(ANSWER.encode()) + 1)
+        text = (ANSWER + "\n") * (long_bytes // len(ANSWER.encode()) + 1)
     elif behaviour == "echo" or question.startswith("echo "):
         text = question.removeprefix("echo ")
     size = 40 if behaviour == "long" else 3
@@ -265,3 +269,18 @@ def serve_in_thread(app: ASGIApp, *, port: int = 0) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(timeout=10)
+
+
+def main() -> None:
+    """Serve until told to stop."""
+    parser = argparse.ArgumentParser(prog="tests.e2e.fake_api")
+    parser.add_argument("port", type=int)
+    parser.add_argument("--pieces-per-second", type=float, default=400.0)
+    parser.add_argument("--long-bytes", type=int, default=100_000)
+    args = parser.parse_args()
+    api = FakeApi(pieces_per_second=args.pieces_per_second, long_bytes=args.long_bytes)
+    uvicorn.run(api.app(), host="127.0.0.1", port=args.port, log_level="critical")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.e2e.browser import ask, fresh_page, launched_browser, wait_idle
+from tests.e2e.browser import act, ask, fresh_page, launched_browser, wait_idle
 from tests.e2e.deployments import Deployment, deployment
 
 QUESTION = "生抽与老抽的区别？"
+PAGE_DOCS = Path(__file__).resolve().parents[2] / "docs" / "page.md"
 FACTS = ("颜色", "味道", "用途")
 
 pytestmark = [
@@ -22,10 +26,18 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def demo() -> Iterator[Deployment]:
-    """A deployment of the bundled model."""
-    command = [sys.executable, "-m", "telechat", "deploy", "--model-path", "demo"]
-    with deployment(command, cwd=Path.cwd(), ready_seconds=300) as running:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the deployment is started."""
+    return tmp_path_factory.mktemp("deploy")
+
+
+@pytest.fixture(scope="module")
+def demo(folder: Path) -> Iterator[Deployment]:
+    """A deployment of the bundled model, by the command in docs/page.md."""
+    documented = re.search(r"```bash\n(telechat deploy .*)\n```", PAGE_DOCS.read_text(encoding="utf-8"))
+    assert documented is not None
+    command = [sys.executable, "-m", *shlex.split(documented[1])]
+    with deployment(command, cwd=folder, ready_seconds=300) as running:
         yield running
 
 
@@ -65,3 +77,29 @@ def test_the_cards_are_what_the_demo_model_can_do(demo: Deployment) -> None:
         page.click("[data-showcase=demo-rabbits]")
         wait_idle(page)
         assert "鸡23只，兔12只" in page.locator(".answer").last.inner_text()
+
+
+def test_a_vote_is_a_row_as_documented(demo: Deployment, folder: Path) -> None:
+    with launched_browser() as browser, fresh_page(browser, demo.page_url) as page:
+        page.wait_for_selector("body.takes-votes")
+        ask(page, QUESTION)
+        act(page, "vote-up")
+        page.wait_for_selector("[aria-pressed=true]")
+    row = json.loads((folder / "feedback" / "votes.jsonl").read_text(encoding="utf-8"))
+    text = PAGE_DOCS.read_text(encoding="utf-8")
+    documented = re.search(r"```json\n(.*?)\n```", text, re.DOTALL)
+    assert documented is not None
+    assert list(row) == list(json.loads(documented[1]))
+    assert row["prompt"] == [{"role": "user", "content": QUESTION}]
+    assert all(fact in row["completion"][0]["content"] for fact in FACTS)
+
+
+def test_the_tokens_are_those_the_demo_model_saw(demo: Deployment) -> None:
+    with launched_browser() as browser, fresh_page(browser, demo.page_url) as page:
+        ask(page, QUESTION)
+        act(page, "tokens")
+        page.wait_for_selector("#token-list .token")
+        tokens = page.locator("#token-list .token").all_inner_texts()
+        assert "".join(text for text in tokens if not text.startswith("<_")) == QUESTION
+        assert (tokens[0], tokens[-1]) == ("<_user>", "<_bot>")
+        assert "与服务统计的一致" in page.locator("#tokens-status").inner_text()

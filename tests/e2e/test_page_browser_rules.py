@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.e2e.browser import act, ask, fresh_page, last_answer, wait_idle
-from tests.e2e.fake_api import ANSWER, ATTACKS, FakeApi
+from tests.e2e.fake_api import ANSWER, ATTACKS, FakeApi, serve_in_thread
+
+from telechat.serve.page.app import create_page_app
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -176,7 +178,17 @@ def test_everything_can_be_reached_by_keyboard_and_shows_it(page: Page) -> None:
         )
     names = {name for name, _ in reached}
     assert names >= {"new", "search", "open", "rename", "delete", "language", "theme", "settings", "prompt"}
-    assert names >= {"copy", "edit", "retry", "copy-code", "send"}
+    assert names >= {
+        "copy",
+        "edit",
+        "retry",
+        "copy-code",
+        "send",
+        "load",
+        "tokens",
+        "answer-tokens",
+        "export-button",
+    }
     assert all(shown for name, shown in reached if name)
 
 
@@ -195,15 +207,28 @@ def test_a_phone_never_scrolls_sideways(browser: Browser, url: str, locale: str)
         act(page, "settings")
         assert page.locator("#system-prompt").is_visible()
         assert page.evaluate(fits)
-        act(page, "close-settings")
+        act(page, "close-panel")
         assert page.locator("#system-prompt").is_hidden()
+        for name in ("tokens", "load"):
+            act(page, name)
+            page.wait_for_selector(f"#{name} :is(.token, .tile)")
+            assert page.evaluate(fits)
+            act(page, "close-panel")
+        page.click("#export-button")
+        assert page.evaluate(fits)
+        menu = page.locator("#export-menu").bounding_box()
+        assert menu and menu["x"] >= 0 and menu["x"] + menu["width"] <= 390
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_nothing(browser: Browser, url: str, theme: str) -> None:
+def test_axe_finds_nothing(browser: Browser, api: FakeApi, theme: str, tmp_path: Path) -> None:
     package = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed (extra `dev`)")
     script = (Path(package.__path__[0]) / "axe.min.js").read_text(encoding="utf-8")
-    with fresh_page(browser, url, color_scheme=theme) as page:
+    with (
+        serve_in_thread(api.app()) as api_url,
+        serve_in_thread(create_page_app(api_url, feedback_folder=tmp_path)) as url,
+        fresh_page(browser, url, color_scheme=theme) as page,
+    ):
         page.evaluate(script + ";0")
 
         def violations() -> list[str]:
@@ -211,9 +236,24 @@ def test_axe_finds_nothing(browser: Browser, url: str, theme: str) -> None:
 
         assert violations() == []
         ask(page, "生抽与老抽的区别？")
+        act(page, "retry")
+        wait_idle(page)
+        act(page, "vote-up")
+        page.wait_for_selector("[aria-pressed=true]")
+        assert violations() == []
         ask(page, "fake:error")
         act(page, "settings")
         assert violations() == []
+        act(page, "settings")
+        page.locator("[data-act=answer-tokens]").first.click()
+        page.wait_for_selector("#token-list .token")
+        page.check("#show-ids")
+        assert violations() == []
+        act(page, "load")
+        page.wait_for_selector(".tile")
+        page.click("#export-button")
+        assert violations() == []
+        page.keyboard.press("Escape")
         page.keyboard.press("Escape")
         act(page, "delete")
         page.wait_for_selector("#toast:visible")

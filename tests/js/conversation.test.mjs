@@ -68,11 +68,39 @@ test("only a question can be edited", () => {
   assert.throws(() => c.editQuestion(fresh(), 0, "x", 9), /not a question/);
 });
 
-test("retrying drops the last answer only", () => {
+test("retrying keeps the answers there were, and each can be shown again", () => {
   const conversation = answered(["one", "1"]);
-  c.dropLastAnswer(conversation);
-  c.dropLastAnswer(conversation);
-  assert.deepEqual(conversation.messages.map(({ text }) => text), ["one"]);
+  Object.assign(c.retryAnswer(conversation, { now: 4, model: "m" }), { text: "2", status: "done" });
+  Object.assign(c.retryAnswer(conversation, { now: 5, model: "m" }), { text: "3", status: "done" });
+  const texts = () => c.versionsOf(conversation.messages.at(-1)).map(({ text }) => text);
+  assert.deepEqual(conversation.messages.map(({ text }) => text), ["one", "3"]);
+  assert.deepEqual(texts(), ["1", "2", "3"]);
+  for (const place of [0, 2, 1]) {
+    assert.equal(c.showVersion(conversation, place), conversation.messages.at(-1));
+    assert.equal(conversation.messages.at(-1).text, String(place + 1));
+    assert.deepEqual(texts(), ["1", "2", "3"]);
+  }
+  assert.equal(c.showVersion(conversation, 3), null);
+  assert.deepEqual(c.requestMessages(conversation).at(-1), { role: "assistant", content: "2" });
+});
+
+test("an answer without a word is not kept by a retry; without an answer one is begun", () => {
+  const conversation = answered(["one", ""]);
+  assert.equal(c.retryAnswer(conversation, { now: 4, model: "m" }).others, undefined);
+  assert.equal(conversation.messages.length, 2);
+  const fresh = answered();
+  c.addQuestion(fresh, "q", 1);
+  assert.equal(c.retryAnswer(fresh, { now: 4, model: "m" }).status, "streaming");
+});
+
+test("the prompt of an answer is what was sent for it, with the system prompt of that time", () => {
+  const conversation = Object.assign(answered(["failed", ""]), { systemPrompt: "old" });
+  c.addQuestion(conversation, "two", 4);
+  Object.assign(c.addAnswer(conversation, { now: 5, model: "m" }), { text: "2", status: "done" });
+  const sent = c.requestMessages({ ...conversation, messages: conversation.messages.slice(0, 3) });
+  conversation.systemPrompt = "new";
+  assert.deepEqual(c.promptOf(conversation, 3), sent);
+  assert.deepEqual(sent, [{ role: "system", content: "old" }, { role: "user", content: "two" }]);
 });
 
 test("how an answer ended", () => {
@@ -92,8 +120,8 @@ test("an answer left streaming by a closed page was cut off", () => {
 
 test("figures: tokens from the usage when there is one, speed without the first token", () => {
   const page = { num_pieces: 5, writing_seconds: 2, first_piece_seconds: 0.5 };
-  const stats = c.answerStats(page, { completion_tokens: 21, total_tokens: 50 });
-  assert.deepEqual(stats, { tokens: 21, tokensPerSecond: 10, firstSeconds: 0.5, contextTokens: 50 });
+  const stats = c.answerStats(page, { prompt_tokens: 29, completion_tokens: 21, total_tokens: 50 });
+  assert.deepEqual(stats, { tokens: 21, tokensPerSecond: 10, firstSeconds: 0.5, promptTokens: 29, contextTokens: 50 });
   assert.equal(c.answerStats(page, undefined).tokens, 5);
   assert.equal(c.answerStats({ num_pieces: 1, writing_seconds: 0 }, undefined).tokensPerSecond, null);
 });

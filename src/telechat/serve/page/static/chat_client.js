@@ -1,4 +1,4 @@
-// Talking to the page process: the models it serves and streamed answers. Knows nothing of the DOM.
+// Talking to the page process: streamed answers, models, tokens, load, votes. Knows nothing of the DOM.
 
 import { createEventParser } from "./events.js";
 
@@ -7,9 +7,29 @@ export class ServiceError extends Error {}
 
 /** `{ id, max_model_len? }` of every model; throws when the service does not answer. */
 export async function fetchModels() {
-  const response = await fetch("/v1/models");
+  return (await (await ask("/v1/models")).json()).data ?? [];
+}
+
+/** What this page offers beyond chatting: `{ feedback }`. */
+export const fetchAbout = async () => (await ask("/about")).json();
+
+/** `{ count, tokens, token_strs, max_model_len }` of the prompt that `messages` become. */
+export async function fetchTokens(model, messages) {
+  return (await ask("/tokenize", { model, messages, return_token_strs: true })).json();
+}
+
+/** The service's figures as Prometheus text. */
+export const fetchLoad = async () => (await ask("/load")).text();
+
+/** Keep a vote: `{ id, vote: "up" | "down" | null, model, messages, answer }`. */
+export const sendVote = async (vote) => void (await ask("/feedback", vote));
+
+/** GET `path`, or POST `body` to it; throws ServiceError for a refusal, TypeError when nobody answers. */
+async function ask(path, body) {
+  const post = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  const response = await fetch(path, body === undefined ? {} : post);
   if (!response.ok) throw new ServiceError(await explain(response));
-  return (await response.json()).data ?? [];
+  return response;
 }
 
 /**

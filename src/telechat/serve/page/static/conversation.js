@@ -1,8 +1,10 @@
 // What a conversation is and how it changes. Pure: no DOM, no storage, no clock but the one handed in.
 //
 // Conversation: { id, title, isNamed, createdAt, updatedAt, systemPrompt, messages: [Message] }
-// Message:      { role: "user" | "assistant", text, at, status, error?, stats?, model? }
+// Message:      { role: "user" | "assistant", text, at, status, error?, stats?, model?, systemPrompt?, vote?, voteId?,
+//                 others?, place? }
 // Status of an answer: "streaming" | "done" | "length" | "stopped" | "cutoff" | "error".
+// `others` are the other answers to the same question, oldest first; `place` is where the shown one belongs among them.
 
 const TITLE_LENGTH = 40;
 
@@ -21,9 +23,10 @@ export function addQuestion(conversation, text, now) {
   conversation.updatedAt = now;
 }
 
-/** Append an empty answer and return it. */
+/** Append an empty answer and return it. It remembers the system prompt it was asked with. */
 export function addAnswer(conversation, { now, model }) {
-  const answer = { role: "assistant", text: "", at: now, status: "streaming", model };
+  const { systemPrompt } = conversation;
+  const answer = { role: "assistant", text: "", at: now, status: "streaming", model, systemPrompt };
   conversation.messages.push(answer);
   conversation.updatedAt = now;
   return answer;
@@ -39,9 +42,26 @@ export function editQuestion(conversation, index, text, now) {
   conversation.updatedAt = now;
 }
 
-/** Drop the last answer, so that its question can be asked again. */
-export function dropLastAnswer(conversation) {
-  if (conversation.messages.at(-1)?.role === "assistant") conversation.messages.pop();
+/** All answers to one question, the shown one among them, oldest first. */
+export function versionsOf({ others = [], place = others.length, ...shown }) {
+  return others.toSpliced(place, 0, shown);
+}
+
+/** Put an empty answer in place of the last one, which is kept beside it, and return the empty one. */
+export function retryAnswer(conversation, { now, model }) {
+  const last = conversation.messages.at(-1);
+  const others = last?.role === "assistant" ? versionsOf(conversation.messages.pop()).filter(({ text }) => text) : [];
+  const answer = addAnswer(conversation, { now, model });
+  return others.length ? Object.assign(answer, { others, place: others.length }) : answer;
+}
+
+/** Show another answer to the last question; returns it, or null when there is none at `place`. */
+export function showVersion(conversation, place) {
+  const versions = versionsOf(conversation.messages.at(-1));
+  if (!versions[place]) return null;
+  const shown = { ...versions[place], others: versions.toSpliced(place, 1), place };
+  conversation.messages[conversation.messages.length - 1] = shown;
+  return shown;
 }
 
 /** First words of the first question, cut between characters (never inside a surrogate pair). */
@@ -68,6 +88,12 @@ export function requestMessages(conversation) {
   return messages;
 }
 
+/** The messages that the answer at `index` was asked with. */
+export function promptOf(conversation, index) {
+  const systemPrompt = conversation.messages[index].systemPrompt ?? conversation.systemPrompt;
+  return requestMessages({ systemPrompt, messages: conversation.messages.slice(0, index) });
+}
+
 /** How an answer ended. `outcome`: { isDone, isStopped, error, finishReason }. */
 export function finalStatus({ isDone, isStopped, error, finishReason }) {
   if (isStopped) return "stopped";
@@ -90,6 +116,7 @@ export function answerStats(page, usage) {
     tokens,
     tokensPerSecond: seconds > 0 && tokens > 1 ? (tokens - 1) / seconds : null,
     firstSeconds: page?.first_piece_seconds ?? null,
+    promptTokens: usage?.prompt_tokens ?? null,
     contextTokens: usage?.total_tokens ?? null,
   };
 }

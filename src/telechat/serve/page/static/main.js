@@ -1,36 +1,40 @@
 // The page's state and its wiring: which conversation is shown, which answer is being written, what each
 // button does. `body[data-state]` is "loading", "idle" or "streaming".
 
-import { byId, fillIcons, flashIcon, growToText, h, isSendKey } from "./dom.js";
+import { byId, fillIcons, flashIcon, growToText, isSendKey } from "./dom.js";
 import { chooseLanguage, currentLanguage, setLanguage, t, translatePage } from "./i18n.js";
 import { copyText } from "./clipboard.js";
-import { addAnswer, addQuestion, dropLastAnswer, editQuestion, newConversation, newId, settleInterrupted } from "./conversation.js";
-import { fetchModels } from "./chat_client.js";
+import { addAnswer, addQuestion, editQuestion, newConversation, newId, promptOf, retryAnswer, settleInterrupted, showVersion } from "./conversation.js";
+import { fetchAbout, fetchLoad, fetchModels, fetchTokens } from "./chat_client.js";
+import { Library } from "./library.js";
+import { LoadView } from "./load.js";
+import { nextTheme, showThemeName } from "./look.js";
+import { Menu } from "./menu.js";
 import { keepPreference, readPreference } from "./preferences.js";
 import { parseSampling } from "./sampling.js";
 import { AnswerRun } from "./run.js";
-import { openStore } from "./store.js";
 import { EndFollower, Transcript } from "./transcript.js";
-import { demoQuickQuestions, demoShowcases, quickQuestions, showcases } from "./showcases.js";
 import { SettingsPanel } from "./panel.js";
+import { SidePanel } from "./side.js";
 import { Sidebar } from "./sidebar.js";
+import { TokensView } from "./tokens.js";
 import { announce, toast } from "./notices.js";
+import { castVote } from "./voting.js";
+import { promptOfCard, showWelcome } from "./welcome.js";
 
-// Named so by `telechat serve demo` and `telechat deploy`.
-const DEMO_MODEL = "demo";
 const MODELS_RETRY_MS = 3000;
 const ANNOUNCED_CHARS = 600;
-const THEMES = ["auto", "light", "dark"];
+const NEARLY_FULL = 0.85; // of the context
 
 const prompt = byId("prompt");
 const follower = new EndFollower(byId("scroller"), byId("to-end"));
 const transcript = new Transcript(byId("log"), follower);
-const channel = "BroadcastChannel" in window ? new BroadcastChannel("telechat") : null;
+const library = new Library();
 
-let store;
-let conversation; // the one on screen; not in the store until it has a message
+let conversation; // the one on screen; not in the library until it has a message
 let run = null; // the answer being written, perhaps of another conversation
 let models = [];
+let inspected = null; // index of the answer whose prompt the tokens tab shows; null: the last answer
 let sampling = parseSampling(readPreference("sampling"));
 
 const sidebar = new Sidebar({
@@ -45,11 +49,19 @@ const panel = new SettingsPanel({
     conversation.systemPrompt = text;
     keepPreference("system-prompt", text);
     byId("system-chip").hidden = !text.trim();
-    if (conversation.messages.length) save(conversation);
+    if (conversation.messages.length) library.save(conversation);
   },
   onModel: (id) => {
     keepPreference("model", id);
     showService();
+  },
+});
+const tokens = new TokensView({ fetchTokens });
+const load = new LoadView({ fetchLoad });
+const side = new SidePanel({
+  onShow: (name) => {
+    load.show(name === "load");
+    if (name === "tokens") showTokens();
   },
 });
 
@@ -62,53 +74,63 @@ const setState = (state) => {
   byId("stop").hidden = state !== "streaming";
 };
 
-// Saving ------------------------------------------------------------------------------------------------
-
-async function save(changed) {
-  try {
-    await store.put(changed);
-    channel?.postMessage("changed");
-  } catch (error) {
-    const isFull = error?.name === "QuotaExceededError";
-    toast(isFull ? t("storageFull") : t("storageFailed", { message: error?.message ?? "" }));
-  }
-}
+// Conversations -----------------------------------------------------------------------------------------
 
 async function refreshSidebar() {
-  sidebar.show(await store.all(), conversation.id);
+  sidebar.show(await library.all(), conversation.id);
 }
 
 async function renameConversation(id, title) {
-  const record = id === conversation.id ? conversation : await store.get(id);
+  const record = id === conversation.id ? conversation : await library.get(id);
   Object.assign(record, { title, isNamed: true });
   if (run?.conversation.id === id) Object.assign(run.conversation, { title, isNamed: true });
-  await save(record);
+  await library.save(record);
   await refreshSidebar();
   showHead();
 }
 
 async function deleteConversation(id) {
-  const record = id === conversation.id ? conversation : await store.get(id);
+  const record = id === conversation.id ? conversation : await library.get(id);
   if (run?.conversation.id === id) run.stop();
-  await store.remove(id);
-  channel?.postMessage("changed");
+  await library.remove(id);
   if (id === conversation.id) await open(freshConversation());
   await refreshSidebar();
   toast(t("removed", { title: record.title }), {
     label: t("undo"),
     onclick: async () => {
-      await save(record);
+      await library.save(record);
       await open(record);
     },
   });
 }
 
+async function open(next) {
+  conversation = next;
+  inspected = null;
+  showHead();
+  refreshSidebar();
+  setState("loading");
+  const shown = run?.conversation.id === next.id ? run : null;
+  if (shown) conversation = shown.conversation; // the one being written is newer than the stored one
+  await transcript.show(conversation, shown);
+  showTokens();
+  if (conversation.id === next.id) setState(run ? "streaming" : "idle");
+}
+
+async function openStored(id) {
+  closeMenu();
+  const record = id === conversation.id ? null : await library.get(id);
+  if (record) await open(run?.conversation.id === id ? record : settleInterrupted(record));
+}
+
 // Showing -----------------------------------------------------------------------------------------------
 
 function showHead() {
+  const isEmpty = !conversation.messages.length;
   byId("title").textContent = conversation.title;
   byId("title").hidden = !conversation.title;
-  byId("welcome").hidden = conversation.messages.length > 0;
+  byId("export-button").hidden = isEmpty;
+  byId("welcome").hidden = !isEmpty;
   byId("system-chip").hidden = !conversation.systemPrompt.trim();
   panel.showSystemPrompt(conversation.systemPrompt);
   document.title = conversation.title ? `${conversation.title} · TeleChat` : "TeleChat";
@@ -118,24 +140,20 @@ function showHead() {
 function showUsage() {
   const used = conversation.messages.at(-1)?.stats?.contextTokens;
   const limit = chosenModel()?.max_model_len;
-  byId("usage").textContent = !used ? "" : limit ? t("contextUsed", { used, limit }) : t("contextTokens", { used });
+  const part = used && limit ? Math.min(1, used / limit) : 0;
+  byId("usage").hidden = !used;
+  byId("usage").classList.toggle("nearly-full", part > NEARLY_FULL);
+  byId("usage-part").setAttribute("stroke-dasharray", `${100 * part} 100`);
+  byId("usage-text").textContent = !used ? "" : limit ? t("contextUsed", { used, limit }) : t("contextTokens", { used });
 }
 
-function showWelcome() {
-  const language = currentLanguage();
-  const isDemo = chosenModel()?.id === DEMO_MODEL;
-  const cards = isDemo ? demoShowcases : showcases;
-  const questions = (isDemo ? demoQuickQuestions : quickQuestions)[language];
-  byId("demo-note").hidden = !isDemo;
-  byId("showcases").replaceChildren(...cards.map(({ id, icon, title, prompt: words }) =>
-    h("li", {}, h("button", { type: "button", class: "card", dataset: { act: "showcase", showcase: id } },
-      h("span", { class: "card-icon", dataset: { icon } }), h("strong", {}, title[language]), h("span", { class: "faint" }, words[language])))));
-  byId("quick-questions").replaceChildren(...questions.map((question) =>
-    h("button", { type: "button", class: "chip", dataset: { act: "quick" } }, question)));
-  fillIcons(byId("showcases"));
+/** Bring the tokens tab up to date, if it is shown. */
+function showTokens(index = inspected ?? conversation.messages.findLastIndex(({ role }) => role === "assistant")) {
+  if (side.shown !== "tokens") return;
+  const answer = conversation.messages[index];
+  const model = answer?.model ?? chosenModel()?.id;
+  tokens.show(answer ? { model, messages: promptOf(conversation, index), said: answer.stats?.promptTokens } : null);
 }
-
-const cardOf = (id) => [...showcases, ...demoShowcases].find((card) => card.id === id);
 
 const chosenModel = () => models.find(({ id }) => id === readPreference("model")) ?? models[0];
 
@@ -144,7 +162,7 @@ function showService(failed = false) {
   byId("service").dataset.service = model ? "up" : failed ? "down" : "unknown";
   byId("service-name").textContent = model?.id ?? t(failed ? "serviceDown" : "serviceUnknown");
   panel.showModels(models, model?.id);
-  if (byId("demo-note").hidden === (model?.id === DEMO_MODEL)) showWelcome();
+  showWelcome(model?.id);
   showUsage();
 }
 
@@ -164,21 +182,10 @@ function watchWhenVisible() {
   document.addEventListener("visibilitychange", watchWhenVisible, { once: true });
 }
 
-async function open(next) {
-  conversation = next;
-  showHead();
-  refreshSidebar();
-  setState("loading");
-  const shown = run?.conversation.id === next.id ? run : null;
-  if (shown) conversation = shown.conversation; // the one being written is newer than the stored one
-  await transcript.show(conversation, shown);
-  if (conversation.id === next.id) setState(run ? "streaming" : "idle");
-}
-
-async function openStored(id) {
-  closeMenu();
-  const record = id === conversation.id ? null : await store.get(id);
-  if (record) await open(run?.conversation.id === id ? record : settleInterrupted(record));
+async function learnAbout() {
+  // Without an answer there is nothing extra to offer.
+  const about = await fetchAbout().catch(() => ({ feedback: false }));
+  document.body.classList.toggle("takes-votes", about.feedback === true);
 }
 
 // Asking ------------------------------------------------------------------------------------------------
@@ -187,14 +194,13 @@ function ask(text) {
   if (run || !text.trim()) return;
   addQuestion(conversation, text.trim(), Date.now());
   transcript.addQuestion(conversation.messages.at(-1), conversation.messages.length - 1);
-  answer();
+  write(addAnswer(conversation, { now: Date.now(), model: chosenModel()?.id }));
 }
 
 function retry() {
   if (run) return;
-  dropLastAnswer(conversation);
-  transcript.truncate(conversation.messages.length);
-  answer();
+  transcript.truncate(conversation.messages.length - 1);
+  write(retryAnswer(conversation, { now: Date.now(), model: chosenModel()?.id }));
 }
 
 function askEdited(index, text) {
@@ -202,18 +208,20 @@ function askEdited(index, text) {
   editQuestion(conversation, index, text, Date.now());
   transcript.truncate(index);
   transcript.addQuestion(conversation.messages[index], index);
-  answer();
+  write(addAnswer(conversation, { now: Date.now(), model: chosenModel()?.id }));
 }
 
-async function answer() {
+/** Let the last message, an empty answer, be written. */
+async function write(message) {
   const asked = conversation;
-  const message = addAnswer(asked, { now: Date.now(), model: chosenModel()?.id });
+  inspected = null;
   showHead();
   transcript.addAnswer(message, asked.messages.length - 1);
+  showTokens();
   setState("streaming");
   run = new AnswerRun({
     conversation: asked, answer: message, sampling,
-    save: () => save(asked),
+    save: () => library.save(asked),
     onFrame: (page) => {
       if (conversation !== asked) return;
       transcript.liveView(run).applyFrame(page);
@@ -221,16 +229,18 @@ async function answer() {
     },
   });
   const finished = run.finish({ unreachable: t("pageUnreachable") });
-  await save(asked);
+  await library.save(asked);
   refreshSidebar();
   await finished;
   run = null;
   asked.updatedAt = Date.now();
-  if (await isStillKept(asked)) await save(asked);
+  // A conversation deleted while it was being answered must not come back.
+  if (await library.get(asked.id)) await library.save(asked);
   if (conversation === asked) {
     transcript.views.at(-1).refresh();
     follower.follow();
     showUsage();
+    showTokens();
   }
   announce(message.error ? t("answerFailed", { message: message.error }) : t("answerReady", { text: message.text.slice(0, ANNOUNCED_CHARS) }));
   if (message.status === "error") watchService();
@@ -238,8 +248,25 @@ async function answer() {
   setState("idle");
 }
 
-/** A conversation deleted while it was being answered must not come back. */
-const isStillKept = async (asked) => Boolean(await store.get(asked.id));
+/** Show the answer to the last question that is `step` places further on. */
+async function turnVersion(step) {
+  const shown = run ? null : showVersion(conversation, conversation.messages.at(-1).place + step);
+  if (!shown) return;
+  inspected = null;
+  library.save(conversation);
+  await transcript.replaceLast(shown);
+  showUsage();
+  showTokens();
+}
+
+async function vote(asked, index, choice) {
+  const answer = asked.messages[index];
+  const { isKept, text } = await castVote(asked, index, choice);
+  toast(text);
+  if (!isKept) return;
+  await library.save(asked);
+  transcript.views.find((view) => view.message === answer)?.refresh();
+}
 
 // Buttons -----------------------------------------------------------------------------------------------
 
@@ -252,8 +279,8 @@ async function copyFrom(button, text) {
   flashIcon(button, "check", 1500);
 }
 
-const indexOf = (element) => Number(element.closest("[data-index]").dataset.index);
-const idOf = (element) => element.closest("[data-id]").dataset.id;
+const indexOf = (button) => Number(button.closest("[data-index]").dataset.index);
+const idOf = (button) => button.closest("[data-id]").dataset.id;
 
 const acts = {
   new: () => {
@@ -265,36 +292,44 @@ const acts = {
   delete: (button) => deleteConversation(idOf(button)),
   menu: () => document.body.classList.toggle("menu-open"),
   "close-menu": closeMenu,
-  settings: () => panel.toggle(!panel.isOpen),
-  "close-settings": () => panel.toggle(false),
+  settings: () => side.toggle("settings"),
+  load: () => side.toggle("load"),
+  tokens: () => {
+    inspected = null;
+    side.toggle("tokens");
+  },
+  "answer-tokens": (button) => {
+    inspected = indexOf(button);
+    side.open("tokens");
+  },
+  "close-panel": () => side.close(),
   "reset-sampling": () => {
     sampling = {};
     keepPreference("sampling", "{}");
     panel.showSampling(sampling);
   },
   language: () => useLanguage(currentLanguage() === "zh" ? "en" : "zh"),
-  theme: () => useTheme(THEMES[(THEMES.indexOf(readPreference("theme") ?? "auto") + 1) % THEMES.length]),
-  showcase: (button) => ask(cardOf(button.dataset.showcase).prompt[currentLanguage()]),
+  theme: nextTheme,
+  showcase: (button) => ask(promptOfCard(button.dataset.showcase)),
   quick: (button) => ask(button.textContent),
   stop: () => run?.stop(),
   "to-end": () => follower.jump(),
   copy: (button) => copyFrom(button, conversation.messages[indexOf(button)].text),
   "copy-code": (button) => copyFrom(button, button.closest(".code").querySelector("code").textContent),
+  "copy-ids": (button) => copyFrom(button, JSON.stringify(tokens.ids)),
   edit: (button) => {
     const index = indexOf(button);
     if (!run) transcript.edit(index, (text) => askEdited(index, text));
   },
   retry,
-};
-
-function useTheme(choice) {
-  keepPreference("theme", choice);
-  dispatchEvent(new Event("telechat:theme"));
-  showThemeName();
-}
-
-const showThemeName = () => {
-  byId("theme-name").textContent = t({ auto: "themeAuto", light: "themeLight", dark: "themeDark" }[readPreference("theme") ?? "auto"]);
+  older: () => turnVersion(-1),
+  newer: () => turnVersion(1),
+  "vote-up": (button) => vote(conversation, indexOf(button), "up"),
+  "vote-down": (button) => vote(conversation, indexOf(button), "down"),
+  "export-markdown": () => library.exportMarkdown(conversation),
+  "export-json": () => library.exportJson(conversation),
+  "export-all": () => library.exportAll(),
+  import: () => library.import().then(refreshSidebar),
 };
 
 function useLanguage(language) {
@@ -308,7 +343,6 @@ function useLanguage(language) {
 function showWords() {
   translatePage();
   showThemeName();
-  showWelcome();
   showService(byId("service").dataset.service === "down");
   panel.showSampling(sampling);
   byId("system-chip").hidden = !conversation.systemPrompt.trim();
@@ -324,6 +358,7 @@ function sendPrompt() {
 }
 
 function listen() {
+  new Menu(byId("export-button"), byId("export-menu"));
   document.addEventListener("click", (event) => {
     const target = event.target.closest("[data-act]");
     if (target && acts[target.dataset.act]) acts[target.dataset.act](target);
@@ -341,10 +376,9 @@ function listen() {
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape") return;
     closeMenu();
-    panel.toggle(false);
+    side.close();
   });
-  channel?.addEventListener("message", refreshSidebar);
-  addEventListener("pagehide", () => run && store.put(run.conversation));
+  addEventListener("pagehide", () => run && library.save(run.conversation));
 }
 
 async function start() {
@@ -353,9 +387,9 @@ async function start() {
   fillIcons();
   showWords();
   listen();
-  store = await openStore();
-  if (!store.isKept) toast(t("storageOff"));
+  await library.open({ onChange: refreshSidebar });
   watchService();
+  learnAbout();
   await open(conversation);
   prompt.focus({ preventScroll: true });
 }

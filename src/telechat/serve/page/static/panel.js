@@ -1,4 +1,4 @@
-// The settings panel: model, system prompt, sampling. Reports changes; keeps nothing itself.
+// The settings tab: model, system prompt, sampling. Reports changes; keeps nothing itself.
 
 import { h, byId } from "./dom.js";
 import { samplingFields, readField } from "./sampling.js";
@@ -6,24 +6,12 @@ import { t } from "./i18n.js";
 
 export class SettingsPanel {
   constructor({ onSampling, onSystemPrompt, onModel }) {
-    this.panel = byId("settings");
     this.systemPrompt = byId("system-prompt");
     this.model = byId("model");
     this.onSampling = onSampling;
     this.sampling = {};
     this.systemPrompt.addEventListener("input", () => onSystemPrompt(this.systemPrompt.value));
     this.model.addEventListener("change", () => onModel(this.model.value));
-  }
-
-  get isOpen() {
-    return !this.panel.hidden;
-  }
-
-  toggle(isOpen) {
-    this.panel.hidden = !isOpen;
-    document.body.classList.toggle("settings-open", isOpen);
-    document.querySelector("#topbar [data-act=settings]").setAttribute("aria-expanded", String(isOpen));
-    if (isOpen) this.systemPrompt.focus({ preventScroll: true });
   }
 
   showSystemPrompt(text) {

@@ -1,6 +1,7 @@
 // The messages of one conversation on screen. Knows how they look; what they mean is main.js's business.
 
 import { h, icon, iconButton, growToText, isSendKey } from "./dom.js";
+import { versionsOf } from "./conversation.js";
 import { renderedBlock, renderTexts } from "./rendered.js";
 import { t } from "./i18n.js";
 
@@ -78,8 +79,31 @@ export class AnswerView {
     this.element = h("article", { class: "message reply", dataset: { index }, "aria-label": "TeleChat" },
       h("img", { class: "avatar", src: "/static/icon.svg", alt: "", width: 28, height: 28 }),
       h("div", { class: "reply-body" }, this.blocks, this.notice,
-        h("div", { class: "actions" }, iconButton("copy", t("copy"), "copy"), iconButton("retry", t("retry"), "retry"), this.stats)));
+        h("div", { class: "actions" }, ...this.#buttons(), this.stats)));
     this.refresh();
+  }
+
+  #buttons() {
+    this.up = iconButton("thumbUp", t("voteUp"), "vote-up");
+    this.down = iconButton("thumbDown", t("voteDown"), "vote-down");
+    this.older = iconButton("older", t("older"), "older");
+    this.newer = iconButton("newer", t("newer"), "newer");
+    this.version = h("span", { class: "faint" });
+    return [
+      h("span", { class: "versions", hidden: true }, this.older, this.version, this.newer),
+      iconButton("copy", t("copy"), "copy"), iconButton("retry", t("retry"), "retry"), this.up, this.down,
+      iconButton("tokens", t("showTokens"), "answer-tokens"),
+    ];
+  }
+
+  #showChoices() {
+    const { others = [], place = 0, vote } = this.message;
+    this.version.parentElement.hidden = !others.length;
+    this.version.textContent = t("versionOf", { n: place + 1, all: versionsOf(this.message).length });
+    this.older.disabled = place === 0;
+    this.newer.disabled = place >= others.length;
+    this.up.setAttribute("aria-pressed", String(vote === "up"));
+    this.down.setAttribute("aria-pressed", String(vote === "down"));
   }
 
   /** Text as it is, until its rendering is there. */
@@ -115,6 +139,7 @@ export class AnswerView {
     this.notice.hidden = !this.notice.textContent;
     this.notice.classList.toggle("bad", status === "error");
     this.stats.textContent = stats ? statsText(stats) : "";
+    this.#showChoices();
     if (status !== "streaming" && this.tail) {
       this.#finished(this.tail);
       this.tail = null;
@@ -169,6 +194,17 @@ export class Transcript {
     this.log.append(view.element);
     this.follower.jump();
     return view;
+  }
+
+  /** Show `message` in place of the last answer. Resolves when rendered. */
+  async replaceLast(message) {
+    const view = new AnswerView(message, this.views.length - 1);
+    this.views.pop().element.replaceWith(view.element);
+    this.views.push(view);
+    view.showPlain();
+    const [blocks] = await renderTexts([message.text]);
+    if (blocks) view.showBlocks(blocks);
+    this.follower.follow();
   }
 
   /** Remove the messages from `index` on. */
