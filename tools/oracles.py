@@ -1,7 +1,8 @@
-"""Run the tests marked `oracle` in an environment of their own.
+"""Run the tests marked `oracle`, in environments of their own.
 
-`tests/oracles/requirements.txt` names packages too heavy, or too eager to pin others, for the project's own
-environment. This one sees the packages of the project's (torch is not installed twice) and adds those.
+The `.txt` files in `tests/oracles` name packages too heavy, or too eager to pin others, for the project's own
+environment. Each of these environments sees the packages of the project's (torch is not installed twice) and
+adds its own, which win.
 """
 
 from __future__ import annotations
@@ -10,34 +11,80 @@ import hashlib
 import subprocess
 import sys
 import sysconfig
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-VENV = ROOT / ".oracles" / "venv"
-REQUIREMENTS = ROOT / "tests" / "oracles" / "requirements.txt"
+CONSTRAINTS = ROOT / "constraints.txt"
 
 
-def main() -> int:
-    """Prepare the environment and run pytest in it; returns pytest's exit code."""
-    python = VENV / "bin" / "python"
-    stamp = VENV / "requirements.sha256"
-    constraints = ROOT / "constraints.txt"
-    wanted = hashlib.sha256(REQUIREMENTS.read_bytes() + constraints.read_bytes()).hexdigest()
-    if not stamp.exists() or stamp.read_text() != wanted:
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
+@dataclass(frozen=True)
+class Environment:
+    """Packages, and the tests that need them.
+
+    Attributes:
+        folder: name below `.oracles`.
+        requirements: file in `tests/oracles`.
+        tests: paths below `tests`.
+        free: packages of the project that this environment has in another version.
+    """
+
+    folder: str
+    requirements: str
+    tests: tuple[str, ...]
+    free: tuple[str, ...] = ()
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return ROOT / ".oracles" / self.folder / "bin" / "python"
+
+    def prepare(self) -> None:
+        """Make it, or make it anew where its packages have changed."""
+        wanted = (ROOT / "tests" / "oracles" / self.requirements).read_text(encoding="utf-8")
+        pins = CONSTRAINTS.read_text(encoding="utf-8").splitlines(keepends=True)
+        constraints = "".join(pin for pin in pins if pin.partition("==")[0] not in self.free)
+        venv = self.python.parents[1]
+        stamp = venv / "requirements.sha256"
+        digest = hashlib.sha256((wanted + constraints).encode()).hexdigest()
+        if stamp.exists() and stamp.read_text() == digest:
+            return
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], check=True)
+        (venv / "requirements.txt").write_text(wanted, encoding="utf-8")
+        (venv / "constraints.txt").write_text(constraints, encoding="utf-8")
         site = subprocess.run(
-            [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+            [str(self.python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
             check=True,
             capture_output=True,
             text=True,
         ).stdout.strip()
         borrowed = f"{sysconfig.get_path('purelib')}\n{ROOT / 'src'}\n"
         Path(site, "borrowed.pth").write_text(borrowed)
-        pip = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-        subprocess.run([*pip, "-c", str(constraints), "-r", str(REQUIREMENTS)], check=True)
-        stamp.write_text(wanted)
-    command = [str(python), "-m", "pytest", "-m", "oracle", str(ROOT / "tests" / "oracles")]
-    return subprocess.run(command, cwd=ROOT).returncode
+        pip = [str(self.python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        files = ["-c", str(venv / "constraints.txt"), "-r", str(venv / "requirements.txt")]
+        subprocess.run([*pip, *files], check=True)
+        stamp.write_text(digest)
+
+    def run(self) -> int:
+        """Run its tests; returns pytest's exit code."""
+        paths = [str(ROOT / "tests" / path) for path in self.tests]
+        return subprocess.run([str(self.python), "-m", "pytest", "-m", "oracle", *paths], cwd=ROOT).returncode
+
+
+ENVIRONMENTS = (
+    Environment("venv", "langchain.txt", ("e2e/test_langchain.py",)),
+    # Its client of OpenAI's interface wants an older openai than the project is tested with.
+    Environment("llamaindex", "llamaindex.txt", ("e2e/test_llamaindex.py",), free=("openai",)),
+)
+
+
+def main() -> int:
+    """Prepare every environment and run its tests; returns the first exit code that is not 0."""
+    codes = []
+    for environment in ENVIRONMENTS:
+        environment.prepare()
+        codes.append(environment.run())
+    return next((code for code in codes if code), 0)
 
 
 if __name__ == "__main__":
