@@ -50,13 +50,14 @@ class Engine:
         self.executor = executor
         self._proposer = proposer
         self._ahead: Ahead | None = None
-        if isinstance(executor, RunsAhead) and executor.can_run_ahead:
+        if proposer is None and isinstance(executor, RunsAhead) and executor.can_run_ahead:
             self._ahead = executor.run_ahead
         self.scheduler = Scheduler(
             BlockAllocator(num_blocks, block_size, prefix_caching=prefix_caching),
             RopeRule(executor.rope_mode, executor.config.rope, executor.static_length),
             max_batch_size=max_batch_size,
             max_batch_tokens=max_batch_tokens,
+            blocks_early=self._ahead is not None,
         )
         self.runner = Runner(executor, num_blocks=num_blocks, block_size=block_size)
         self._sampler: Sampler | None = None
@@ -159,7 +160,6 @@ class Engine:
         """Unless one of them ends, the next step will give each of these requests a token, and do no more."""
         return (
             self._ahead is not None
-            and self._proposer is None
             and not self.scheduler.waiting
             and len(self.scheduler.running) == len(requests)
             and any(len(request.token_ids) + 1 < request.max_new_tokens for request in requests)

@@ -53,6 +53,7 @@ class Runner:
         wanted: list[int] = []
         starts, lengths = [0], []
         runs: list[tuple[int, int]] = []
+        num_blocks: list[int] = []
         most_new = 0
         self._make_room(len(works), max(len(work.request.block_table) for work in works))
         for row, (request, start, count, num_logits, rope_length) in enumerate(works):
@@ -73,6 +74,7 @@ class Runner:
                 runs.pop()
             runs.append((end, rope_length))
             most_new = max(most_new, count)
+            num_blocks.append(len(table))
             self._write(row, table)
         sequences = Sequences(
             torch.tensor(starts, dtype=torch.int32),
@@ -80,6 +82,7 @@ class Runner:
             torch.from_numpy(self._tables[: len(works)]),
             most_new,
             max(lengths),
+            num_blocks=num_blocks,
         )
         return PagedBatch(
             torch.tensor(ids),

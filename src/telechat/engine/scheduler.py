@@ -80,12 +80,21 @@ class Scheduler:
         rope: which rotary table a token has.
         max_batch_size: requests that run at once; no more than max_batch_tokens count.
         max_batch_tokens: tokens computed in one step.
+        blocks_early: where there are plenty, a request gets its next block a step before it needs it, for
+            executors that begin steps early.
     """
 
     def __init__(
-        self, blocks: BlockAllocator, rope: RopeRule, *, max_batch_size: int, max_batch_tokens: int
+        self,
+        blocks: BlockAllocator,
+        rope: RopeRule,
+        *,
+        max_batch_size: int,
+        max_batch_tokens: int,
+        blocks_early: bool = False,
     ) -> None:
         self.blocks = blocks
+        self._blocks_early = blocks_early
         self.rope = rope
         # Every running request gets at least one token a step.
         self.max_running = min(max_batch_size, max_batch_tokens)
@@ -267,7 +276,7 @@ class Scheduler:
         if (
             rope_length is None
             or request.draft_token_ids
-            or num_tokens > len(request.block_table) * size
+            or num_tokens + self._blocks_early > len(request.block_table) * size
             or (self.blocks.prefix_caching and num_tokens // size > request.num_published_blocks)
         ):
             return False
@@ -294,6 +303,9 @@ class Scheduler:
             if victim is request:
                 return
         self._complete_table(request)
+        fills_table = request.num_tokens == len(request.block_table) * self.blocks.block_size
+        if self._blocks_early and fills_table and self.blocks.num_free > len(self.running):
+            self.blocks.allocate(request.block_table, 1)
         if self._has_one_left(request):
             num_drafts = self._keep_drafts(request, num_spare)
             self._add(request, request.num_tokens + num_drafts, num_logits=1 + num_drafts)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from telechat.device import HostCopy
+from telechat.device import HostCopy, synchronize
 from telechat.layers.mlp import SwiGLU
 from telechat.layers.sums import OutputSum
 from telechat.models.config import TeleChatConfig
@@ -235,6 +235,8 @@ class FusedExecutor:
 
     def close(self) -> None:
         """Give cache and recordings back."""
+        if self._recordings is not None:
+            synchronize(self.device)  # a step may have been begun that nobody waits for
         self._recordings = None
         self._caches = []
 

@@ -66,21 +66,28 @@ class _Step:
 
     Attributes:
         ids, slots, lengths: [count], the new token counted; its position is length - 1.
-        tables: [count, blocks of the longest]; what is behind a sequence's end may be anything.
+        tables: [count, blocks of the longest]; what is behind a sequence's blocks may be anything.
+        num_blocks: [count], of each sequence.
     """
 
     ids: Integers
     slots: Integers
     lengths: Integers
     tables: Integers
+    num_blocks: Integers
 
     @property
     def count(self) -> int:
         return len(self.slots)
 
-    def one_later(self) -> _Step:
-        """Each sequence with one token more, in the block where its last one is; ids are not known yet."""
-        return _Step(np.zeros_like(self.ids), self.slots + 1, self.lengths + 1, self.tables)
+    def one_later(self, block_size: int) -> _Step | None:
+        """Each sequence with one token more, whose id is not known yet; None if one has no place for it."""
+        if (self.lengths >= self.num_blocks * block_size).any():
+            return None
+        rows = np.arange(self.count)
+        blocks = self.tables[rows, self.lengths // block_size]
+        slots = blocks * block_size + self.lengths % block_size
+        return _Step(np.zeros_like(self.ids), slots, self.lengths + 1, self.tables, self.num_blocks)
 
     def rows_in(self, other: _Step, block_size: int) -> Integers | None:
         """Where in `other` each of these sequences is with the same length and blocks; None if one is not."""
@@ -183,7 +190,7 @@ class Recordings:
 
     def run(self, batch: PagedBatch) -> Tensor:
         """The wanted rows of the result, [L, V]; valid until the next call."""
-        step = _step_of(batch)
+        step = _step_of(batch, self._block_size)
         rows = self._rows_done(step)
         if rows is None:
             key = self._key(step)
@@ -201,12 +208,12 @@ class Recordings:
     def run_ahead(self, chosen: HostCopy) -> None:
         """As `RunsAhead.run_ahead`."""
         last = self._last
-        # A token that begins a block has no place yet.
-        if last is None or len(chosen.source) != last.count or (last.lengths % self._block_size == 0).any():
+        if last is None or len(chosen.source) != last.count:
             return
-        step, key = last.one_later(), self._key(last)
-        if int(step.lengths.max()) > key.length:
+        step = last.one_later(self._block_size)
+        if step is None or int(step.lengths.max()) > self._most_tokens:
             return
+        key = self._key(step)
         self._send(step, key)
         # Where there is no token, any will do: the sequence ends.
         self._staging.device[: step.count].copy_(chosen.source.clamp(min=0))
@@ -264,12 +271,15 @@ class Recordings:
         self._replays[key]()
 
 
-def _step_of(batch: PagedBatch) -> _Step:
+def _step_of(batch: PagedBatch, block_size: int) -> _Step:
     """A batch of one token of each sequence. Copies what the batch's maker will write into again."""
     sequences = batch.sequences
+    lengths = sequences.kv_lengths.numpy().copy()
+    needed = -(-lengths // block_size)
     return _Step(
         batch.token_ids_T.numpy().astype(np.int32),
         batch.slots_T.numpy().astype(np.int32),
-        sequences.kv_lengths.numpy().copy(),
+        lengths,
         sequences.block_tables.numpy().copy(),
+        needed if sequences.num_blocks is None else np.array(sequences.num_blocks, np.int32),
     )

@@ -86,6 +86,7 @@ class Sequences:
         block_tables: [S, most blocks]: its blocks in order; entries past its length are not read.
         most_new, longest: the largest number of new tokens and the largest kv_length, for kernels that are
             laid out on the host and must not wait for the device; None when nobody counted.
+        num_blocks: entries of each table; None: those that its length needs.
         on_host: the same on the host, where these tensors were brought to a device.
     """
 
@@ -94,6 +95,7 @@ class Sequences:
     block_tables: Tensor
     most_new: int | None = None
     longest: int | None = None
+    num_blocks: Sequence[int] | None = None
     on_host: Sequences | None = None
 
     @classmethod
@@ -112,6 +114,7 @@ class Sequences:
             torch.tensor(filled, dtype=torch.int32).view(len(num_new), widest),
             max(num_new, default=0),
             max(kv_lengths, default=0),
+            [len(table) for table in block_tables],
         )
 
     @property
@@ -127,6 +130,7 @@ class Sequences:
             self.block_tables.to(device, non_blocking=True),
             self.most_new,
             self.longest,
+            self.num_blocks,
             self.on_host or self,
         )
 

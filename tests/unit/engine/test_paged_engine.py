@@ -382,7 +382,8 @@ def test_steps_begun_early_change_no_answer(monkeypatch: pytest.MonkeyPatch, tem
         assert output.outputs[0].token_ids == one.outputs[0].token_ids
     finish(llm)
     assert recorder.replayed > 10
-    # Alone, only the first decoding step is computed when it is asked for; the others are there already.
+    # Alone, only the first decoding step is computed when it is asked for; the others are there already, also
+    # the one that begins a block.
     replays = []
     forward = llm.executor.forward
 
@@ -394,6 +395,6 @@ def test_steps_begun_early_change_no_answer(monkeypatch: pytest.MonkeyPatch, tem
 
     monkeypatch.setattr(llm.executor, "forward", counted)
     before = recorder.replayed
-    llm.generate(prompts[0][:5], SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True))
+    llm.generate([*range(20, 45)], SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True))
     assert replays == [0, 1, *[0] * 10]
     assert recorder.replayed - before == 11, "nothing is begun behind the last step"

@@ -67,6 +67,7 @@ def test_decoding_beside_a_chunk() -> None:
     assert sequences.block_tables[:, :4].tolist() == [[4, 8, 0, 0], [7, 2, 5, 3]]
     assert sequences.block_tables.is_contiguous()
     assert (sequences.most_new, sequences.longest) == (25, 35)
+    assert sequences.num_blocks == [2, 4]
 
 
 def test_drafts_and_tables_of_their_own() -> None:

@@ -222,6 +222,23 @@ def test_a_prompt_to_be_pooled_is_computed_last_and_shared_afterwards() -> None:
     drain(policy)
 
 
+def test_blocks_come_a_step_early_where_there_are_plenty() -> None:
+    """A block has 4 tokens: the step that fills one brings the next."""
+    for early, num_blocks, expected in (
+        (False, 100, [1, 1, 2, 2, 2, 2, 3]),
+        (True, 100, [1, 2, 2, 2, 2, 3, 3]),
+        (True, 3, [1, 2, 2, 2, 2, 2, 3]),  # the last free block is not taken before it is needed
+    ):
+        policy = scheduler(num_blocks, blocks_early=early)
+        policy.add(one := request(3, max_tokens=8))
+        found = []
+        for _ in expected:
+            run_step(policy)
+            found.append(len(one.block_table))
+        assert found == expected, (early, num_blocks)
+        drain(policy)
+
+
 def test_drafts_are_checked_within_budget_answer_and_blocks() -> None:
     policy = scheduler(max_batch_tokens=8)
     one, other = request(3, max_tokens=9), request(2, max_tokens=20)
