@@ -135,6 +135,10 @@ def against_transformers(new_tokens: int) -> list[Group]:
             TRANSFORMERS: WorkerPlan(TRANSFORMERS, ("--shape", shape)),
         }
 
+    def eight_row(shape: str) -> Row:
+        name = f"{shape} bf16 8 at once, generate_batch"
+        return Row(name, Place("8 at once", OURS), Place("8 at once", TRANSFORMERS), goal=3, floor=3)
+
     eight = {"batch": 8, "prompt": PROMPT, "new_tokens": new_tokens}
     cases: dict[str, tuple[str, Mapping[str, object]]] = {
         "generate b1": ("generate", {"batch": 1, "prompt": PROMPT, "new_tokens": new_tokens}),
@@ -150,13 +154,7 @@ def against_transformers(new_tokens: int) -> list[Group]:
             goal=1.1,
             floor=1.1,
         ),
-        Row(
-            "M bf16 8 at once, generate_batch",
-            Place("8 at once", OURS),
-            Place("8 at once", TRANSFORMERS),
-            goal=3,
-            floor=3,
-        ),
+        eight_row("M"),
         Row(
             "M bf16 8 at once, generate_batch tuned and running",
             Place("8 at once", OURS),
@@ -177,7 +175,12 @@ def against_transformers(new_tokens: int) -> list[Group]:
     )
     return [
         Group("M bf16 and transformers", workers("M"), cases, rows),
-        Group("S bf16 and transformers", workers("S"), {"32 arrivals": ("arrivals", mixed)}, [mixed_row]),
+        Group(
+            "S bf16 and transformers",
+            workers("S"),
+            {"8 at once": cases["8 at once"], "32 arrivals": ("arrivals", mixed)},
+            [eight_row("S"), mixed_row],
+        ),
     ]
 
 

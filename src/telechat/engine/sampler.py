@@ -11,9 +11,11 @@ Shapes: B requests, L rows of logits, V vocabulary, N rows of a subset.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -247,7 +249,7 @@ def _nothing() -> Sampled:
 def default_choose(device: torch.device) -> Choose:
     """The fastest form for logits on `device`."""
     if obstacle(torch.empty(1, 1, device=device)) is None and library.obstacle() is None:
-        return CompiledChoose(shared_context(1))
+        return CompiledChoose(shared_context())
     return choose_in_torch
 
 
@@ -267,27 +269,48 @@ class CompiledChoose:
     """The form in C.
 
     Attributes:
-        context: one thread does the work.
+        context: threads and level.
     """
 
     context: Context
 
     def __call__(self, logits_LV: Tensor, adjustments: Sequence[Adjustment], rows: Rows) -> list[int]:
         if adjustments:
-            # Column by column: single fields of a numpy record cost more than all the rest of the row.
-            index, histories, biases, masks = zip(*adjustments, strict=True)
-            changed = list(index)
-            for name, values in (
-                ("num_seen", [0 if one is None else one.num_seen for one in histories]),
-                ("seen_ids_at", [0 if one is None else one.ids_at for one in histories]),
-                ("seen_counts_at", [0 if one is None else one.counts_at for one in histories]),
-                ("num_biases", [0 if one is None else len(one.ids) for one in biases]),
-                ("bias_ids_at", [0 if one is None else one.ids_at for one in biases]),
-                ("biases_at", [0 if one is None else one.values_at for one in biases]),
-                ("allowed_at", [0 if one is None else one.ctypes.data for one in masks]),
-            ):
-                rows[name][changed] = values
+            _fill_adjustments(adjustments, rows)
         return sample_rows(self.context, rows, logits_LV)
+
+
+def _fill_adjustments(adjustments: Sequence[Adjustment], rows: Rows) -> None:
+    """Tell C where histories, biases and masks are.
+
+    Column by column, and what no request has in one stroke: single fields of a numpy record cost more than
+    all the rest of a row.
+    """
+    index, histories, biases, masks = zip(*adjustments, strict=True)
+    changed = slice(None) if len(index) == len(rows) else np.array(index)
+
+    def fill(owners: Sequence[object], values: Mapping[str, Callable[[Any], int]]) -> None:
+        has_any = any(owner is not None for owner in owners)
+        for name, value in values.items():
+            column = [0 if owner is None else value(owner) for owner in owners] if has_any else 0
+            rows[name][changed] = column
+
+    fill(histories, _HISTORY_COLUMNS)
+    fill(biases, _BIAS_COLUMNS)
+    fill(masks, _MASK_COLUMNS)
+
+
+_HISTORY_COLUMNS = {
+    "num_seen": attrgetter("num_seen"),
+    "seen_ids_at": attrgetter("ids_at"),
+    "seen_counts_at": attrgetter("counts_at"),
+}
+_BIAS_COLUMNS: dict[str, Callable[[Any], int]] = {
+    "num_biases": lambda biases: len(biases.ids),
+    "bias_ids_at": attrgetter("ids_at"),
+    "biases_at": attrgetter("values_at"),
+}
+_MASK_COLUMNS: dict[str, Callable[[Any], int]] = {"allowed_at": lambda mask: mask.ctypes.data}
 
 
 def _final_scores(scores_V: Tensor, request: Request) -> Tensor:

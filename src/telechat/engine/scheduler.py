@@ -122,9 +122,9 @@ class Scheduler:
         order = self._by_right_to_stay()
         pending = []
         for num_before, request in enumerate(list(order)):
-            if request.state is not State.RUNNING:
+            if request.state is not State.RUNNING or self._continue(request):
                 continue
-            if self._has_one_left(request) and not self._continue(request):
+            if self._has_one_left(request):
                 self._decode(request, order, num_spare=self._budget - (len(self.running) - num_before))
             if not self._has_one_left(request):
                 pending.append(request)
@@ -274,7 +274,8 @@ class Scheduler:
         num_tokens, size = request.num_tokens, self.blocks.block_size
         rope_length = self.rope.single_length(num_tokens)
         if (
-            rope_length is None
+            num_tokens - request.num_computed_tokens != 1
+            or rope_length is None
             or request.draft_token_ids
             or num_tokens + self._blocks_early > len(request.block_table) * size
             or (self.blocks.prefix_caching and num_tokens // size > request.num_published_blocks)

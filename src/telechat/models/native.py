@@ -20,7 +20,7 @@ from telechat.models.packing import FORMATS, module_obstacle, pack_model
 from telechat.models.paged import PagedBatch, rotary_rows
 from telechat.ops.cpu import library
 from telechat.ops.cpu.cache import allocate_cache, form_obstacle
-from telechat.ops.cpu.context import Context
+from telechat.ops.cpu.context import Context, shared_context
 from telechat.ops.cpu.decoder import Decoder
 from telechat.ops.paged import PagedCache
 
@@ -37,7 +37,7 @@ class NativeExecutor:
         deterministic: a row's result must not depend on the other rows of a step.
         kv_dtype: of the cache; by default the model's.
         consume: give the model's weights back while packing; the model cannot be called afterwards.
-        context: threads and level; by default torch's number of threads and the best level.
+        context: threads and level; by default the shared one of torch's number of threads and the best level.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class NativeExecutor:
         assert obstacle is None, obstacle
         self.deterministic = deterministic
         self.kv_dtype = kv_dtype or model.dtype
-        self.weights = pack_model(model, context or Context(), consume=consume)
+        self.weights = pack_model(model, context or shared_context(), consume=consume)
         self._start()
 
     def _start(self) -> None:

@@ -46,7 +46,8 @@ def test_logits_stay_near(config: TeleChatConfig, bits: int) -> None:
         meant.transformer.word_embeddings.weight.copy_(plain.transformer.word_embeddings.weight)
         for name, layer in quantised_layers(quantised).items():
             meant.get_submodule(name).weight.copy_(layer.dequantise())  # type: ignore[union-attr,operator]
-        ids = torch.randint(0, 96, (2, 20))
+        # Fixed: an expert chosen by a hair's breadth would make another one of them.
+        ids = torch.randint(0, 96, (2, 20), generator=torch.Generator().manual_seed(2))
         out = quantised(ids)
         assert torch.allclose(out, meant(ids), atol=1e-4)
         relative = (out - plain(ids)).std() / plain(ids).std()

@@ -83,7 +83,12 @@ def _free(free: Callable[[int], None], handle: int, pid: int) -> None:
         free(handle)
 
 
-@functools.cache
-def shared_context(num_threads: int, isa: str | None = None) -> Context:
-    """One context per number of threads and level, for callers that keep none of their own."""
-    return Context(num_threads, isa)
+def shared_context(num_threads: int | None = None, isa: str | None = None) -> Context:
+    """One context per number of threads and level, for callers that keep none of their own.
+
+    Those who take turns should share it: the threads of one pool would be in the way of another's.
+    """
+    return _shared(torch.get_num_threads() if num_threads is None else num_threads, isa)
+
+
+_shared = functools.cache(Context)

@@ -52,7 +52,7 @@ def sample_rows(context: Context, rows: npt.NDArray[np.void], logits_LV: Tensor)
     """The token of each row, -1 for one whose logits have no finite maximum.
 
     Args:
-        context: gives the instruction set level and scratch memory; one thread does the work.
+        context: gives threads, the instruction set level and scratch memory.
         rows: of dtype ROW, one for each row of logits.
         logits_LV: fp32 [L, V]; left with penalties, biases and masks applied.
     """
