@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.e2e.servers import API_KEY, RunningServer, running_server
+from tests.e2e.servers import API_KEY, RunningServer, free_port, running_server
 
 pytestmark = pytest.mark.e2e
 
@@ -45,6 +45,26 @@ def test_example_clients_report_errors(server: RunningServer, name: str) -> None
     result = run_example(name, server.url, question="长" * 3000)
     assert result.returncode == 1
     assert result.stderr.strip() == "error 10305: 请求参数范围错误"
+
+
+@pytest.mark.parametrize("name", ["gptdialog_json.py", "gptdialog_stream.py"])
+def test_example_clients_say_why_there_is_no_answer(name: str) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    result = run_example(name, url)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"no answer from {url}: ") and "telechat serve" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["gptdialog_json.py", "gptdialog_stream.py"])
+def test_example_clients_and_a_wrong_key(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("tests.e2e.test_gptdialog.API_KEY", "wrong")
+    result = run_example(name, server.url)
+    assert result.returncode == 1
+    assert "401 The API key is not one of this service." in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.slow

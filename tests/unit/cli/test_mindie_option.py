@@ -87,6 +87,27 @@ def test_typed_options_win(served: Recorder, tmp_path: Path) -> None:
     assert served.loaded["num_blocks"] == 40 and "cache_memory" not in served.loaded
 
 
+def test_https_and_instances(served: Recorder, tmp_path: Path) -> None:
+    for name in ("server.pem", "server.key"):
+        (tmp_path / name).touch()
+    path = config_file(
+        tmp_path,
+        httpsEnabled=True,
+        tlsCert="server.pem",
+        tlsPk="server.key",
+        managementPort=1025,
+        metricsPort=1027,
+        npuDeviceIds=[[0, 1], [2, 3]],
+        modelInstanceNumber=2,
+    )
+    assert main(["serve", "--mindie-config", path, "--replicas", "1"]) == 0
+    assert served.settings.tls_cert == tmp_path / "server.pem"
+    assert served.settings.tls_key == tmp_path / "server.key"
+    # One port for requests and management; metrics have one of their own.
+    assert served.settings.also_listen == (("127.0.0.1", 1027),)
+    assert served.settings.mindie.management_port == 1025
+
+
 def test_a_model_must_be_named(served: Recorder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--mindie-config", config_file(tmp_path, modelWeightPath=None)]) == 1
     assert "no modelWeightPath" in capsys.readouterr().err
