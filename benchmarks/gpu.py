@@ -49,7 +49,6 @@ def cases(steps: int) -> Cases:
         "decode b1": ("decode", {"batch": 1, "prompt": PROMPT, "steps": steps}),
         "decode b64": ("decode", {"batch": 64, "prompt": PROMPT, "steps": steps // 2}),
         "prefill 2048": ("prefill", {"prompt": 2048}),
-        "overhead b64": ("overhead", {"batch": 64, "steps": steps // 2, "is_random": False}),
     }
 
 
@@ -74,8 +73,6 @@ def engine_group(shape: Shape, weight_format: str, steps: int) -> Group:
         for name, options in PEERS.items():
             workers[name] = WorkerPlan(PEER, ("--shape", shape.name, *options))
             rows += [Row(f"bf16 {case} to {name}", Place(case, "bf16"), Place(case, name)) for case in timed]
-        overhead = Place("overhead b64", "bf16")
-        rows.append(Row("bf16 b64 scheduling and sampling", overhead, key="share", unit="%"))
     else:
         rows += [
             Row(f"{weight_format} {case}", Place(case, weight_format), unit="tokens/s") for case in timed[1:]

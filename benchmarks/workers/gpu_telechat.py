@@ -64,7 +64,7 @@ def open_worker(words: list[str]) -> tuple[dict[str, Case], dict[str, object]]:
         num_blocks=NUM_BLOCKS,
     )
     ours = Ours(llm, tokenizer.vocab_size)
-    cases = {name: settled(getattr(ours, name), device) for name in ("decode", "prefill", "overhead")}
+    cases = {name: settled(getattr(ours, name), device) for name in ("decode", "prefill")}
     about = {
         "executor": llm.executor.describe(),
         "device": device_name(device),
