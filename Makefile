@@ -16,7 +16,7 @@ BENCH_ARGS ?=
 OPTIONS ?=
 
 .PHONY: help setup test check lint types pages wheel oracles options size format demo-model clean
-.PHONY: bench-peers bench-decode bench-soak bench-load bench-gpu bench-page
+.PHONY: bench-peers bench-decode bench-soak bench-load bench-gpu bench-page bench-serve
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -67,6 +67,7 @@ demo-model: setup ## train the bundled demo model again from nothing, in two sta
 
 bench-peers: setup ## build llama.cpp for the benchmarks, in an environment of its own (some minutes)
 	$(RUN) -m benchmarks.peers.build
+	$(RUN) -m benchmarks.peers.server_extras
 
 bench-decode: export PYTHONPATH := src:.
 bench-decode: setup ## decoding, prefill and serving beside llama.cpp and transformers (25 minutes; BENCH_ARGS=--quick: 6)
@@ -83,6 +84,10 @@ bench-load: setup ## a whole 7B at int4: seconds to load, memory with a 4K conte
 bench-page: export PYTHONPATH := src:.
 bench-page: setup ## the chat page: 50 streams through it beside the API alone, a 100 KB answer in a browser (4 minutes)
 	$(RUN) -m benchmarks.page $(BENCH_ARGS)
+
+bench-serve: export PYTHONPATH := src:.
+bench-serve: setup ## the service: 200 streams for 5 minutes, beside its engine alone, llama.cpp's server, transformers serve
+	$(RUN) -m benchmarks.serve $(BENCH_ARGS)
 
 bench-gpu: export PYTHONPATH := src:.
 bench-gpu: setup ## a 7B on an accelerator beside transformers and flash-attn (some minutes; BENCH_ARGS=--quick)

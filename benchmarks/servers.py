@@ -28,9 +28,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(module: str, *words: str, port: int, ready_path: str) -> Iterator[str]:
+def serving(
+    module: str, *words: str, port: int, ready_path: str, python: str = sys.executable
+) -> Iterator[str]:
     """`python -m module words…`, once `ready_path` answers; yields its address."""
-    command = [sys.executable, "-m", module, *words]
+    command = [python, "-m", module, *words]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"

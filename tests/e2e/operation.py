@@ -30,7 +30,7 @@ def read_metrics(server: RunningServer) -> dict[str, float]:
 def engine_pids(server: RunningServer) -> list[int]:
     """The processes of its engines, oldest first."""
     listing = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(server.process.pid)], capture_output=True, text=True
+        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(server.process.pid)], capture_output=True, text=True
     ).stdout
     return sorted(int(line.split()[0]) for line in listing.splitlines() if "spawn_main" in line)
 
