@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-START_SECONDS = 120
+START_SECONDS = 300
 API_KEY = "sk-end-to-end"
 ORIGIN = "https://page.example"
 

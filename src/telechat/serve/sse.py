@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 DONE = b"data: [DONE]\n\n"
+# A comment, which clients pass over.
+KEEP_ALIVE = b": keep-alive\n\n"
 
 # no-cache and X-Accel-Buffering keep proxies from collecting a stream before they pass it on.
 HEADERS: Mapping[str, str] = {

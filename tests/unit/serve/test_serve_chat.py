@@ -82,6 +82,20 @@ def test_stream_order_and_common_fields(client: TestClient, engine: FakeEngine) 
     assert engine.num_open == 0
 
 
+def test_a_silent_stream_is_kept_alive(
+    client: TestClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("telechat.serve.connection.IDLE_SECONDS", 0.02)
+    engine.scripts["hi"] = ("a", 0.3, "b")
+    body = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
+    blocks = client.post(URL, json=body).text.split("\n\n")
+    assert blocks.count(": keep-alive") > 1
+    texts = [block for block in blocks if '"content":' in block]
+    assert [json.loads(text[6:])["choices"][0]["delta"]["content"] for text in texts] == ["", "a", "b"]
+    assert blocks[-2:] == ["data: [DONE]", ""]
+    assert engine.num_open == 0
+
+
 def test_usage_in_a_stream_only_when_asked_for(client: TestClient) -> None:
     *chunks, usage, done = stream(client, stream_options={"include_usage": True})
     assert done == "[DONE]"

@@ -159,6 +159,7 @@ def test_fields_reach_the_engine(client: TestClient, engine: FakeEngine) -> None
         ({"logprobs": 21}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
         ({"n": 17}, "n"),
+        ({"prompt": ["a"] * 60, "n": 9}, "n"),
         ({"max_tokens": -1}, "max_tokens"),
         ({"guided_regex": "("}, "guided_regex"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),

@@ -179,6 +179,8 @@ def test_choices_and_formats(client: TestClient, engine: FakeEngine) -> None:
     schema = {"type": "json_schema", "name": "a", "schema": CITY, "strict": True}
     assert ask(client, text={"format": schema})["text"] == {"format": schema}
     assert accepts('{"city": "x"}') and not accepts("{}")
+    ask(client, guided_choice=["yes", "no"])
+    assert accepts("no") and not accepts("maybe")
     ask(client, text={"format": {"type": "json_object"}})
     assert accepts("{}") and not accepts("[]")
     assert ask(client)["text"] == {"format": {"type": "text"}}

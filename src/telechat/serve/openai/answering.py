@@ -68,7 +68,12 @@ async def respond(service: Service, request: Request, prepare: Prepare, *, is_st
         job = await start(service, visit, ask)
         if is_streamed:
             # The visit is now the response's to close.
-            return GeneratedResponse(_events(job, form), headers=sse.HEADERS, on_close=stack.pop_all().close)
+            return GeneratedResponse(
+                _events(job, form),
+                headers=sse.HEADERS,
+                on_close=stack.pop_all().close,
+                when_idle=sse.KEEP_ALIVE,
+            )
         return await run_while_connected(request, _whole(job, form))
 
 

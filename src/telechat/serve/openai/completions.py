@@ -13,7 +13,7 @@ from telechat.serve.openai.answering import Form, respond
 from telechat.serve.openai.completion_answers import CompletionForm
 from telechat.serve.openai.completion_fields import CompletionRequest
 from telechat.serve.openai.job import Ask, blamed_on
-from telechat.serve.openai.prompts import encode_prompts
+from telechat.serve.openai.prompts import MAX_ANSWERS, encode_prompts
 from telechat.serve.openai.sampling import check_choices, sampling_changes
 from telechat.serve.openai.structured import from_guided, settle, the_one
 from telechat.serve.openai.token_text import TokenText
@@ -59,6 +59,12 @@ async def _ask(service: Service, body: CompletionRequest) -> Ask:
     structure = the_one(from_guided(body))
     params = model.default_params.replace(**changes)
     params = params.replace(structured_outputs=await settle(model, structure, None))
+    if len(body.prompt) * n > MAX_ANSWERS:
+        raise bad_field(
+            f"{len(body.prompt)} prompts with n = {n} ask for {len(body.prompt) * n} answers; "
+            f"a request may have {MAX_ANSWERS}.",
+            "n",
+        )
     prompts = await encode_prompts(service, body.prompt, "prompt")
     with blamed_on("prompt"):
         for prompt in prompts:

@@ -16,6 +16,8 @@ from telechat.serve.openai.job import blamed_on
 from telechat.serve.service import Service
 
 MAX_PROMPTS = 128
+# Answers to all prompts of a request together: well below what the engine holds, or it could never take them.
+MAX_ANSWERS = 512
 
 Prompt = str | list[int]
 

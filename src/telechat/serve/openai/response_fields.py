@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
 from telechat.serve.openai.chat_fields import Text
-from telechat.serve.openai.fields import MAX_TOP_LOGPROBS, SamplingFields, Strict, Written
+from telechat.serve.openai.fields import MAX_TOP_LOGPROBS, GuidedFields, SamplingFields, Strict, Written
 
 LOGPROBS = "message.output_text.logprobs"
 _NOTHING_KEPT = "this service keeps nothing between requests; send the whole conversation as input"
@@ -83,7 +83,7 @@ Input = Annotated[
 ]
 
 
-class ResponseRequest(SamplingFields):
+class ResponseRequest(SamplingFields, GuidedFields):
     """Body of `POST /v1/responses`."""
 
     input: Input = Field(

@@ -17,7 +17,7 @@ from telechat.serve.openai.response_answers import ResponseForm
 from telechat.serve.openai.response_fields import FunctionTool, ResponseRequest
 from telechat.serve.openai.response_input import to_template
 from telechat.serve.openai.sampling import sampling_changes
-from telechat.serve.openai.structured import Structure, settle
+from telechat.serve.openai.structured import Structure, from_guided, settle, the_one
 from telechat.serve.openai.token_text import TokenText
 from telechat.serve.openai.tools import Function, ToolPlan, plan_tools
 from telechat.serve.openapi import json_body
@@ -53,7 +53,7 @@ async def _ask(service: Service, body: ResponseRequest) -> Ask:
     if body.wants_logprobs:
         changes["logprobs"] = body.top_logprobs or 0
     params = model.default_params.replace(**changes)
-    params = params.replace(structured_outputs=await settle(model, _structure(body), plan))
+    params = params.replace(structured_outputs=await settle(model, the_one(_structures(body)), plan))
     with blamed_on("input"):
         prompt = await service.encode(to_template(body), plan.offered if plan is not None else None)
     return Ask(prompts=[prompt], params=params, tools=plan, field="input")
@@ -79,17 +79,18 @@ def _as_chat_tool(tool: FunctionTool) -> Mapping[str, Any]:
     return {"type": "function", "function": {name: written[name] for name in written if name != "type"}}
 
 
-def _structure(body: ResponseRequest) -> Structure | None:
-    """What `text.format` demands; None when any text will do."""
+def _structures(body: ResponseRequest) -> list[Structure]:
+    """What `text.format` and the extensions demand; nothing when any text will do."""
     field = "text.format"
     given = body.text.format if body.text is not None else None
+    found = from_guided(body)
     if given is None or given.type == "text":
-        return None
+        return found
     if given.type == "json_object":
-        return Structure(StructuredOutputs(json_object=True), field)
+        return [Structure(StructuredOutputs(json_object=True), field), *found]
     if given.schema_ is None:
         raise bad_field(f"{field} of type json_schema needs a schema.", field)
-    return Structure(StructuredOutputs(json=given.schema_), field)
+    return [Structure(StructuredOutputs(json=given.schema_), field), *found]
 
 
 def _echoed(service: Service, body: ResponseRequest, params: SamplingParams) -> dict[str, Any]:
