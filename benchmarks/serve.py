@@ -1,9 +1,9 @@
 """`make bench-serve`: the service under load, beside its engine alone and beside other servers.
 
-    python -m benchmarks.serve                           200 streams for 5 minutes, then the peers (25 minutes)
+    python -m benchmarks.serve                           200 streams for 5 minutes, then peers (25 minutes)
     python -m benchmarks.serve --seconds 30 --no-peers   a short look
 
-The demo model, greedy, deterministic. Every stream is compared with the same request made alone. Memory is that
+The demo model, greedy, deterministic. Streams are compared with the same request made alone. Memory is that
 of the server's processes. Prints a table, writes JSON to benchmarks/results. A figure never fails the run.
 """
 

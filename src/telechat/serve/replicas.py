@@ -1,4 +1,4 @@
-"""Several engines behind one service: each request goes to the one that has seen most of its beginning.
+"""Several engines behind one service: a request goes where most of its beginning is known, else to the idlest.
 
 An engine keeps the beginnings of prompts in its cache, so a conversation is cheapest where it was before.
 What each engine has seen is remembered here by names of blocks, as the engine itself names them; it may have
@@ -24,9 +24,9 @@ from telechat.serve.contract import DeltaStream, ServiceModel
 PIECE_TOKENS = 64
 # Pieces remembered of one engine when its cache's size is not known: 1M tokens.
 _DEFAULT_PIECES = 16_384
-# An engine with this many more pending answers than the idlest one is passed over, whatever it has seen:
-# where all prompts begin alike, one engine would otherwise do all the work.
-MAX_LEAD = 8
+# What one pending answer is reckoned to cost, in tokens of a prompt: where all prompts begin alike, one engine
+# must not do all the work.
+PENDING_TOKENS = 64
 
 
 class Replica(Protocol):
@@ -106,17 +106,15 @@ class ReplicaSet:
     def _by_preference(self, names: Sequence[BlockName]) -> list[int]:
         """Numbers of replicas, the best for a prompt of these pieces first, dead ones last.
 
-        Best is the longest known beginning among those that have not much more to do than the idlest; then
-        the fewest pending answers.
+        Best is where least is to be computed: the tokens of the prompt that it has not seen, and the pending
+        answers, each reckoned as `PENDING_TOKENS`.
         """
-        pending = [replica.num_pending for replica in self.replicas]
-        alive = [number for number, replica in enumerate(self.replicas) if replica.is_alive]
-        least = min((pending[number] for number in alive), default=0)
 
-        def rank(number: int) -> tuple[bool, bool, int, int]:
-            is_dead = number not in alive
-            is_behind = pending[number] > least + MAX_LEAD
-            return is_dead, is_behind, -self._seen[number].count_known(names), pending[number]
+        def rank(number: int) -> tuple[bool, int, int]:
+            replica = self.replicas[number]
+            num_known = PIECE_TOKENS * self._seen[number].count_known(names)
+            cost = PENDING_TOKENS * replica.num_pending - num_known
+            return not replica.is_alive, cost, replica.num_pending
 
         return sorted(range(len(self.replicas)), key=rank)
 

@@ -13,7 +13,7 @@ from telechat.engine import QueueFullError, SamplingParams
 from telechat.engine.engine_process import EngineDiedError
 from telechat.engine.outputs import EngineStats
 from telechat.errors import ConfigError, PromptError
-from telechat.serve.replicas import MAX_LEAD, PIECE_TOKENS, ReplicaSet, piece_names
+from telechat.serve.replicas import PENDING_TOKENS, PIECE_TOKENS, ReplicaSet, piece_names
 
 GREEDY = SamplingParams(temperature=0)
 A = [1] * PIECE_TOKENS
@@ -72,37 +72,42 @@ def test_the_least_loaded_gets_what_nobody_has_seen() -> None:
 def test_the_one_that_has_seen_most_of_the_beginning() -> None:
     service, replicas = three()
     replicas[0].num_pending = 1
-    assert chosen(service, replicas, A + B) == 1
+    assert chosen(service, replicas, 4 * A + B) == 1
     replicas[1].num_pending = 2
-    assert chosen(service, replicas, A + C) == 1
-    assert chosen(service, replicas, A + B + C) == 1
+    assert chosen(service, replicas, 4 * A + C) == 1
+    assert chosen(service, replicas, 4 * A + B + C) == 1
     # Equal text elsewhere than at the beginning is worth nothing.
-    assert chosen(service, replicas, B + A) == 2
+    assert chosen(service, replicas, B + 4 * A) == 2
     replicas[2].num_pending = 3
-    assert chosen(service, replicas, B + A + C) == 2
+    assert chosen(service, replicas, B + 4 * A + C) == 2
     # Nor is a beginning shorter than a piece.
     assert chosen(service, replicas, A[:-1]) == 0
 
 
 def test_a_common_beginning_does_not_load_one_alone() -> None:
+    """Three known pieces are worth the wait for fewer than three answers."""
+    assert PENDING_TOKENS == PIECE_TOKENS
     service, replicas = three()
-    assert chosen(service, replicas, A) == 0
-    replicas[0].num_pending = MAX_LEAD
-    assert chosen(service, replicas, A) == 0
-    replicas[0].num_pending = MAX_LEAD + 1
-    assert chosen(service, replicas, A) == 1
+    assert chosen(service, replicas, 3 * A) == 0
+    replicas[0].num_pending = 2
+    assert chosen(service, replicas, 3 * A) == 0
+    replicas[0].num_pending = 3
+    assert chosen(service, replicas, 3 * A) == 1
+    replicas[1].num_pending = 1
+    # Both have seen it now.
+    assert chosen(service, replicas, 3 * A) == 1
 
 
 def test_a_dead_one_is_left_out_until_it_is_back() -> None:
     service, replicas = three()
-    assert chosen(service, replicas, A) == 0
+    assert chosen(service, replicas, 2 * A) == 0
     replicas[0].is_alive = False
-    assert chosen(service, replicas, A) == 1
+    assert chosen(service, replicas, 2 * A) == 1
     replicas[0].is_alive = True
     replicas[0].num_restarts = 1
     replicas[1].num_pending = 1
     # Back again, it has forgotten what it had seen: the other one has seen it.
-    assert chosen(service, replicas, A) == 1
+    assert chosen(service, replicas, 2 * A) == 1
     assert chosen(service, replicas, B) == 0
 
 
@@ -153,9 +158,10 @@ def test_what_is_remembered_is_bounded_by_the_cache() -> None:
     replicas[1].num_pending = replicas[2].num_pending = 1
     for prompt in (A, B, C):
         assert chosen(service, replicas, prompt) == 0
-    replicas[0].num_pending = 2
+    replicas[0].num_pending = 1
     assert chosen(service, replicas, C) == 0
     assert chosen(service, replicas, B) == 0
+    replicas[0].num_pending = 2
     # The oldest one is forgotten.
     assert chosen(service, replicas, A) == 1
 
