@@ -56,12 +56,13 @@ class PatientProtocol(H11Protocol):
         super().data_received(data)
         is_waiting = self.cycle is None or self.cycle.response_complete
         if not is_waiting:
-            self._head_timer = _stop(self._head_timer)
+            self._stop_head_timer()
         elif self._head_timer is None and not self.transport.is_closing():
             self._head_timer = self.loop.call_later(self._patience.head, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_timer, self._stall_timer = _stop(self._head_timer), _stop(self._stall_timer)
+        self._stop_head_timer()
+        self._stop_stall_timer()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -71,7 +72,7 @@ class PatientProtocol(H11Protocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._stall_timer = _stop(self._stall_timer)
+        self._stop_stall_timer()
 
     def timeout_keep_alive_handler(self) -> None:
         """Closing waits for the client to read the rest of its answer; one that has not by now never will."""
@@ -79,6 +80,16 @@ class PatientProtocol(H11Protocol):
             self._give_up()
         else:
             super().timeout_keep_alive_handler()
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _stop_stall_timer(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
 
     def _give_up(self) -> None:
         """`connection_lost` follows, and with it the end of the work that was done for the client."""
@@ -99,11 +110,6 @@ class PatientProtocol(H11Protocol):
         ):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
-
-
-def _stop(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()
 
 
 def _probe_silence(transport: asyncio.Transport, seconds: int) -> None:

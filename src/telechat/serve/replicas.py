@@ -1,4 +1,4 @@
-"""Several engines behind one service: a request goes where most of its beginning is known, else to the idlest.
+"""Several engines behind one service: a request goes where its beginning is known, else to the idlest.
 
 An engine keeps the beginnings of prompts in its cache, so a conversation is cheapest where it was before.
 What each engine has seen is remembered here by names of blocks, as the engine itself names them; it may have
@@ -24,8 +24,8 @@ from telechat.serve.contract import DeltaStream, ServiceModel
 PIECE_TOKENS = 64
 # Pieces remembered of one engine when its cache's size is not known: 1M tokens.
 _DEFAULT_PIECES = 16_384
-# What one pending answer is reckoned to cost, in tokens of a prompt: where all prompts begin alike, one engine
-# must not do all the work.
+# What a pending answer is reckoned to cost, in tokens of a prompt: one engine must not do all the work where
+# all prompts begin alike.
 PENDING_TOKENS = 64
 
 
