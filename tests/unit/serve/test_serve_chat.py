@@ -320,6 +320,7 @@ def test_malformed_calls_come_back_as_text(client: TestClient, engine: FakeEngin
         ({"guided_choice": ["a"], "response_format": {"type": "json_object"}}, "guided_choice"),
         ({"guided_choice": ["a"], "ignore_eos": True}, "ignore_eos"),
         ({"tools": TOOLS, "guided_regex": "a"}, "guided_regex"),
+        ({"tools": TOOLS, "tool_choice": "required", "guided_regex": "("}, "guided_regex"),
         ({"max_tokens": 2, "min_tokens": 3}, "min_tokens"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"logit_bias": {"5": 101}}, "logit_bias.5"),

@@ -94,19 +94,16 @@ async def settle(
     Raises:
         ApiError: 400 that names the field, where it cannot be compiled or does not go with tools.
     """
+    if structure is not None:
+        await _check(model, structure)
     if plan is not None and (plan.is_forced or structure is not None):
         return await _with_calls(model, structure, plan)
-    if structure is None:
-        return None
-    await _check(model, structure)
-    return structure.outputs
+    return None if structure is None else structure.outputs
 
 
 async def _with_calls(model: ServiceModel, structure: Structure | None, plan: ToolPlan) -> StructuredOutputs:
-    answer = None
-    if structure is not None and not plan.is_forced:
-        await _check(model, structure)
-        answer = _json_schema(structure)
+    # An answer that must be a call has no text that could have a structure.
+    answer = _json_schema(structure) if structure is not None and not plan.is_forced else None
     token_id = model.tokenizer.token_to_id
     outputs = call_grammar(plan.functions, token_id, only_first=plan.only_first, answer=answer)
     try:
