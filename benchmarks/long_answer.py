@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 # On screen: from the Enter key to the frame after the page has gone idle. Blocked: the time between timers
-# that should fire every few milliseconds, where it is above 50. Key presses are measured by the browser itself,
+# that should fire every few milliseconds, where it is above 50. The browser itself measures key presses,
 # to the next frame.
 _PROBE = """() => {
     const probe = window.probe = { longest: 0, blocked: 0, keys: [], asked: 0, done: 0 };
