@@ -3,7 +3,8 @@
 In a copy of the tree it first runs the unit tests of the command line and notes which options each of them
 gives. Then, for every option of every verb, it runs the tests that give it while the parser forgets it:
 whatever is typed, the verb sees the default. Some test then has to fail that passes by itself when nothing is
-forgotten; otherwise the option has survived. Tests of whole deployments (e2e) are left out as too slow.
+forgotten. What these tests do not notice is tried with the other unit tests that use the command line; an
+option has survived when those do not notice either. Tests of whole deployments (e2e) are left out: too slow.
 
     python tools/option_check.py            all
     python tools/option_check.py chat seed  all options of `chat`, and `--seed` of every verb
@@ -35,6 +36,8 @@ import forgetful
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND_LINE = "src/telechat/cli"
+# The quick tests first; the others only for what these do not notice.
+TEST_FOLDERS = ("tests/unit/cli", "tests/unit")
 # Imported before the forks, because each of them needs these and they take seconds.
 HEAVY = ("hypothesis", "pytest", "torch", "telechat.engine", "telechat.serve.server", "telechat.evals.demo")
 # A forgotten option may leave a test waiting for ever. That says little on a busy machine: it does not count.
@@ -236,14 +239,14 @@ class Known:
         return digest.hexdigest()[:16]
 
 
-def test_files(options: list[Option]) -> list[str]:
-    """The test files that use the command line and mention a verb of these options, relative to the tree."""
+def test_files(options: list[Option], folder: str) -> list[str]:
+    """The test files below `folder` that use the command line and mention a verb of these options."""
     # `eval demo`, and `"eval", "demo"`.
     verbs = {r"\W+".join(option.command.split()[1:]) for option in options}
     uses = re.compile(r"telechat\.cli|\"telechat\"")
     mentions = re.compile(rf"\b({'|'.join(sorted(verbs))})\b|\bVERBS\b")
     found = []
-    for path in sorted(Path("tests/unit").rglob("test_*.py")):
+    for path in sorted(Path(folder).rglob("test_*.py")):
         text = path.read_text(encoding="utf-8")
         if uses.search(text) and mentions.search(text):
             found.append(str(path))
@@ -260,10 +263,9 @@ def take_notes(file: str, own: Path) -> dict[str, Any]:
     return {"seconds": passed, "given": [json.loads(line) for line in lines]}
 
 
-def all_notes(options: list[Option], known: Known, folder: Path, jobs: int) -> Notes:
-    """Notes on the tests of these options; those on an unchanged file are taken from `known`."""
+def all_notes(files: list[str], known: Known, folder: Path, jobs: int) -> Notes:
+    """Notes on these test files; those on an unchanged file are taken from `known`."""
     notes = Notes()
-    files = test_files(options)
     fresh = [file for file in files if not known.holds("files", file, file)]
     for file, found in in_forks(take_notes, fresh, folder, jobs):
         known.keep("files", file, found, file)
@@ -309,20 +311,33 @@ def check(options: list[Option], known: Known, folder: Path, jobs: int) -> list[
         test = known.tables["options"].get(option.key, {}).get("noticed_by")
         return bool(test) and known.holds("options", option.key, test.partition("::")[0])
 
-    to_do = [option for option in options if not is_known(option)]
-    print(f"{len(options)} options, {len(options) - len(to_do)} of them checked before", flush=True)
-    notes = all_notes(to_do, known, folder, jobs) if to_do else Notes()
+    left = [option for option in options if not is_known(option)]
+    print(f"{len(options)} options, {len(options) - len(left)} of them checked before", flush=True)
+    seen: set[str] = set()
+    for tests in TEST_FOLDERS:
+        files = [file for file in test_files(left, tests) if file not in seen] if left else []
+        seen.update(files)
+        left = check_with(files, left, known, folder, jobs)
+    return left
+
+
+def check_with(
+    files: list[str], options: list[Option], known: Known, folder: Path, jobs: int
+) -> list[Option]:
+    """Check the options with these test files; returns those that none of them notices."""
+    notes = all_notes(files, known, folder, jobs)
 
     def look(option: Option, own: Path) -> str | None:
         return who_notices(option, notes.tests_of(option), own)
 
-    survived = []
-    for number, (option, test) in enumerate(in_forks(look, to_do, folder, jobs), start=1):
-        print(f"[{number}/{len(to_do)}] {option}: {f'noticed by {test}' if test else 'SURVIVED'}", flush=True)
+    unnoticed = []
+    for number, (option, test) in enumerate(in_forks(look, options, folder, jobs), start=1):
+        said = f"noticed by {test}" if test else f"not noticed by {len(notes.tests_of(option))} tests"
+        print(f"[{number}/{len(options)}] {option}: {said}", flush=True)
         known.keep("options", option.key, {"noticed_by": test}, (test or "").partition("::")[0])
         if test is None:
-            survived.append(option)
-    return survived
+            unnoticed.append(option)
+    return unnoticed
 
 
 def main() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from telechat.cli.main import main
 from telechat.cli.parser import CommandParser
 from telechat.cli.verbs import VERBS as ALL_VERBS
 from telechat.engine import SamplingParams
+from telechat.quant import QuantizeConfig
 
 __all__ = ["loaded"]
 
@@ -126,3 +128,22 @@ def test_sampling_options_arrive(
     plain = SamplingParams()
     assert getattr(plain, name) != value
     assert llm.params == [plain, plain.replace(**{name: value})]
+
+
+def test_quantize_options_arrive(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each alone beside the defaults; what they do is tested with the folders they make."""
+    seen: list[Any] = []
+
+    def fake(model: str, out: Path, config: object, *, on_progress: object) -> Path:
+        seen.append((model, out, config))
+        return out
+
+    monkeypatch.setattr("telechat.quant.quantize", fake)
+    words = ["quantize", "run", "some/model", "out"]
+    for flags in ("", "--bits 8", "--group-size 128"):
+        assert main([*words, *flags.split()]) == 0
+        assert capsys.readouterr().out == "out\n"
+    changes: tuple[dict[str, Any], ...] = ({}, {"bits": 8}, {"group_size": 128})
+    assert seen == [("some/model", Path("out"), QuantizeConfig(**change)) for change in changes]
+    assert main([*words, "--method", "other"]) == 1
+    assert "Unknown quantisation method 'other'" in capsys.readouterr().err
