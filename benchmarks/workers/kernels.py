@@ -85,7 +85,12 @@ class Kernels:
         slots = torch.tensor(
             [table[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for table in tables for p in span]
         )
-        sequences = Sequences.of([num_new] * num_sequences, [past + num_new] * num_sequences, tables)
+        sequences = Sequences.of(
+            [num_new] * num_sequences,
+            [past + num_new] * num_sequences,
+            tables,
+            num_decoding=num_sequences if num_new == 1 else 0,
+        )
         x, angles = torch.randn(total, self.hidden), torch.rand(total, self.head_dim)
         last = torch.arange(num_new - 1, total, num_new)
         start = time.perf_counter()

@@ -7,6 +7,7 @@ nor how a model computes. Shapes: L rows whose results are wanted, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -45,44 +46,51 @@ class Runner:
         return self.executor.hidden_states(self.batch(works))
 
     def batch(self, works: Sequence[Work]) -> PagedBatch:
-        """The batch of these works, each a sequence of its own. Valid until the next call."""
+        """The batch of these works: tokens of answers first, then tokens of prompts. Valid until the next call.
+
+        A work that has both is two sequences: an answer's tokens that are computed again are computed as they
+        were when they were new.
+        """
         size = self.block_size
         ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
-        wanted: list[int] = []
+        wanted: list[list[int]] = [[] for _ in works]
         starts, lengths = [0], []
         runs: list[tuple[int, int]] = []
         num_blocks: list[int] = []
         most_new = 0
-        self._make_room(len(works), max(len(work.request.block_table) for work in works))
-        for row, (request, start, count, num_logits, rope_length) in enumerate(works):
+        pieces, num_decoding = _by_kind(works)
+        self._make_room(len(pieces), max(len(work.request.block_table) for work in works))
+        for row, (index, start, stop) in enumerate(pieces):
+            request, _, _, num_logits, rope_length = work = works[index]
             table = request.block_table
-            stop = start + count
             ids += request.tokens(start, stop)
-            if count == 1:
+            if stop - start == 1:
                 positions.append(start)
                 slots.append(table[start // size] * size + start % size)
             else:
                 positions += range(start, stop)
                 slots += _slots(table, size, start, stop)
             end = len(ids)
-            wanted += range(end - num_logits, end)
+            if num_logits:
+                wanted[index] = [*range(end - min(num_logits - (work.stop - stop), stop - start), end), *wanted[index]]
             starts.append(end)
             lengths.append(stop)
             if runs and runs[-1][1] == rope_length:
                 runs.pop()
             runs.append((end, rope_length))
-            most_new = max(most_new, count)
+            most_new = max(most_new, stop - start)
             num_blocks.append(len(table))
             self._write(row, table)
         sequences = Sequences(
             torch.tensor(starts, dtype=torch.int32),
             torch.tensor(lengths, dtype=torch.int32),
-            torch.from_numpy(self._tables[: len(works)]),
+            torch.from_numpy(self._tables[: len(pieces)]),
             most_new,
             max(lengths),
             num_blocks=num_blocks,
+            num_decoding=num_decoding,
         )
         return PagedBatch(
             torch.tensor(ids),
@@ -90,7 +98,7 @@ class Runner:
             runs,
             torch.tensor(slots),
             sequences,
-            torch.tensor(wanted, dtype=torch.int64),
+            torch.tensor(list(chain.from_iterable(wanted)), dtype=torch.int64),
         )
 
     def _make_room(self, num_rows: int, num_blocks: int) -> None:
@@ -105,6 +113,22 @@ class Runner:
         if self._written[row] != table:
             self._tables[row, : len(table)] = table
             self._written[row] = table.copy()
+
+
+def _by_kind(works: Sequence[Work]) -> tuple[list[tuple[int, int, int]], int]:
+    """Works cut where a prompt ends: (number of the work, start, stop), answers first; how many are answers."""
+    answers: list[tuple[int, int, int]] = []
+    prompts: list[tuple[int, int, int]] = []
+    for index, (request, start, count, _, _) in enumerate(works):
+        num_prompt, stop = len(request.prompt_token_ids), start + count
+        if start >= num_prompt:
+            answers.append((index, start, stop))
+        elif stop <= num_prompt:
+            prompts.append((index, start, stop))
+        else:
+            prompts.append((index, start, num_prompt))
+            answers.append((index, num_prompt, stop))
+    return answers + prompts, len(answers)
 
 
 def _slots(table: Sequence[int], block_size: int, start: int, stop: int) -> list[int]:

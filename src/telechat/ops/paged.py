@@ -88,6 +88,8 @@ class Sequences:
             laid out on the host and must not wait for the device; None when nobody counted.
         num_blocks: entries of each table; None: those that its length needs.
         on_host: the same on the host, where these tensors were brought to a device.
+        num_decoding: so many at the beginning have tokens of answers, the others tokens of prompts. Kernels may
+            compute the two in different ways, and thus each token in the same way whatever is beside it.
     """
 
     query_starts: Tensor
@@ -97,10 +99,16 @@ class Sequences:
     longest: int | None = None
     num_blocks: Sequence[int] | None = None
     on_host: Sequences | None = None
+    num_decoding: int = 0
 
     @classmethod
     def of(
-        cls, num_new: Sequence[int], kv_lengths: Sequence[int], block_tables: Sequence[Sequence[int]]
+        cls,
+        num_new: Sequence[int],
+        kv_lengths: Sequence[int],
+        block_tables: Sequence[Sequence[int]],
+        *,
+        num_decoding: int = 0,
     ) -> Sequences:
         """From plain lists, on the CPU; tables are filled up to the longest."""
         starts = [0]
@@ -115,6 +123,7 @@ class Sequences:
             max(num_new, default=0),
             max(kv_lengths, default=0),
             [len(table) for table in block_tables],
+            num_decoding=num_decoding,
         )
 
     @property
@@ -132,6 +141,7 @@ class Sequences:
             self.longest,
             self.num_blocks,
             self.on_host or self,
+            self.num_decoding,
         )
 
     def bounds(self) -> tuple[list[int], list[int]]:

@@ -19,9 +19,9 @@ from telechat.models.paged import PagedBatch
 from telechat.ops.paged import Sequences
 
 _FRAME = struct.Struct("<QQ")  # what to do, bytes that follow
-# T tokens, S sequences, blocks of the longest table, L wanted rows, rotary runs; most_new and longest, each
-# preceded by whether it is known.
-_BATCH = struct.Struct("<9Q")
+# T tokens, S sequences, how many of them decode, blocks of the longest table, L wanted rows, rotary runs;
+# most_new and longest, each preceded by whether it is known.
+_BATCH = struct.Struct("<10Q")
 
 
 class Order(enum.IntEnum):
@@ -84,6 +84,7 @@ def pack_batch(batch: PagedBatch, block_size: int) -> bytes:
     head = _BATCH.pack(
         len(batch.token_ids_T),
         sequences.count,
+        sequences.num_decoding,
         tables.shape[1],
         len(batch.logit_rows_L),
         len(batch.rope_runs),
@@ -101,7 +102,7 @@ def pack_batch(batch: PagedBatch, block_size: int) -> bytes:
 
 def unpack_batch(payload: bytearray) -> PagedBatch:
     """The batch that `pack_batch` wrote; its tensors share the payload's memory."""
-    T, S, num_blocks, L, R, has_most, most_new, has_longest, longest = _BATCH.unpack_from(payload)
+    T, S, num_decoding, num_blocks, L, R, has_most, most_new, has_longest, longest = _BATCH.unpack_from(payload)
     offset = _BATCH.size
 
     def taken(dtype: torch.dtype, *shape: int) -> Tensor:
@@ -121,6 +122,7 @@ def unpack_batch(payload: bytearray) -> PagedBatch:
         taken(torch.int32, S, num_blocks),
         most_new if has_most else None,
         longest if has_longest else None,
+        num_decoding=num_decoding,
     )
     rope_runs = [(row, length) for row, length in runs.tolist()]
     return PagedBatch(token_ids, positions, rope_runs, slots, sequences, logit_rows)

@@ -70,6 +70,22 @@ def test_decoding_beside_a_chunk() -> None:
     assert sequences.num_blocks == [2, 4]
 
 
+def test_answers_come_before_prompts_whatever_the_order_of_works() -> None:
+    run, recorder = runner()
+    prompt, decoding = request([1, 2, 3], [], [1]), request([4, 5], [6], [2])
+    again = request([7, 8], [9, 10, 11], [3])  # has lost its blocks and is computed again
+    run.logits([Work(prompt, 0, 3, 3, 9), Work(again, 0, 5, 4, 9), Work(decoding, 2, 1, 1, 9)])
+    (batch,) = recorder.batches
+    assert batch.sequences.num_decoding == 2
+    assert batch.token_ids_T.tolist() == [9, 10, 11, 6, 1, 2, 3, 7, 8]
+    assert batch.positions_T.tolist() == [2, 3, 4, 2, 0, 1, 2, 0, 1]
+    assert batch.sequences.query_starts.tolist() == [0, 3, 4, 7, 9]
+    assert batch.sequences.kv_lengths.tolist() == [5, 3, 3, 2]
+    assert batch.sequences.block_tables[:, 0].tolist() == [3, 2, 1, 3]
+    # In the order of works: three of the prompt, the last four of five, one.
+    assert batch.logit_rows_L.tolist() == [4, 5, 6, 8, 0, 1, 2, 3]
+
+
 def test_drafts_and_tables_of_their_own() -> None:
     run, recorder = runner()
     drafted = request([1, 2, 3], [4], [6], drafts=[5, 6])

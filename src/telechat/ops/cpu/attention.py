@@ -35,6 +35,7 @@ def sequences_fields(sequences: Sequences) -> dict[str, int]:
     """The fields that C structs have about sequences."""
     return {
         "num_sequences": sequences.count,
+        "num_decoding": sequences.num_decoding,
         "max_blocks": sequences.block_tables.shape[1],
         "query_starts": sequences.query_starts.data_ptr(),
         "kv_lengths": sequences.kv_lengths.data_ptr(),
@@ -55,8 +56,8 @@ def paged_attention(
     """Attention of rotated queries, [T, H, d] in their dtype; the new tokens are already in the cache.
 
     Args:
-        deterministic: a row's result must not depend on the other rows. Otherwise prompts over a bf16 or int8
-            cache take bf16 queries and weights where the machine has AMX.
+        deterministic: in fp32. Otherwise, where the machine has AMX, sequences that do not decode take bf16
+            queries and weights over a bf16 or int8 cache.
     """
     require(obstacle(q_THd, cache, sequences))
     out = torch.empty_like(q_THd)

@@ -83,7 +83,7 @@ class Attention(Structure):
         ("cache", Cache),
         ("dtype", c_int32),
         ("deterministic", c_int32),
-        *((name, c_int64) for name in ("num_heads", "num_sequences", "max_blocks")),
+        *((name, c_int64) for name in ("num_heads", "num_sequences", "num_decoding", "max_blocks")),
         *((name, c_void_p) for name in ("query_starts", "kv_lengths", "block_tables")),
     ]
 
@@ -154,7 +154,8 @@ class Batch(Structure):
     """tc_batch."""
 
     _fields_: ClassVar[Fields] = [
-        *((name, c_int64) for name in ("num_tokens", "num_sequences", "max_blocks", "num_logits")),
+        *((name, c_int64) for name in ("num_tokens", "num_sequences", "num_decoding")),
+        *((name, c_int64) for name in ("max_blocks", "num_logits")),
         *((name, c_void_p) for name in ("query_starts", "kv_lengths", "block_tables", "slots")),
         *((name, c_void_p) for name in ("cos", "sin", "logit_rows", "x", "logits")),
     ]
@@ -173,7 +174,7 @@ _FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "tc_unpack": (None, [POINTER(Weight), c_void_p]),
     "tc_matmul": (
         None,
-        [c_void_p, POINTER(Weight), POINTER(Source), c_int64, POINTER(Output), c_int],
+        [c_void_p, POINTER(Weight), POINTER(Source), c_int64, POINTER(Output), c_int64],
     ),
     "tc_norm": (None, [c_void_p] * 5 + [c_int64, c_int64, c_float, c_int]),
     "tc_swiglu": (None, [c_void_p] * 4 + [c_int64, c_int]),

@@ -1,9 +1,8 @@
 """Products of activations and packed weights, with bias.
 
-With int4 and int8 weights the activations are quantised on the fly, int8 by groups of 32, and every row is
-summed in the same order at any number of rows. Unless `deterministic` is set, many rows on an AMX machine
-take another way: activations in bf16 and weights turned into bf16. bf16 weights take activations rounded to
-bf16.
+With int4 and int8 weights the activations are quantised on the fly, int8 by groups of 32. On an AMX machine rows of
+prompts take another way: activations in bf16 and weights turned into bf16. bf16 weights take activations rounded to
+bf16. Every row is summed in the same order at any number of rows.
 Shapes: M rows, N outputs, K inputs.
 """
 
@@ -20,6 +19,8 @@ from telechat.ops.cpu.tensors import ELEMENT_TYPES, element_obstacle, require
 from telechat.ops.cpu.weights import PackedWeight, is_quantised
 
 ACTIVATION_GROUP = 32
+# From so many rows on, turning quantised weights into bf16 beats integer products.
+_MANY_ROWS = 48
 
 
 def obstacle(x_MK: Tensor, weight: PackedWeight, bias_N: Tensor | None) -> str | None:
@@ -39,7 +40,7 @@ def matmul(
     *,
     out_dtype: torch.dtype | None = None,
     add_to: Tensor | None = None,
-    deterministic: bool = False,
+    num_decoding: int | None = None,
 ) -> Tensor:
     """x @ weight.T + bias, [M, N].
 
@@ -47,7 +48,7 @@ def matmul(
         x_MK: float32 or bfloat16.
         out_dtype: dtype of the result; x's by default.
         add_to: [M, N], contiguous; the result is added to it in place and it is returned.
-        deterministic: a row's result must not depend on the other rows.
+        num_decoding: so many rows at the beginning take the way of decoding; by default all when they are few.
     """
     require(obstacle(x_MK, weight, bias_N))
     M = x_MK.shape[0]
@@ -63,7 +64,7 @@ def matmul(
         ctypes.byref(source),
         M,
         ctypes.byref(output),
-        int(deterministic),
+        (M if M < _MANY_ROWS else 0) if num_decoding is None else num_decoding,
     )
     return out
 
@@ -85,6 +86,6 @@ def round_activations_reference(x_MK: Tensor, weight: PackedWeight) -> Tensor:
 
 
 def matmul_reference(x_MK: Tensor, weight: PackedWeight, bias_N: Tensor | None = None) -> Tensor:
-    """The deterministic product in fp32, [M, N]; kernels differ from it by the order of additions only."""
+    """The product of decoding in fp32, [M, N]; kernels differ from it by the order of additions only."""
     out = round_activations_reference(x_MK, weight) @ weight.unpack().T
     return out if bias_N is None else out + bias_N

@@ -11,7 +11,7 @@ int64_t tc_weight_init(tc_weight *w);
 void tc_pack(tc_context *c, const tc_weight *w, const void *source, int dtype);
 void tc_unpack(const tc_weight *w, float *out);
 void tc_matmul(tc_context *c, const tc_weight *w, const tc_source *source, int64_t rows, const tc_output *output,
-               int deterministic);
+               int64_t num_decoding);
 void tc_norm(tc_context *c, void *x, const void *add, void *y, const void *weight, int64_t rows, int64_t width,
              float eps, int dtype);
 void tc_swiglu(tc_context *c, const void *gate, const void *up, void *y, int64_t count, int dtype);

@@ -120,8 +120,10 @@ def make_decoder(
     )
 
 
-def run(decoder: Decoder, model: TeleChatModel, chunks: list[Chunk]) -> list[Tensor]:
-    """Logits of every new token, by chunk."""
+def run(
+    decoder: Decoder, model: TeleChatModel, chunks: list[Chunk], *, num_decoding: int = 0
+) -> list[Tensor]:
+    """Logits of every new token, by chunk; the first `num_decoding` chunks are of answers."""
     ids = torch.tensor([token for chunk in chunks for token in chunk.ids])
     positions = [range(chunk.past, chunk.past + len(chunk.ids)) for chunk in chunks]
     slots = [
@@ -134,7 +136,8 @@ def run(decoder: Decoder, model: TeleChatModel, chunks: list[Chunk]) -> list[Ten
     x = model.transformer.word_embeddings(ids).float().contiguous()
     lengths = [chunk.past + len(chunk.ids) for chunk in chunks]
     counts = [len(chunk.ids) for chunk in chunks]
-    sequences = Sequences.of(counts, lengths, [chunk.blocks for chunk in chunks])
+    tables = [chunk.blocks for chunk in chunks]
+    sequences = Sequences.of(counts, lengths, tables, num_decoding=num_decoding)
     logits = decoder(x, cos, sin, torch.tensor(slots), sequences, torch.arange(len(ids)))
     return list(logits.split(counts))
 
@@ -207,6 +210,35 @@ def test_deterministic_rows(
     assert torch.equal(torch.cat(steps), alone)
     beside = run(decoder, model, [Chunk(second, 0, [8, 9, 10]), Chunk(first, 0, [11, 12, 13, 14])])
     assert torch.equal(beside[1], alone)
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.int8], ids=["bf16-cache", "int8-cache"])
+@pytest.mark.parametrize("moe", [None, MIXTURE], ids=["dense", "mixture"])
+@pytest.mark.parametrize("weight_format", ["int4", "int8", "bfloat16"])
+def test_fast_rows_depend_on_their_kind_and_not_on_their_company(
+    context: Context, weight_format: WeightFormat, moe: MoeConfig | None, cache_dtype: torch.dtype
+) -> None:
+    """A prompt's rows: whole, in chunks of 1 to 70, beside others. An answer's: alone, several, beside prompts."""
+    model = make_model(moe=moe)
+
+    def decoder() -> Decoder:
+        return make_decoder(context, model, weight_format, cache_dtype=cache_dtype, deterministic=False)
+
+    prompt, answer, other, blocks = tokens(70, 8), tokens(6, 9), tokens(33, 10), [0, 1, 2, 3, 4]
+    alone = decoder()
+    (whole,) = run(alone, model, [Chunk(prompt, 0, blocks)])
+    steps = [
+        run(alone, model, [Chunk([token], 70 + place, blocks)], num_decoding=1)[0]
+        for place, token in enumerate(answer)
+    ]
+    beside = decoder()
+    parts = [run(beside, model, [Chunk(prompt[:1], 0, blocks)])[0]]
+    parts.append(run(beside, model, [Chunk(other, 0, [8, 9, 10]), Chunk(prompt[1:50], 1, blocks)])[1])
+    mixed = [Chunk(other[:2], 33, [8, 9, 10]), Chunk(prompt[50:], 50, blocks)]
+    parts.append(run(beside, model, mixed, num_decoding=1)[1])
+    assert torch.equal(torch.cat(parts), whole)
+    mixed = [Chunk(answer, 70, blocks), Chunk(other, 0, [11, 12, 13])]
+    assert torch.equal(run(beside, model, mixed, num_decoding=1)[0], torch.cat(steps))
 
 
 def test_int8_cache_stays_near_the_model(context: Context) -> None:

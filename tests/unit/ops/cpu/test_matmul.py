@@ -39,7 +39,7 @@ def test_equals_the_reference(
         x = random(M, K, seed=M)
         expected = matmul_reference(x, weight, bias)
         # Only the order of fp32 additions differs.
-        assert relative_error(matmul(context, x, weight, bias, deterministic=True), expected) < 2e-5
+        assert relative_error(matmul(context, x, weight, bias, num_decoding=len(x)), expected) < 2e-5
         # Many rows may take bf16 for both factors: two roundings of 2^-9 each, averaged over K terms.
         exact = x @ weight.unpack().T + bias
         limit = 2e-2 if weight_format in ("int4", "int8", "bfloat16") else 2e-5
@@ -52,10 +52,10 @@ def test_types_of_input_and_output(context: Context, weight_format: WeightFormat
     for M in (1, 5, 64):
         x = random(M, 96, seed=2, dtype=torch.bfloat16)
         expected = matmul_reference(x, weight)
-        out = matmul(context, x, weight, deterministic=True)
+        out = matmul(context, x, weight, num_decoding=len(x))
         assert out.dtype == torch.bfloat16
         assert relative_error(out, expected) < 2**-8
-        out = matmul(context, x, weight, out_dtype=torch.float32, deterministic=True)
+        out = matmul(context, x, weight, out_dtype=torch.float32, num_decoding=len(x))
         assert relative_error(out, expected) < 2e-5
 
 
@@ -74,9 +74,9 @@ def test_adds_to_what_is_there(context: Context, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("weight_format", FORMATS)
 def test_a_row_does_not_depend_on_the_others(context: Context, weight_format: WeightFormat) -> None:
     weight, x = PackedWeight.pack(context, random(48, 320), weight_format), random(81, 320, seed=6)
-    alone = torch.cat([matmul(context, row[None], weight, deterministic=True) for row in x])
+    alone = torch.cat([matmul(context, row[None], weight, num_decoding=len(x)) for row in x])
     for M in ROWS:
-        assert torch.equal(matmul(context, x[:M].contiguous(), weight, deterministic=True), alone[:M])
+        assert torch.equal(matmul(context, x[:M].contiguous(), weight, num_decoding=len(x)), alone[:M])
 
 
 @pytest.mark.parametrize("weight_format", ["int4", "int8", "float32"])
@@ -84,7 +84,7 @@ def test_vector_levels_agree_to_the_bit(any_context: Context, weight_format: Wei
     # The portable level may have no fused multiply-add and differs in the last bits.
     levels = [level for level in available_levels() if level != "portable"]
     weight, x = PackedWeight.pack(any_context, random(48, 320), weight_format), random(19, 320, seed=7)
-    results = [matmul(shared_context(2, level), x, weight, deterministic=True) for level in levels]
+    results = [matmul(shared_context(2, level), x, weight, num_decoding=len(x)) for level in levels]
     assert all(torch.equal(result, results[0]) for result in results)
 
 

@@ -30,7 +30,7 @@ typedef struct {
 } tc_decoder;
 
 typedef struct {
-    int64_t num_tokens, num_sequences, max_blocks, num_logits;
+    int64_t num_tokens, num_sequences, num_decoding, max_blocks, num_logits; /* num_decoding: of the sequences */
     const int32_t *query_starts, *kv_lengths, *block_tables;
     const int64_t *slots;       /* [num_tokens] */
     const float *cos, *sin;     /* [num_tokens][head_dim] */
@@ -42,6 +42,7 @@ typedef struct {
 /* Buffers of one call, shared by all layers. `partial` exists where results do not go straight into x. */
 typedef struct {
     float *normed, *query, *key_value, *attended, *gate, *up, *partial;
+    int64_t num_decoding; /* rows at the beginning that are computed as those of a decoding step are */
 } buffers;
 
 /* x += sum of the ranks' partial results. */
@@ -56,7 +57,7 @@ static void project(tc_context *c, const tc_decoder *d, const tc_batch *b, buffe
                     const tc_weight *weight, const float *bias) {
     tc_product product = {weight, tc_into(b->x, d->hidden, bias, 1)};
     if (d->reduce) product.output = tc_into(t->partial, d->hidden, bias, 0);
-    tc_multiply(c, source, b->num_tokens, &product, 1, d->deterministic);
+    tc_multiply(c, source, b->num_tokens, &product, 1, t->num_decoding);
     if (d->reduce) add_partial(d, b, t);
 }
 
@@ -65,13 +66,13 @@ static void attention_part(tc_context *c, const tc_decoder *d, const tc_layer *l
     tc_source normed = {t->normed, NULL, TC_F32, d->hidden}, attended = {t->attended, NULL, TC_F32, width};
     tc_product products[2] = {{l->query, tc_into(t->query, width, NULL, 0)},
                               {l->key_value, tc_into(t->key_value, kv_width, NULL, 0)}};
-    tc_multiply(c, &normed, b->num_tokens, products, 2, d->deterministic);
+    tc_multiply(c, &normed, b->num_tokens, products, 2, t->num_decoding);
     tc_rope rope = {t->query, t->key_value, b->cos, b->sin, b->slots, l->cache, TC_F32, d->num_heads};
     tc_rope_rows(c, &rope, b->num_tokens);
     /* fp32 weights ask for fp32 throughout. */
     int is_exact = d->deterministic || l->query->format == TC_W_F32;
     tc_attention attention = {t->query, t->attended, l->cache, TC_F32, is_exact, d->num_heads, b->num_sequences,
-                              b->max_blocks, b->query_starts, b->kv_lengths, b->block_tables};
+                              b->num_decoding, b->max_blocks, b->query_starts, b->kv_lengths, b->block_tables};
     tc_attend_all(c, &attention);
     project(c, d, b, t, &attended, l->dense, l->dense_bias);
 }
@@ -79,14 +80,14 @@ static void attention_part(tc_context *c, const tc_decoder *d, const tc_layer *l
 static void feed_forward_part(tc_context *c, const tc_decoder *d, const tc_layer *l, const tc_batch *b,
                               buffers *t) {
     if (l->mixture) {
-        tc_mix(c, l->mixture, t->normed, t->partial, b->num_tokens, d->hidden, d->deterministic);
+        tc_mix(c, l->mixture, t->normed, t->partial, b->num_tokens, d->hidden, t->num_decoding);
         add_partial(d, b, t);
         return;
     }
     tc_source normed = {t->normed, NULL, TC_F32, d->hidden}, gated = {t->gate, t->up, TC_F32, d->ffn};
     tc_product products[2] = {{l->gate, tc_into(t->gate, d->ffn, NULL, 0)},
                               {l->up, tc_into(t->up, d->ffn, NULL, 0)}};
-    tc_multiply(c, &normed, b->num_tokens, products, 2, d->deterministic);
+    tc_multiply(c, &normed, b->num_tokens, products, 2, t->num_decoding);
     project(c, d, b, t, &gated, l->down, l->down_bias);
 }
 
@@ -105,7 +106,7 @@ static void head_part(tc_context *c, const tc_decoder *d, const tc_batch *b) {
     tc_norm_rows(c, rows, NULL, rows, d->final_norm, b->num_logits, d->hidden, d->eps, TC_F32);
     tc_source source = {rows, NULL, TC_F32, d->hidden};
     tc_product head = {d->head, tc_into(b->logits, d->head->rows, NULL, 0)};
-    tc_multiply(c, &source, b->num_logits, &head, 1, d->deterministic);
+    tc_multiply(c, &source, b->num_logits, &head, 1, ALL_ROWS);
 }
 
 /* Buffers are needed throughout, the scratch memory of a product only until the next: a mark is returned to
@@ -116,6 +117,7 @@ API void tc_decode(tc_context *c, const tc_decoder *d, const tc_batch *b) {
     const tc_cache *cache = &d->layers[0].cache;
     size_t n = (size_t)b->num_tokens * sizeof(float), width = (size_t)(d->num_heads * cache->head_dim);
     buffers t;
+    t.num_decoding = d->deterministic ? ALL_ROWS : b->query_starts[b->num_decoding];
     t.normed = tc_alloc(c, n * (size_t)d->hidden);
     t.partial = tc_alloc(c, n * (size_t)d->hidden);
     t.query = tc_alloc(c, n * width);

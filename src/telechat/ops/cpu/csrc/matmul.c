@@ -6,8 +6,6 @@
 
 /* From so many rows on, an AMX tile product per block beats vector dot products (both give the same bits). */
 #define AMX_INT_MIN_ROWS 9
-/* From so many rows on, turning quantised weights into bf16 beats integer products. */
-#define AMX_BF16_MIN_ROWS 48 /* above 32: quantised weights have no form for few rows */
 /* So much of bf16 activations, with two panels of bf16 weights, fits the second-level cache. */
 #define FEW_BLOCKS (128 * 4096 / BLOCK)
 #define CHUNKS_PER_THREAD 8
@@ -15,18 +13,12 @@
 #define MAX_PANELS_BF16 32 /* 512 rows x 512 outputs of fp32 sums: half of a second-level cache of 2 MB */
 #define MAX_PRODUCTS 4
 
-/* Whether the product takes bf16 activations and AMX; the bits differ from the integer form. */
-int tc_uses_bf16(const tc_context *c, const tc_weight *w, int64_t rows, int deterministic) {
-    if (c->level < TC_AMX || w->format == TC_W_F32) return 0;
-    return w->format == TC_W_BF16 || (!deterministic && rows >= AMX_BF16_MIN_ROWS);
-}
-
 /* Room for `rows` activations in the form that `w` wants, in the context's scratch memory. */
 size_t tc_acts_init(tc_context *c, tc_acts *acts, const tc_weight *w, int64_t rows, int as_bf16) {
     int is_int = w->format == TC_W_INT4 || w->format == TC_W_INT8;
     *acts = (tc_acts){.rows = rows, .columns = w->columns, .num_blocks = w->num_blocks};
-    acts->stored_rows = as_bf16 && rows > TILE ? (rows + TILE - 1) / TILE * TILE : rows;
-    int is_few = rows <= 2 * TILE || (w->format == TC_W_BF16 && rows * w->num_blocks <= FEW_BLOCKS);
+    acts->stored_rows = as_bf16 && (is_int || rows > TILE) ? (rows + TILE - 1) / TILE * TILE : rows;
+    int is_few = w->format == TC_W_BF16 && (rows <= 2 * TILE || rows * w->num_blocks <= FEW_BLOCKS);
     acts->part = as_bf16 && !is_few ? PART : w->num_blocks;
     acts->format = as_bf16 ? TC_ACT_BF16 : is_int ? TC_ACT_INT8 : TC_ACT_F32;
     acts->offset = w->format == TC_W_INT4 ? 8 : w->format == TC_W_INT8 ? 128 : w->format == TC_W_BF16;
@@ -156,28 +148,56 @@ tc_output tc_into(float *out, int64_t stride, const float *bias, int accumulate)
     return (tc_output){out, bias, TC_F32, accumulate, stride};
 }
 
-/* Products of the rows of `source` with one or two weights; these share the prepared activations where their
- * formats allow it. */
-void tc_multiply(tc_context *c, const tc_source *source, int64_t rows, const tc_product *products, int count,
-                 int deterministic) {
+static void multiply_alike(tc_context *c, const tc_source *source, int64_t rows, const tc_product *products, int count,
+                           int as_bf16) {
     tc_acts acts;
-    const tc_weight *w = products[0].weight, *last = products[count - 1].weight;
-    if (last->format != w->format || last->num_blocks != w->num_blocks) {
-        tc_multiply(c, source, rows, products, 1, deterministic);
-        tc_multiply(c, source, rows, products + 1, 1, deterministic);
-        return;
-    }
-    tc_acts_init(c, &acts, w, rows, tc_uses_bf16(c, w, rows, deterministic));
+    tc_acts_init(c, &acts, products[0].weight, rows, as_bf16);
     tc_prepare(c, &acts, source);
     tc_products(c, &acts, products, count);
 }
 
+/* Products with rows first .. end - 1. */
+static void multiply_from(tc_context *c, const tc_source *source, int64_t first, int64_t end,
+                          const tc_product *products, int count, int as_bf16) {
+    tc_source s = *source;
+    tc_product moved[MAX_PRODUCTS];
+    s.x = (const char *)s.x + first * s.stride * (s.dtype == TC_F32 ? 4 : 2);
+    if (s.gated_by) s.gated_by += first * s.stride;
+    for (int i = 0; i < count; i++) {
+        moved[i] = products[i];
+        tc_output *o = &moved[i].output;
+        o->out = (char *)o->out + first * o->stride * (o->dtype == TC_F32 ? 4 : 2);
+    }
+    multiply_alike(c, &s, end - first, moved, count, as_bf16);
+}
+
+/* Products of the rows of `source` with one or two weights; these share the prepared activations where their
+ * formats allow it. Quantised weights have a form for decoding, in integers, and on AMX one for prompts, in bf16,
+ * whose bits differ: the first num_decoding rows take the one, the rest the other, so that how a row is computed
+ * does not depend on how many there are. */
+void tc_multiply(tc_context *c, const tc_source *source, int64_t rows, const tc_product *products, int count,
+                 int64_t num_decoding) {
+    const tc_weight *w = products[0].weight, *last = products[count - 1].weight;
+    if (last->format != w->format || last->num_blocks != w->num_blocks) {
+        tc_multiply(c, source, rows, products, 1, num_decoding);
+        tc_multiply(c, source, rows, products + 1, 1, num_decoding);
+        return;
+    }
+    int is_quantised = w->format == TC_W_INT4 || w->format == TC_W_INT8;
+    if (c->level < TC_AMX || !is_quantised || num_decoding >= rows) {
+        multiply_alike(c, source, rows, products, count, c->level == TC_AMX && w->format == TC_W_BF16);
+        return;
+    }
+    if (num_decoding) multiply_from(c, source, 0, num_decoding, products, count, 0);
+    multiply_from(c, source, num_decoding, rows, products, count, 1);
+}
+
 /* out [M, N] = x [M, K] x weight, plus bias. x and out are fp32 or bf16. */
 API void tc_matmul(tc_context *c, const tc_weight *w, const tc_source *source, int64_t rows, const tc_output *output,
-               int deterministic) {
+                   int64_t num_decoding) {
     if (rows < 1) return;
     tc_enter(c);
     tc_product product = {w, *output};
-    tc_multiply(c, source, rows, &product, 1, deterministic);
+    tc_multiply(c, source, rows, &product, 1, num_decoding);
     tc_leave(c);
 }

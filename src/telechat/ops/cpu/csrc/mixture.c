@@ -34,7 +34,7 @@ typedef struct {
 
 /* out += share * expert(x) for the rows that chose the expert. */
 static void run_expert(tc_context *c, const tc_expert *expert, const group *g, int64_t count, const float *x,
-                       float *out, int64_t hidden, int deterministic) {
+                       float *out, int64_t hidden, int64_t num_decoding) {
     int64_t ffn = expert->gate->rows;
     for (int64_t i = 0; i < count; i++)
         memcpy(g->rows + i * hidden, x + g->members[i] * hidden, (size_t)hidden * sizeof(float));
@@ -42,17 +42,24 @@ static void run_expert(tc_context *c, const tc_expert *expert, const group *g, i
     tc_product products[2] = {{expert->gate, tc_into(g->gate, ffn, NULL, 0)},
                               {expert->up, tc_into(g->up, ffn, NULL, 0)}};
     tc_product down = {expert->down, tc_into(g->down, hidden, expert->down_bias, 0)};
-    tc_multiply(c, &source, count, products, 2, deterministic);
-    tc_multiply(c, &gated, count, &down, 1, deterministic);
+    tc_multiply(c, &source, count, products, 2, num_decoding);
+    tc_multiply(c, &gated, count, &down, 1, num_decoding);
     for (int64_t i = 0; i < count; i++) {
         float *to = out + g->members[i] * hidden;
         for (int64_t j = 0; j < hidden; j++) to[j] += g->down[i * hidden + j] * g->shares[i];
     }
 }
 
+/* How many of the rows of a group decode; a group keeps the order of the rows. */
+static int64_t decoding_members(const group *g, int64_t count, int64_t num_decoding) {
+    int64_t n = 0;
+    while (n < count && g->members[n] < num_decoding) n++;
+    return n;
+}
+
 /* out [rows, hidden] = the sum of the local experts' shares for the rows of x. */
 void tc_mix(tc_context *c, const tc_mixture *m, const float *x, float *out, int64_t rows, int64_t hidden,
-            int deterministic) {
+            int64_t num_decoding) {
     int64_t k = m->experts_per_token, ffn = m->num_local ? m->experts[0].gate->rows : 0;
     size_t n = (size_t)rows, width = (size_t)hidden;
     float *logits = tc_alloc(c, n * (size_t)m->num_experts * sizeof(float));
@@ -67,7 +74,7 @@ void tc_mix(tc_context *c, const tc_mixture *m, const float *x, float *out, int6
     g.shares = tc_alloc(c, n * sizeof(float));
     tc_source source = {x, NULL, TC_F32, hidden};
     tc_product router = {m->router, tc_into(logits, m->num_experts, NULL, 0)};
-    tc_multiply(c, &source, rows, &router, 1, deterministic);
+    tc_multiply(c, &source, rows, &router, 1, ALL_ROWS);
     for (int64_t r = 0; r < rows; r++) route(m, logits + r * m->num_experts, experts + r * k, weights + r * k);
     memset(out, 0, n * width * sizeof(float));
     for (int64_t e = 0; e < m->num_local; e++) {
@@ -78,7 +85,7 @@ void tc_mix(tc_context *c, const tc_mixture *m, const float *x, float *out, int6
             g.shares[count++] = weights[i];
         }
         tc_mark mark = tc_remember(c);
-        if (count) run_expert(c, &m->experts[e], &g, count, x, out, hidden, deterministic);
+        if (count) run_expert(c, &m->experts[e], &g, count, x, out, hidden, decoding_members(&g, count, num_decoding));
         tc_rewind(c, mark);
     }
 }

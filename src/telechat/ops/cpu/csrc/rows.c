@@ -96,8 +96,6 @@ API void tc_rope_and_store(tc_context *c, const tc_rope *rope, int64_t tokens) {
     tc_leave(c);
 }
 
-/* From so many new tokens on a sequence goes through AMX, unless bits must not depend on that. */
-#define AMX_MIN_TOKENS 32
 #define AMX_TASK_TOKENS 256
 
 /* One task of attention: some query tokens x some query heads of some key/value heads of one sequence. */
@@ -149,7 +147,7 @@ static void attend_some(tc_context *c, attention_work *w, int use_amx) {
     w->first_task[0] = 0;
     for (int64_t s = 0; s < a->num_sequences; s++) {
         int64_t num_new = a->query_starts[s + 1] - a->query_starts[s];
-        if ((use_amx && num_new >= AMX_MIN_TOKENS) != w->is_amx) num_new = 0;
+        if ((use_amx && s >= a->num_decoding) != w->is_amx) num_new = 0;
         int64_t parts = (num_new + w->tokens_per_task - 1) / w->tokens_per_task;
         w->first_task[s + 1] = w->first_task[s] + parts * w->kv_parts * w->head_parts;
     }

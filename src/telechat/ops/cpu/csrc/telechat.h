@@ -92,8 +92,8 @@ typedef struct {
     const void *queries; /* [tokens][heads][head_dim], rotated */
     void *out;           /* the same shape */
     tc_cache cache;
-    int32_t dtype, deterministic; /* deterministic: a row must not depend on the other rows */
-    int64_t num_heads, num_sequences, max_blocks;
+    int32_t dtype, deterministic; /* deterministic: fp32 for all of them */
+    int64_t num_heads, num_sequences, num_decoding, max_blocks; /* the first num_decoding are computed in fp32 too */
     const int32_t *query_starts, *kv_lengths, *block_tables; /* block_tables [num_sequences][max_blocks] */
 } tc_attention;
 
@@ -158,11 +158,11 @@ API void tc_huge_free(void *memory, size_t bytes);
 
 /* matmul.c */
 size_t tc_acts_init(tc_context *context, tc_acts *acts, const tc_weight *weight, int64_t rows, int as_bf16);
-int tc_uses_bf16(const tc_context *context, const tc_weight *weight, int64_t rows, int deterministic);
+#define ALL_ROWS INT64_MAX
 void tc_prepare(tc_context *context, tc_acts *acts, const tc_source *source);
 void tc_products(tc_context *context, const tc_acts *acts, const tc_product *products, int count);
 void tc_multiply(tc_context *context, const tc_source *source, int64_t rows, const tc_product *products, int count,
-                 int deterministic);
+                 int64_t num_decoding);
 tc_output tc_into(float *out, int64_t stride, const float *bias, int accumulate);
 
 /* rows.c: operations on rows, spread over threads */
@@ -184,7 +184,7 @@ typedef struct {
     float scaling_factor; /* of the probabilities where they are not renormalised */
 } tc_mixture;
 void tc_mix(tc_context *c, const tc_mixture *mixture, const float *x, float *out, int64_t rows, int64_t hidden,
-            int deterministic);
+            int64_t num_decoding);
 
 /* pack.c */
 int64_t tc_block_bytes(int format);
