@@ -3,8 +3,7 @@
 Runs under `make oracles`, which installs LlamaIndex apart.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: LlamaIndex reads the types of a tool as they stand.
 from typing import Any, Literal
 
 import pytest
