@@ -128,7 +128,7 @@ def test_a_service_without_tokens_says_so(browser: Browser, api: FakeApi) -> Non
 def test_context_used_is_drawn_and_marked_when_nearly_full(page: Page) -> None:
     for question, is_nearly_full in (("echo " + "很长的问题" * 400, False), ("echo more", True)):
         ask(page, question)
-        used, limit = (int(number) for number in page.locator("#usage").inner_text().split()[1::2])
+        used, limit = (int(number) for number in page.locator("#usage-text").inner_text().split()[1::2])
         part = page.get_attribute("#usage-part", "stroke-dasharray") or ""
         assert abs(float(part.split()[0]) - 100 * used / limit) < 0.5
         assert (page.locator("#usage.nearly-full").count() == 1) is is_nearly_full
