@@ -165,7 +165,7 @@ class AsyncEngine:
         max_pending: answers being computed or waiting at once; one more is refused.
 
     Attributes:
-        stats: of the engine, as of its last step; None before the first.
+        stats: of the engine, as of its last step; None before the first, also of one started again.
     """
 
     def __init__(self, llm: LLM, *, max_pending: int = DEFAULT_MAX_PENDING) -> None:
@@ -190,7 +190,7 @@ class AsyncEngine:
         engine = cls.__new__(cls)
         engine._prepare(max_pending)
         level = logging.getLogger("telechat").getEffectiveLevel()
-        worker = EngineProcess(load, engine._deliver, engine._lose_all, log_level=level)
+        worker = EngineProcess(load, engine._deliver, engine._lose_engine, log_level=level)
         engine.worker = worker
         engine.llm = RemoteModel.of(worker.ready, tokenizer)
         return engine
@@ -312,6 +312,11 @@ class AsyncEngine:
         with self._lock:
             if self._open.pop(key, None) is not None:
                 self.worker.send(Cancel(key))
+
+    def _lose_engine(self, error: Exception) -> None:
+        """What it last said of itself is true no more."""
+        self.stats = None
+        self._lose_all(error)
 
     def _lose_all(self, error: Exception) -> None:
         with self._lock:

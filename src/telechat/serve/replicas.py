@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from telechat.engine.async_engine import QueueFullError
 from telechat.engine.blocks import BlockName, block_name, root_name
 from telechat.engine.engine_process import EngineDiedError
-from telechat.engine.outputs import EngineStats, Pooling
+from telechat.engine.outputs import Delta, EngineStats, Pooling
 from telechat.engine.sampling_params import SamplingParams
 from telechat.errors import ConfigError, TelechatError
 from telechat.serve.contract import DeltaStream, ServiceModel
@@ -77,26 +77,39 @@ class ReplicaSet:
     def stream(
         self, prompt_ids: list[int], params: SamplingParams, *, tenant: str = "", priority: int = 0
     ) -> DeltaStream:
-        """As `ServiceEngine.stream`. A replica that dies or fills up at this moment is passed over."""
+        """As `ServiceEngine.stream`. A replica that is full, or dies before an answer begins, is left out."""
         names = piece_names(prompt_ids)
-        refusal: TelechatError | None = None
-        for number in self._by_preference(names):
-            try:
-                stream = self.replicas[number].stream(prompt_ids, params, tenant=tenant, priority=priority)
-            except (EngineDiedError, QueueFullError) as error:
-                refusal = error
-                continue
-            self._seen[number].add(names)
-            return stream
-        assert refusal is not None
-        raise refusal
+
+        def start() -> DeltaStream:
+            refusal: TelechatError | None = None
+            for number in self._by_preference(names):
+                try:
+                    stream = self.replicas[number].stream(
+                        prompt_ids, params, tenant=tenant, priority=priority
+                    )
+                except (EngineDiedError, QueueFullError) as error:
+                    refusal = error
+                    continue
+                self._seen[number].add(names)
+                return stream
+            assert refusal is not None
+            raise refusal
+
+        return _Stream(start, num_tries=len(self.replicas))
 
     async def embed(
         self, prompt_ids: list[int], pooling: Pooling = "mean", *, normalize: bool = False, tenant: str = ""
     ) -> array[float]:
-        """As `AsyncEngine.embed`, by the replica that has least to do."""
-        number = self._by_preference([])[0]
-        return await self.replicas[number].embed(prompt_ids, pooling, normalize=normalize, tenant=tenant)
+        """As `AsyncEngine.embed`, by the replica that has least to do; by another one if that dies."""
+        for number in self._by_preference([])[:-1]:
+            try:
+                return await self.replicas[number].embed(
+                    prompt_ids, pooling, normalize=normalize, tenant=tenant
+                )
+            except EngineDiedError:
+                continue
+        last = self._by_preference([])[0]
+        return await self.replicas[last].embed(prompt_ids, pooling, normalize=normalize, tenant=tenant)
 
     def close(self) -> None:
         """Stop all of them."""
@@ -117,6 +130,43 @@ class ReplicaSet:
             return not replica.is_alive, cost, replica.num_pending
 
         return sorted(range(len(self.replicas)), key=rank)
+
+
+class _Stream:
+    """The answers of one replica; begun again at another one if it dies before it has said anything.
+
+    Args:
+        start: starts the answers at the best replica of the moment.
+        num_tries: how often, in all.
+    """
+
+    def __init__(self, start: Callable[[], DeltaStream], num_tries: int) -> None:
+        self._start = start
+        self._num_tries_left = num_tries - 1
+        self._stream = start()
+        self._deltas = aiter(self._stream)
+
+    def __aiter__(self) -> _Stream:
+        return self
+
+    async def __anext__(self) -> Delta:
+        while True:
+            try:
+                delta = await anext(self._deltas)
+            except EngineDiedError:
+                if not self._num_tries_left:
+                    raise
+                self._num_tries_left -= 1
+                self._stream = self._start()
+                self._deltas = aiter(self._stream)
+            else:
+                # From here on, beginning again would say the same twice.
+                self._num_tries_left = 0
+                return delta
+
+    async def aclose(self) -> None:
+        """End what is still running."""
+        await self._stream.aclose()
 
 
 class _Memory:

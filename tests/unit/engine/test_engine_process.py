@@ -98,6 +98,9 @@ def test_a_killed_engine_fails_its_requests_and_is_started_again(engine: AsyncEn
         assert engine.num_pending == 0
         await until_alive(engine)
         assert engine.worker.pid != first
+        # What the dead one had said of itself is forgotten.
+        assert engine.num_running == 0 and engine.stats is None
+        assert engine.num_restarts == 1
         assert await text_of(engine, [30, 31]) == expected
 
     asyncio.run(scenario())

@@ -11,7 +11,7 @@ from tests.unit.serve.serve_fakes import FakeEngine
 
 from telechat.engine import QueueFullError, SamplingParams
 from telechat.engine.engine_process import EngineDiedError
-from telechat.engine.outputs import EngineStats
+from telechat.engine.outputs import Delta, EngineStats
 from telechat.errors import ConfigError, PromptError
 from telechat.serve.replicas import PENDING_TOKENS, PIECE_TOKENS, ReplicaSet, piece_names
 
@@ -21,8 +21,27 @@ B = [2] * PIECE_TOKENS
 C = [3] * PIECE_TOKENS
 
 
-class NoAnswer:
-    """A stream nobody reads."""
+class Answers:
+    """A stream of two pieces that ends as its replica is told to end."""
+
+    def __init__(self, replica: FakeReplica) -> None:
+        self._replica = replica
+        self._num_said = 0
+        self.is_closed = False
+
+    def __aiter__(self) -> Answers:
+        return self
+
+    async def __anext__(self) -> Delta:
+        if self._num_said == self._replica.dies_after:
+            raise EngineDiedError("killed")
+        self._num_said += 1
+        if self._num_said > 2:
+            raise StopAsyncIteration
+        return Delta(f"{self._num_said}", [self._num_said])
+
+    async def aclose(self) -> None:
+        self.is_closed = True
 
 
 class FakeReplica(FakeEngine):
@@ -33,15 +52,19 @@ class FakeReplica(FakeEngine):
         self.num_pending = 0
         self.asked: list[list[int]] = []
         self.is_closed = False
+        # Pieces of an answer after which it dies; None: it lives.
+        self.dies_after: int | None = None
 
     def stream(self, prompt_ids: list[int], params: SamplingParams, **more: Any) -> Any:
         if self.refusal is not None:
             raise self.refusal
         self.asked.append(prompt_ids)
-        return NoAnswer()
+        return Answers(self)
 
     async def embed(self, prompt_ids: list[int], pooling: Any = "mean", **more: Any) -> array[float]:
         self.asked.append(prompt_ids)
+        if self.dies_after is not None:
+            raise EngineDiedError("killed")
         return array("f", [1.0])
 
     def close(self) -> None:
@@ -130,6 +153,59 @@ def test_one_that_refuses_at_the_last_moment_is_passed_over(error: Exception) ->
         service.stream(A, GREEDY)
 
 
+def said(service: ReplicaSet) -> str:
+    async def read() -> str:
+        return "".join([delta.text async for delta in service.stream(A, GREEDY)])
+
+    return asyncio.run(read())
+
+
+def test_one_that_dies_before_the_answer_begins_is_replaced() -> None:
+    service, replicas = three()
+    replicas[0].dies_after = 0
+    replicas[1].dies_after = 0
+    replicas[1].num_pending, replicas[2].num_pending = 1, 2
+
+    stream = service.stream(A, GREEDY)
+    # An engine that has died is known as dead by the time its requests hear of it.
+    replicas[0].is_alive = replicas[1].is_alive = False
+
+    async def read() -> str:
+        return "".join([delta.text async for delta in stream])
+
+    assert asyncio.run(read()) == "12"
+    assert [len(replica.asked) for replica in replicas] == [1, 0, 1]
+
+
+def test_one_that_dies_later_is_an_error() -> None:
+    service, replicas = three()
+    replicas[0].dies_after = 1
+    with pytest.raises(EngineDiedError):
+        said(service)
+    assert [len(replica.asked) for replica in replicas] == [1, 0, 0]
+
+
+def test_not_for_ever() -> None:
+    service, replicas = three()
+    for replica in replicas:
+        replica.dies_after = 0
+    with pytest.raises(EngineDiedError):
+        said(service)
+    assert sum(len(replica.asked) for replica in replicas) == 3
+
+
+def test_leaving_a_stream_closes_the_one_behind_it() -> None:
+    service, _ = three()
+
+    async def leave() -> bool:
+        stream = service.stream(A, GREEDY)
+        await anext(aiter(stream))
+        await stream.aclose()
+        return stream._stream.is_closed  # type: ignore[attr-defined, no-any-return]
+
+    assert asyncio.run(leave())
+
+
 def test_a_wrong_request_is_refused_once() -> None:
     service, replicas = three()
     replicas[0].refusal = PromptError("wrong")
@@ -171,6 +247,9 @@ def test_embeddings_go_to_the_least_loaded() -> None:
     replicas[0].num_pending = 1
     assert asyncio.run(service.embed(A)) == array("f", [1.0])
     assert replicas[1].asked == [A]
+    replicas[1].dies_after = 0
+    assert asyncio.run(service.embed(B)) == array("f", [1.0])
+    assert replicas[2].asked == [B]
 
 
 def test_closing_closes_all() -> None:
