@@ -68,7 +68,12 @@ def test_pictures(
     browser: Browser, voting_url: str, api: FakeApi, language: str, width: int, theme: str
 ) -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
-    options = {"width": width, "locale": LANGUAGES[language], "color_scheme": theme}
+    options = {
+        "width": width,
+        "locale": LANGUAGES[language],
+        "color_scheme": theme,
+        "reduced_motion": "reduce",
+    }
 
     with fresh_page(browser, voting_url, has_touch=width == PHONE, **options) as page:
 
