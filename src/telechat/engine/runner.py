@@ -46,7 +46,7 @@ class Runner:
         return self.executor.hidden_states(self.batch(works))
 
     def batch(self, works: Sequence[Work]) -> PagedBatch:
-        """The batch of these works: tokens of answers first, then tokens of prompts. Valid until the next call.
+        """The batch of these works: answers' tokens first, then prompts'. Valid until the next call.
 
         A work that has both is two sequences: an answer's tokens that are computed again are computed as they
         were when they were new.
@@ -74,7 +74,8 @@ class Runner:
                 slots += _slots(table, size, start, stop)
             end = len(ids)
             if num_logits:
-                wanted[index] = [*range(end - min(num_logits - (work.stop - stop), stop - start), end), *wanted[index]]
+                count = min(num_logits - (work.stop - stop), stop - start)
+                wanted[index] = [*range(end - count, end), *wanted[index]]
             starts.append(end)
             lengths.append(stop)
             if runs and runs[-1][1] == rope_length:
@@ -116,7 +117,7 @@ class Runner:
 
 
 def _by_kind(works: Sequence[Work]) -> tuple[list[tuple[int, int, int]], int]:
-    """Works cut where a prompt ends: (number of the work, start, stop), answers first; how many are answers."""
+    """Works cut where a prompt ends: (number of the work, start, stop), answers first; how many are those."""
     answers: list[tuple[int, int, int]] = []
     prompts: list[tuple[int, int, int]] = []
     for index, (request, start, count, _, _) in enumerate(works):

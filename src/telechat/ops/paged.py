@@ -88,8 +88,8 @@ class Sequences:
             laid out on the host and must not wait for the device; None when nobody counted.
         num_blocks: entries of each table; None: those that its length needs.
         on_host: the same on the host, where these tensors were brought to a device.
-        num_decoding: so many at the beginning have tokens of answers, the others tokens of prompts. Kernels may
-            compute the two in different ways, and thus each token in the same way whatever is beside it.
+        num_decoding: so many at the beginning have tokens of answers, the others tokens of prompts. Kernels
+            may compute the two in different ways, and thus each token in the same way whatever is beside it.
     """
 
     query_starts: Tensor

@@ -102,7 +102,9 @@ def pack_batch(batch: PagedBatch, block_size: int) -> bytes:
 
 def unpack_batch(payload: bytearray) -> PagedBatch:
     """The batch that `pack_batch` wrote; its tensors share the payload's memory."""
-    T, S, num_decoding, num_blocks, L, R, has_most, most_new, has_longest, longest = _BATCH.unpack_from(payload)
+    T, S, num_decoding, num_blocks, L, R, has_most, most_new, has_longest, longest = _BATCH.unpack_from(
+        payload
+    )
     offset = _BATCH.size
 
     def taken(dtype: torch.dtype, *shape: int) -> Tensor:

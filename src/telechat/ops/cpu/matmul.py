@@ -1,8 +1,8 @@
 """Products of activations and packed weights, with bias.
 
-With int4 and int8 weights the activations are quantised on the fly, int8 by groups of 32. On an AMX machine rows of
-prompts take another way: activations in bf16 and weights turned into bf16. bf16 weights take activations rounded to
-bf16. Every row is summed in the same order at any number of rows.
+With int4 and int8 weights the activations are quantised on the fly, int8 by groups of 32. On an AMX machine
+rows of prompts take another way: activations in bf16 and weights turned into bf16. bf16 weights take
+activations rounded to bf16. Every row is summed in the same order at any number of rows.
 Shapes: M rows, N outputs, K inputs.
 """
 
@@ -48,7 +48,7 @@ def matmul(
         x_MK: float32 or bfloat16.
         out_dtype: dtype of the result; x's by default.
         add_to: [M, N], contiguous; the result is added to it in place and it is returned.
-        num_decoding: so many rows at the beginning take the way of decoding; by default all when they are few.
+        num_decoding: so many rows at the beginning take the way of decoding; by default all if they are few.
     """
     require(obstacle(x_MK, weight, bias_N))
     M = x_MK.shape[0]

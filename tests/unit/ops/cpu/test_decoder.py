@@ -218,7 +218,7 @@ def test_deterministic_rows(
 def test_fast_rows_depend_on_their_kind_and_not_on_their_company(
     context: Context, weight_format: WeightFormat, moe: MoeConfig | None, cache_dtype: torch.dtype
 ) -> None:
-    """A prompt's rows: whole, in chunks of 1 to 70, beside others. An answer's: alone, several, beside prompts."""
+    """A prompt's rows: whole, in chunks, beside others. An answer's: alone, several, beside prompts."""
     model = make_model(moe=moe)
 
     def decoder() -> Decoder:
