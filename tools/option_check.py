@@ -40,8 +40,9 @@ COMMAND_LINE = "src/telechat/cli"
 TEST_FOLDERS = ("tests/unit/cli", "tests/unit")
 # Imported before the forks, because each of them needs these and they take seconds.
 HEAVY = ("hypothesis", "pytest", "torch", "telechat.engine", "telechat.serve.server", "telechat.evals.demo")
-# A forgotten option may leave a test waiting for ever. That says little on a busy machine: it does not count.
-TEST_SECONDS = 300
+# A forgotten option may leave a test waiting for a server to end. Slowness says little on a busy machine, so
+# it does not count as noticing. A test may take this, and this many times what it took before.
+WAITING_SECONDS, TIMES_SLOWER = 30, 10
 _Item = TypeVar("_Item")
 
 
@@ -182,14 +183,13 @@ def _last_output(own: Path) -> str:
     return "\n".join(text[-3000:] for text in texts)
 
 
-def run_tests(tests: list[str], own: Path, *, stop_at_failure: bool) -> Runs:
+def run_tests(tests: list[str], own: Path, *options: str) -> Runs:
     """Run these test files or tests in this process, which must not have run any before."""
     import pytest
 
     runs = Runs()
-    words = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--timeout={TEST_SECONDS}"]
-    words += ["--basetemp", str(own / "temporary"), *(["-x"] if stop_at_failure else []), *tests]
-    code = pytest.main(words, plugins=[runs])
+    words = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--basetemp", str(own / "temporary")]
+    code = pytest.main([*words, *options, *tests], plugins=[runs])
     done = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
     if code not in done:
         raise RuntimeError(f"pytest ended with {code!r} for {tests[:3]}")
@@ -257,7 +257,7 @@ def take_notes(file: str, own: Path) -> dict[str, Any]:
     """Run a test file with nothing forgotten: the seconds of each test that passes, and the options given."""
     notes = own / "notes.jsonl"
     os.environ[forgetful.NOTES] = str(notes)
-    runs = run_tests([file], own, stop_at_failure=False)
+    runs = run_tests([file], own)
     lines = notes.read_text(encoding="utf-8").splitlines() if notes.is_file() else []
     passed = {test: seconds for test, seconds in runs.seconds.items() if test not in runs.failed}
     return {"seconds": passed, "given": [json.loads(line) for line in lines]}
@@ -279,18 +279,19 @@ def all_notes(files: list[str], known: Known, folder: Path, jobs: int) -> Notes:
     return notes
 
 
-def who_notices(option: Option, tests: list[str], own: Path) -> str | None:
-    """The first of `tests` that fails when the option is forgotten and passes alone when nothing is."""
+def who_notices(option: Option, notes: Notes, own: Path) -> str | None:
+    """The first of its tests that fails when the option is forgotten and passes alone when nothing is."""
 
     def first_failure(some: list[str], place: Path) -> list[str]:
-        runs = run_tests(some, place, stop_at_failure=True)
+        runs = run_tests(some, place, "-x", f"--timeout={limit:.0f}")
         return runs.failed[:1] + runs.too_long[:1]
 
     def forgetting(some: list[str], place: Path) -> list[str]:
         os.environ[forgetful.FORGET] = option.key
         return first_failure(some, place)
 
-    left = tests
+    left = notes.tests_of(option)
+    limit = WAITING_SECONDS + TIMES_SLOWER * max((notes.seconds[test] for test in left), default=0)
     while left:
         ((_, found),) = in_forks(forgetting, [left], own, 1)
         if not found:
@@ -328,7 +329,7 @@ def check_with(
     notes = all_notes(files, known, folder, jobs)
 
     def look(option: Option, own: Path) -> str | None:
-        return who_notices(option, notes.tests_of(option), own)
+        return who_notices(option, notes, own)
 
     unnoticed = []
     for number, (option, test) in enumerate(in_forks(look, options, folder, jobs), start=1):
