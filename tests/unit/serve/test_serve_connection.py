@@ -20,6 +20,10 @@ REQUESTS = {
         "/v1/chat/completions",
         {"messages": [{"role": "user", "content": "slow"}], "stream": True},
     ),
+    "completions": ("/v1/completions", {"prompt": ["slow", "slow"], "n": 2}),
+    "completions stream": ("/v1/completions", {"prompt": ["slow", "slow"], "stream": True}),
+    "responses": ("/v1/responses", {"input": "slow"}),
+    "responses stream": ("/v1/responses", {"input": "slow", "stream": True}),
     "v2": ("/telechat/gptDialog/v2", {"dialog": [{"role": "user", "content": "slow"}]}),
     "v4": ("/telechat/gptDialog/v4", {"dialog": [{"role": "user", "content": "slow"}]}),
 }
