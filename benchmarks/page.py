@@ -92,7 +92,7 @@ def measure_long_answer(kilobytes: int, seconds: float, *, rounds: int) -> list[
     if CHROMIUM is None:
         raise RuntimeError("no Chromium found; install it or name it in TELECHAT_CHROMIUM")
     pieces = list(answer_pieces("long", long_bytes=1000 * kilobytes))
-    num_tables = "".join(pieces).count("|:--|")
+    num_tables = "".join(pieces).count("|:--|:--|:--|")
     api = fake_api(pieces_per_second=len(pieces) / seconds, long_bytes=1000 * kilobytes)
     results: list[Result | None] = []
     with api as api_url, chat_page(api_url) as url, sync_playwright() as playwright:
