@@ -55,6 +55,7 @@ def test_speed_length_and_context_are_shown(page: Page) -> None:
     assert re.search(
         r"\d+(\.\d)? 词元/秒 · \d+ 词元 · 首词 \d+\.\d\d 秒", page.locator(".stats").inner_text()
     )
+    assert page.locator("#usage").is_visible()
     assert re.fullmatch(r"上下文 \d+ / 2048", page.locator("#usage-text").inner_text())
 
 
