@@ -1,4 +1,4 @@
-"""Take the picture of the chat page that the READMEs show: the demo model, asked the soy-sauce question."""
+"""Take the picture of the chat page that the READMEs show: the demo model's answer and its prompt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ QUESTION = "生抽与老抽的区别？"
 
 def main() -> int:
     """Deploy, ask, take the picture."""
-    from tests.e2e.browser import ask, fresh_page, launched_browser
+    from tests.e2e.browser import act, ask, fresh_page, launched_browser
     from tests.e2e.deployments import deployment
 
     command = [sys.executable, "-m", "telechat", "deploy", "--model-path", "demo"]
@@ -22,9 +22,11 @@ def main() -> int:
     with (
         deployment(command, cwd=ROOT) as running,
         launched_browser() as browser,
-        fresh_page(browser, running.page_url, width=1120) as page,
+        fresh_page(browser, running.page_url, width=1280) as page,
     ):
         ask(page, QUESTION)
+        act(page, "tokens")
+        page.wait_for_selector("#token-list .token")
         page.screenshot(path=str(PICTURE))
     print(PICTURE)
     return 0
