@@ -16,6 +16,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 _CONTENT = re.compile(rb'"content": ?("(?:[^"\\]|\\.)*")')
+_FINISH = re.compile(rb'"finish_reason": ?"')
+# An answer that takes longer counts as failed.
+ANSWER_SECONDS = 120.0
 _USAGE = re.compile(rb'"completion_tokens": ?(\d+)')
 
 
@@ -62,8 +65,9 @@ class Client:
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         start = time.perf_counter()
         try:
-            content, first = await self._exchange(head.encode() + body)
-        except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                content, first = await self._exchange(head.encode() + body)
+        except (OSError, EOFError, ValueError) as error:  # a timeout is an OSError
             self.close()
             return Answer(number, "", 0, 0.0, time.perf_counter() - start, error=repr(error))
         return _read(number, content, first - start, time.perf_counter() - start)
@@ -104,7 +108,8 @@ def _read(number: int, content: bytes, first_seconds: float, seconds: float) -> 
     pieces = [json.loads(found) for found in _CONTENT.findall(content)]
     usage = _USAGE.findall(content)
     error = ""
-    if b'"error"' in content or not content.rstrip().endswith(b"[DONE]"):
+    # Not every server ends with [DONE]; all say why an answer ended.
+    if b'"error"' in content or not _FINISH.search(content):
         error = content[-300:].decode("utf-8", "replace")
     num_tokens = int(usage[-1]) if usage else sum(bool(piece) for piece in pieces)
     return Answer(number, "".join(pieces), num_tokens, first_seconds, seconds, error)

@@ -21,7 +21,8 @@ def obstacle() -> str | None:
         [str(peer_python()), "-c", "import llama_cpp.server.app"], capture_output=True, text=True
     )
     if done.returncode:
-        return f"llama.cpp's server lacks packages; run: make bench-peers ({done.stderr.strip()[-100:]})"
+        reason = done.stderr.strip().splitlines()[-1]
+        return f"llama.cpp's server lacks packages; run: make bench-peers ({reason})"
     return None
 
 
