@@ -71,12 +71,39 @@ def test_a_second_turn_remembers_the_first(demo: Deployment) -> None:
         assert "68" in answers.last.inner_text()
 
 
-def test_the_cards_are_what_the_demo_model_can_do(demo: Deployment) -> None:
-    with launched_browser() as browser, fresh_page(browser, demo.page_url) as page:
+CARDS = {
+    "zh-CN": {
+        "demo-rabbits": "鸡23只，兔12只",
+        "demo-sum": "25",
+        "demo-table": "92",
+        "demo-rephrase": "上海",
+        "demo-help": "telechat serve",
+        "demo-refusal": "不能",
+    },
+    "en-US": {
+        "demo-rabbits": "23",
+        "demo-sum": "25",
+        "demo-table": "28",
+        "demo-rephrase": "Paris",
+        "demo-help": "telechat serve",
+        "demo-refusal": "not",
+    },
+}
+
+
+@pytest.mark.parametrize("locale", CARDS)
+def test_the_cards_are_what_the_demo_model_can_do(demo: Deployment, locale: str) -> None:
+    with launched_browser() as browser, fresh_page(browser, demo.page_url, locale=locale) as page:
         page.wait_for_selector("#demo-note:visible")
-        page.click("[data-showcase=demo-rabbits]")
-        wait_idle(page)
-        assert "鸡23只，兔12只" in page.locator(".answer").last.inner_text()
+        assert page.locator("[data-act=showcase]").count() == len(CARDS[locale])
+        for card, fact in CARDS[locale].items():
+            page.click(f"[data-showcase={card}]")
+            wait_idle(page)
+            answer = page.locator(".answer").last
+            assert fact in answer.inner_text(), card
+            assert (answer.locator("table").count() == 1) is (card == "demo-table")
+            act(page, "new")
+            wait_idle(page)
 
 
 def test_a_vote_is_a_row_as_documented(demo: Deployment, folder: Path) -> None:
