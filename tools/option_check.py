@@ -260,7 +260,7 @@ def take_notes(file: str, own: Path) -> dict[str, Any]:
     runs = run_tests([file], own)
     lines = notes.read_text(encoding="utf-8").splitlines() if notes.is_file() else []
     passed = {test: seconds for test, seconds in runs.seconds.items() if test not in runs.failed}
-    return {"seconds": passed, "given": [json.loads(line) for line in lines]}
+    return {"seconds": passed, "failed": runs.failed, "given": [json.loads(line) for line in lines]}
 
 
 def all_notes(files: list[str], known: Known, folder: Path, jobs: int) -> Notes:
@@ -269,7 +269,8 @@ def all_notes(files: list[str], known: Known, folder: Path, jobs: int) -> Notes:
     fresh = [file for file in files if not known.holds("files", file, file)]
     for file, found in in_forks(take_notes, fresh, folder, jobs):
         known.keep("files", file, found, file)
-        print(f"{file}: {len(found['seconds'])} tests pass", flush=True)
+        failed = "".join(f"\n  left out, it fails anyway: {test}" for test in found["failed"])
+        print(f"{file}: {len(found['seconds'])} tests pass{failed}", flush=True)
     for file in files:
         found = known.tables["files"][file]
         notes.seconds |= found["seconds"]

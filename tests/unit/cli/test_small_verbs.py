@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from telechat.checkpoint import resolve_model
 from telechat.cli.main import main
+from telechat.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -93,6 +95,8 @@ def test_tokenizer_encode(tiny_model_folder: Path, capsys: pytest.CaptureFixture
     words = ["tokenizer", "encode", str(tiny_model_folder), "--text", "<_user>hi"]
     assert main(words) == 0
     literal = json.loads(capsys.readouterr().out)
+    assert literal == load_tokenizer(tiny_model_folder).encode("<_user>hi")
+    assert literal != load_tokenizer(resolve_model("demo")).encode("<_user>hi")
     assert main([*words, "--parse-special"]) == 0
     parsed = json.loads(capsys.readouterr().out)
     assert 4 not in literal and parsed[0] == 4
