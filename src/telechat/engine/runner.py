@@ -46,10 +46,10 @@ class Runner:
         return self.executor.hidden_states(self.batch(works))
 
     def batch(self, works: Sequence[Work]) -> PagedBatch:
-        """The batch of these works: answers' tokens first, then prompts'. Valid until the next call.
+        """The batch of these works. Valid until the next call.
 
-        A work that has both is two sequences: an answer's tokens that are computed again are computed as they
-        were when they were new.
+        For an executor that computes by kind: answers' tokens first, then prompts'. A work that has both is two
+        sequences: an answer's tokens that are computed again are computed as they were when they were new.
         """
         size = self.block_size
         ids: list[int] = []
@@ -60,7 +60,10 @@ class Runner:
         runs: list[tuple[int, int]] = []
         num_blocks: list[int] = []
         most_new = 0
-        pieces, num_decoding = _by_kind(works)
+        if self.executor.computes_by_kind:
+            pieces, num_decoding = _by_kind(works)
+        else:
+            pieces, num_decoding = [(index, work.start, work.stop) for index, work in enumerate(works)], 0
         self._make_room(len(pieces), max(len(work.request.block_table) for work in works))
         for row, (index, start, stop) in enumerate(pieces):
             request, _, _, num_logits, rope_length = work = works[index]

@@ -104,6 +104,11 @@ class FusedExecutor:
         return self.model.rope_mode
 
     @property
+    def computes_by_kind(self) -> bool:
+        """One form for all tokens."""
+        return False
+
+    @property
     def static_length(self) -> int:
         """The model's."""
         return self.model.static_length

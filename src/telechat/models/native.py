@@ -77,6 +77,11 @@ class NativeExecutor:
         return self.weights.model.rope_mode
 
     @property
+    def computes_by_kind(self) -> bool:
+        """The kernels have a form for either kind."""
+        return True
+
+    @property
     def static_length(self) -> int:
         """The model's."""
         return self.weights.model.static_length

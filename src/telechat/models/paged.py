@@ -67,6 +67,11 @@ class Executor(Protocol):
         ...
 
     @property
+    def computes_by_kind(self) -> bool:
+        """Tokens of answers and of prompts have forms of their own, and come in that order."""
+        ...
+
+    @property
     def static_length(self) -> int:
         """Length of the one rotary table in `static` mode."""
         ...
@@ -162,6 +167,11 @@ class TorchExecutor:
     def rope_mode(self) -> RopeMode:
         """The model's."""
         return self.model.rope_mode
+
+    @property
+    def computes_by_kind(self) -> bool:
+        """One form for all tokens; deterministic ones in the order of the batch."""
+        return False
 
     @property
     def static_length(self) -> int:

@@ -125,6 +125,11 @@ class TensorParallelExecutor:
         return self._local.rope_mode
 
     @property
+    def computes_by_kind(self) -> bool:
+        """As the model's own executor."""
+        return self._local.computes_by_kind
+
+    @property
     def static_length(self) -> int:
         """The model's."""
         return self._local.static_length

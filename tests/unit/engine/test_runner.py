@@ -17,6 +17,8 @@ from telechat.models.paged import Executor, PagedBatch
 class Recorder:
     """An executor that remembers what it was given."""
 
+    computes_by_kind = True
+
     def __init__(self) -> None:
         self.allocated: list[tuple[int, int]] = []
         self.batches: list[PagedBatch] = []

@@ -81,7 +81,7 @@ static void check_attention(tc_context *c) {
     float *q = random_values(D), *k = random_values(BLOCKS * BS * D), *v = random_values(BLOCKS * BS * D), out[D];
     int32_t starts[] = {0, 1}, lengths[] = {KEYS}, table[] = {2, 0, 1};
     tc_cache cache = {k, v, NULL, NULL, TC_F32, 1, D, BS, BS * D, BS * D, D, 0, 0};
-    tc_attention a = {q, out, cache, TC_F32, 1, 1, 1, BLOCKS, starts, lengths, table};
+    tc_attention a = {q, out, cache, TC_F32, 1, 1, 1, 0, BLOCKS, starts, lengths, table};
     tc_attend(c, &a);
     note(out, sizeof out);
     double weights[KEYS], total = 0;
@@ -115,7 +115,7 @@ static void check_int8_cache(tc_context *c) {
             expect("int8 value", values[slots[t] * D + j] * scales[1][slots[t]], kv[(t * 2 + 1) * D + j], 0.005);
         }
     int32_t starts[] = {0, T}, lengths[] = {T}, table[] = {1, 0};
-    tc_attention a = {q, out, cache, TC_F32, 1, 1, 1, BLOCKS, starts, lengths, table};
+    tc_attention a = {q, out, cache, TC_F32, 1, 1, 1, 0, BLOCKS, starts, lengths, table};
     tc_attend(c, &a);
     note(out, T * D * sizeof *out);
     for (int j = 0; j < D; j++) expect("first token", out[j], kv[D + j], 0.005); /* it sees itself alone */
