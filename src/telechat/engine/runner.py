@@ -48,7 +48,7 @@ class Runner:
     def batch(self, works: Sequence[Work]) -> PagedBatch:
         """The batch of these works. Valid until the next call.
 
-        For an executor that computes by kind: answers' tokens first, then prompts'. A work that has both is two
+        For an executor that computes by kind: answers' tokens first, then prompts'. A work with both is two
         sequences: an answer's tokens that are computed again are computed as they were when they were new.
         """
         size = self.block_size
