@@ -191,6 +191,8 @@ class FakeEngine:
         self.params, self.tenant, self.priority, self.prompt_ids = params, tenant, priority, prompt_ids
         if self.refusal is not None:
             raise self.refusal
+        if max(prompt_ids, default=0) >= 0x110000:  # as the engine refuses ids outside its vocabulary
+            raise PromptError("An id of the prompt is outside the vocabulary.")
         prompt = "".join(map(chr, prompt_ids))
         messages = self.llm.tokenizer.messages
         question = messages[-1]["content"] if messages and prompt not in self.scripts else prompt
