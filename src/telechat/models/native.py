@@ -172,6 +172,7 @@ def check_batch(batch: PagedBatch, num_blocks: int, block_size: int) -> None:
     assert tables.min() >= 0 and tables.max() < num_blocks, "a block table names blocks there are none of"
     assert lengths.max() <= tables.shape[1] * block_size, "a sequence is longer than its block table"
     assert starts[0] == 0 and starts[-1] == num_tokens, "the sequences' rows are not the batch's"
+    assert 0 <= sequences.num_decoding <= len(lengths), "more sequences decode than there are"
     num_new = starts[1:] - starts[:-1]
     assert num_new.min() >= 0 and (lengths >= num_new).all(), "a sequence is shorter than its new tokens"
     assert not len(rows) or (rows.min() >= 0 and rows.max() < num_tokens), "wanted rows are not in the batch"

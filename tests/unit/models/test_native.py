@@ -204,12 +204,18 @@ def test_cache_bytes_are_what_is_allocated() -> None:
 
 def bad_batches() -> dict[str, PagedBatch]:
     def batch(
-        slots: list[int], table: list[int], rows: list[int], starts: list[int], length: int
+        slots: list[int],
+        table: list[int],
+        rows: list[int],
+        starts: list[int],
+        length: int,
+        num_decoding: int = 0,
     ) -> PagedBatch:
         sequences = Sequences(
             torch.tensor(starts, dtype=torch.int32),
             torch.tensor([length], dtype=torch.int32),
             torch.tensor([table], dtype=torch.int32),
+            num_decoding=num_decoding,
         )
         ids = torch.zeros(2, dtype=torch.int64)
         return PagedBatch(ids, ids, [(2, 2)], torch.tensor(slots), sequences, torch.tensor(rows))
@@ -225,6 +231,7 @@ def bad_batches() -> dict[str, PagedBatch]:
         "shorter": batch([32, 33], [2], [1], [0, 2], 1),
         "wanted rows": batch([32, 33], [2], [2], [0, 2], 2),
         "wanted rows below": batch([32, 33], [2], [-1], [0, 2], 2),
+        "more sequences decode": batch([32, 33], [2], [1], [0, 2], 2, 2),
     }
 
 
