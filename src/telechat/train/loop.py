@@ -49,7 +49,7 @@ class Trainer:
         self.model = model
         self.samples = samples
         self.config = config
-        self.optimizers = OptimizerSet(model, config.optimizer)
+        self.optimizers = OptimizerSet(model.named_parameters(), config.optimizer)
         self.step = 0
         self.state_path = Path(config.output.folder) / "state.pt"
         if config.compile and _has_compiler():

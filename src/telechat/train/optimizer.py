@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from telechat.train.config import OptimizerSection, ScheduleSection
+
+Named = tuple[str, nn.Parameter]
 
 
 def learning_rate_factor(step: int, schedule: ScheduleSection) -> float:
@@ -17,10 +22,20 @@ def learning_rate_factor(step: int, schedule: ScheduleSection) -> float:
 
 
 class OptimizerSet:
-    """One or two torch optimisers stepped together."""
+    """One or two torch optimisers stepped together.
 
-    def __init__(self, model: nn.Module, section: OptimizerSection) -> None:
-        matrices, decayed, plain = _group(model, use_muon=section.name == "muon")
+    Args:
+        named: a model's parameters under their official names; those that need no gradient are left out.
+        section: the settings.
+
+    Attributes:
+        parameters: what is trained.
+    """
+
+    def __init__(self, named: Iterable[Named], section: OptimizerSection) -> None:
+        self._named = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+        self.parameters = [parameter for _, parameter in self._named]
+        matrices, decayed, plain = _group(self._named, use_muon=section.name == "muon")
         groups = [
             {"params": decayed, "weight_decay": section.weight_decay},
             {"params": plain, "weight_decay": 0.0},
@@ -51,6 +66,23 @@ class OptimizerSet:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
+    def learning_rate(self) -> float:
+        """The rate of the last step, of the first parameter group."""
+        return float(self.optimizers[0].param_groups[0]["lr"])
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """The live state tensors by parameter name; made, as zeros, where no step was taken yet."""
+        names = {parameter: name for name, parameter in self._named}
+        state: dict[str, dict[str, Tensor]] = {}
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    known = optimizer.state[parameter]
+                    if not known:
+                        known.update(_fresh_state(optimizer, parameter))
+                    state[names[parameter]] = dict(known)
+        return state
+
     def state_dict(self) -> list[dict[str, object]]:
         """State of every optimiser, in order."""
         return [optimizer.state_dict() for optimizer in self.optimizers]
@@ -61,14 +93,25 @@ class OptimizerSet:
             optimizer.load_state_dict(state)
 
 
+def _fresh_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
+    """What an optimiser would make at its first step; needed before it to load into."""
+    if isinstance(optimizer, torch.optim.Muon):
+        return {"momentum_buffer": torch.zeros_like(parameter)}
+    return {
+        "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+        "exp_avg": torch.zeros_like(parameter),
+        "exp_avg_sq": torch.zeros_like(parameter),
+    }
+
+
 def _group(
-    model: nn.Module, *, use_muon: bool
+    named: Iterable[Named], *, use_muon: bool
 ) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
     """(matrices for Muon, other decayed weights, undecayed norms and biases)."""
     matrices: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
+    for name, parameter in named:
         if parameter.dim() < 2:
             plain.append(parameter)
         elif use_muon and ".h." in name:
