@@ -1,0 +1,176 @@
+"""The entry to training data: files of rows in, packed samples with their books out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from telechat.data.accounting import COPIES, NOT_DRAWN, NOTHING_LEARNT, too_long
+from telechat.data.encoding import encode_record
+from telechat.data.loss_mask import LossOn
+from telechat.data.mixing import Source, copies_per_row, read_sources
+from telechat.data.official.samples import OfficialSettings, load_official
+from telechat.data.packing import pack_arrays, pack_best_fit
+from telechat.data.reading import Books, OnBadRow, RecordReader
+from telechat.data.records import Document, TokenRow
+from telechat.data.rows import RowProblem
+from telechat.data.samples import SampleSet
+from telechat.data.sequences import Encoded, SequenceBuilder, Sequences
+from telechat.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+Mode = Literal["default", "official"]
+MODES: tuple[str, ...] = get_args(Mode)
+PADDING_IN_ROWS = "padding in packed rows"
+
+
+def load_samples(
+    sources: str | Path | Sequence[str | Path] | Mapping[str, float],
+    tokenizer: Tokenizer,
+    *,
+    max_length: int,
+    mode: Mode = "default",
+    loss_on: LossOn = "answers",
+    pack: bool = True,
+    on_bad_row: OnBadRow = "stop",
+    seed: int = 1234,
+    official: OfficialSettings | None = None,
+) -> SampleSet:
+    """Read files of training rows into samples of at most `max_length` tokens.
+
+    The kind of rows is recognised file by file. The result depends on the files and the arguments alone, and
+    holds no order of training: use `SampleSet.lengths` to decide which samples go into which step, then
+    `SampleSet.batch` for the arrays. `SampleSet.accounting` prints as a table.
+
+    Args:
+        sources: a file; several; files with weights (2.0 uses every row twice, 0.5 half of the rows); or an
+            official mixing file `{"path": weight}`.
+        tokenizer: of the model that is trained.
+        max_length: longest sample. Longer conversations are dropped by name; longer texts are cut.
+        mode: `official` does what the original scripts do, faults included, with `official` as its further
+            settings; it takes TeleChat1, TeleChat2 or pre-training rows.
+        loss_on: which tokens are learnt; `answers` leaves out the `<_user>` and `<_bot>` tokens, which the
+            official mask (`turns`) learns as well. `official` mode always has its own.
+        pack: fill samples with several conversations that do not see one another; False gives each its own.
+        on_bad_row: `stop` at a malformed row, or `skip` and count it.
+        seed: for rows drawn by weights (and the official shuffle).
+
+    Raises:
+        ConfigError: missing, unreadable or empty files, unknown rows, a malformed row (`stop`), and when
+            nothing is left or nothing is learnt.
+    """
+    named = read_sources(sources)
+    books = Books()
+    reader = RecordReader(books, on_bad_row)
+    if mode == "official":
+        samples = load_official(
+            named,
+            reader,
+            tokenizer,
+            max_length=max_length,
+            seed=seed,
+            settings=official or OfficialSettings(),
+        )
+    else:
+        samples = _load(named, reader, tokenizer, max_length, loss_on, pack, seed)
+    log.info("training data:\n%s", samples.accounting)
+    return samples
+
+
+def _load(
+    sources: Sequence[Source],
+    reader: RecordReader,
+    tokenizer: Tokenizer,
+    max_length: int,
+    loss_on: LossOn,
+    pack: bool,
+    seed: int,
+) -> SampleSet:
+    books = reader.books
+    builder = SequenceBuilder()
+    row_starts: list[int] = []  # number of each usable row's first sequence; rows that were cut have several
+    copies: list[npt.NDArray[np.int64]] = []
+    for source in sources:
+        first_row = len(row_starts)
+        for read in reader.read(source):
+            try:
+                encoded = encode_record(read.record, tokenizer, loss_on)
+            except RowProblem as problem:
+                reader.reject(read.row, problem)
+                continue
+            books.tokens_read += len(encoded.ids)
+            if isinstance(read.record, TokenRow):
+                encoded = _without_padding(encoded, tokenizer.special.pad, books)
+            pieces = _fitting(encoded, max_length, books, may_cut=isinstance(read.record, Document))
+            if pieces:
+                row_starts.append(builder.add(pieces[0]))
+                for piece in pieces[1:]:
+                    builder.add(piece)
+        num_rows = len(row_starts) - first_row
+        copies.append(copies_per_row(num_rows, source.weight, seed=seed, name=source.path.name))
+    sequences = builder.finish()
+    used = _used_sequences(sequences, row_starts, np.concatenate(copies), books)
+    if not len(used):
+        raise books.nothing_left()
+    lengths = sequences.lengths[used]
+    groups = pack_best_fit(lengths.tolist(), max_length) if pack else [[index] for index in range(len(used))]
+    members, starts = pack_arrays(groups)
+    members = used[members]
+    accounting = books.close(
+        rows_used=int(np.concatenate(copies).sum()),
+        trained=int(sequences.num_targets[members].sum()),
+        in_samples=int(sequences.lengths[members].sum()),
+        sequences=len(members),
+        samples=len(groups),
+        max_length=max_length,
+    )
+    return SampleSet(sequences, members, starts, accounting)
+
+
+def _without_padding(encoded: Encoded, pad_id: int, books: Books) -> Encoded:
+    """Padding at the ends of a packed row, which nothing is learnt from, is cut off: it would be attended."""
+    ids = np.asarray(encoded.ids)
+    kept = np.flatnonzero((ids != pad_id) | np.asarray(encoded.learnt))
+    start, end = (int(kept[0]), int(kept[-1]) + 1) if len(kept) else (0, 0)
+    books.drop(PADDING_IN_ROWS, len(ids) - (end - start), rows=0)
+    return Encoded(encoded.ids[start:end], encoded.learnt[start:end])
+
+
+def _fitting(encoded: Encoded, max_length: int, books: Books, *, may_cut: bool) -> list[Encoded]:
+    """The sequence, or its pieces, or nothing; what is dropped is noted."""
+    num_tokens = len(encoded.ids)
+    if num_tokens > max_length and not may_cut:
+        books.drop(too_long(max_length), num_tokens)
+        return []
+    pieces = []
+    unlearnt = 0
+    for start in range(0, max(num_tokens, 1), max_length):
+        end = start + max_length
+        weights = None if encoded.weights is None else encoded.weights[start:end]
+        piece = Encoded(encoded.ids[start:end], encoded.learnt[start:end], weights)
+        if piece.num_targets:
+            pieces.append(piece)
+        else:
+            unlearnt += len(piece.ids)
+    if unlearnt or not pieces:
+        books.drop(NOTHING_LEARNT, unlearnt, rows=not pieces)
+    return pieces
+
+
+def _used_sequences(
+    sequences: Sequences, row_starts: list[int], copies: npt.NDArray[np.int64], books: Books
+) -> npt.NDArray[np.int64]:
+    """Numbers of the sequences that are used, as often as they are; the difference is noted."""
+    starts = np.array([*row_starts, len(sequences)], dtype=np.int64)
+    tokens_per_row = np.diff(sequences.offsets[starts])
+    books.drop(NOT_DRAWN, int(tokens_per_row[copies == 0].sum()), rows=int((copies == 0).sum()))
+    further = np.maximum(copies - 1, 0)
+    books.add(COPIES, int((tokens_per_row * further).sum()), rows=int(further.sum()))
+    copies_per_sequence = np.repeat(copies, np.diff(starts))
+    return np.repeat(np.arange(len(sequences), dtype=np.int64), copies_per_sequence)
