@@ -106,7 +106,7 @@ class StoredWeights:
                 for name in names:
                     yield name, _read_tensor(self.tensors[name])
             else:
-                content = _load_pickle(path)
+                content = load_pickle(path)
                 for name in names:
                     yield name, content.pop(name)
 
@@ -167,11 +167,11 @@ def _read_into(path: Path, offset: int, memory: memoryview) -> None:
 
 
 def _list_pickle(path: Path) -> Iterator[StoredTensor]:
-    for name, tensor in _load_pickle(path).items():
+    for name, tensor in load_pickle(path).items():
         yield StoredTensor(name, tuple(tensor.shape), tensor.dtype, path)
 
 
-def _load_pickle(path: Path) -> dict[str, Tensor]:
+def load_pickle(path: Path) -> dict[str, Tensor]:
     """Tensors of a `.bin` file, mapped from the file where its format allows.
 
     Files of torch before 1.6 are not zip archives and are read whole: there the peak is the model plus one

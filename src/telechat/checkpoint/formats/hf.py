@@ -1,0 +1,127 @@
+"""The official layout: config.json and safetensors (or `.bin` files, which are only read) in a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from telechat.checkpoint.folder import CONFIG, LAYOUTS, SAFETENSORS_INDEX, read_json
+from telechat.checkpoint.formats.lazy import FileTensor, HeldTensor, LazyTensor, same_numbers
+from telechat.checkpoint.formats.safetensors_file import plan_safetensors
+from telechat.checkpoint.formats.table import Checkpoint, fit_table
+from telechat.checkpoint.formats.writing import FilePlan, TargetPlan
+from telechat.checkpoint.loader import config_from
+from telechat.checkpoint.names import EMBEDDING, HEAD, canonical_names
+from telechat.checkpoint.save import DEFAULT_SHARD_BYTES, folder_config, plan_shards
+from telechat.checkpoint.weights import StoredTensor, StoredWeights, load_pickle, open_weights
+from telechat.errors import CheckpointError
+
+NAME = "hf"
+# What belongs to a model besides weights and config.json.
+_COPIED = ("*.json", "*.model", "*.txt", "*.jinja")
+_NOT_COPIED = ("certificate.json", "telechat-download.json", CONFIG, *LAYOUTS)
+
+
+def open_hf(folder: Path, raw: Mapping[str, Any] | None = None) -> Checkpoint:
+    """Open an official folder.
+
+    Args:
+        raw: contents of config.json; by default the folder's own.
+
+    Raises:
+        CheckpointError, ConfigError: as loading it would.
+    """
+    raw = read_json(folder / CONFIG) if raw is None else raw
+    if raw.get("quantization_config"):
+        raise CheckpointError(f"{folder.name} is quantised.", hint="Convert the model it was made from.")
+    return open_named(lazy_tensors(open_weights(folder)), raw, folder.name, folder)
+
+
+def open_named(
+    stored: Mapping[str, LazyTensor], raw: Mapping[str, Any], source: str, folder: Path | None
+) -> Checkpoint:
+    """Open tensors that have their official names, with or without `transformer.`."""
+    config = config_from(raw, {name: tensor.shape for name, tensor in stored.items()})
+    tensors = {ours: stored[name] for ours, name in canonical_names(stored).items()}
+    if config.tie_word_embeddings and HEAD in tensors and EMBEDDING in tensors:
+        head = tensors.pop(HEAD)
+        if not same_numbers(head, tensors[EMBEDDING]):
+            raise CheckpointError(
+                f"The config of {source} ties the head to the embedding, but {HEAD} differs from it.",
+                hint="Set tie_word_embeddings to false in the config.",
+            )
+    fitted = fit_table(tensors, config, source)
+    return Checkpoint(config=config, tensors=fitted, folder=folder, format="official layout")
+
+
+def lazy_tensors(weights: StoredWeights) -> dict[str, LazyTensor]:
+    """All tensors of a folder by their names on disk."""
+    pickles: dict[Path, dict[str, torch.Tensor]] = {}
+    tensors: dict[str, LazyTensor] = {}
+    for name, stored in weights.tensors.items():
+        if stored.offset is not None:
+            tensors[name] = _in_file(stored, stored.offset)
+            continue
+        if stored.file not in pickles:
+            pickles[stored.file] = load_pickle(stored.file)
+        tensors[name] = HeldTensor(pickles[stored.file][name], stored.file)
+    return tensors
+
+
+def _in_file(stored: StoredTensor, offset: int) -> FileTensor:
+    num_bytes = stored.dtype.itemsize
+    for extent in stored.shape:
+        num_bytes *= extent
+    return FileTensor(stored.file, [(offset, num_bytes)], stored.shape, stored.dtype)
+
+
+def plan_hf(
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> TargetPlan:
+    """The plan of an official folder: config.json, safetensors, tokenizer and generation settings."""
+    tensors = checkpoint.cast(dtype)
+    config = folder_config(checkpoint.config, dtype or checkpoint.dtype, None)
+    return TargetPlan(
+        files=plan_folder(tensors, max_shard_bytes),
+        small={CONFIG: json_bytes(config), **index_file(tensors, max_shard_bytes), **companions(checkpoint)},
+    )
+
+
+def plan_folder(tensors: Mapping[str, LazyTensor], max_shard_bytes: int) -> tuple[FilePlan, ...]:
+    """The weight files of a folder."""
+    shards = plan_shards({name: tensor.num_bytes for name, tensor in tensors.items()}, max_shard_bytes)
+    return tuple(
+        plan_safetensors(file, {name: tensors[name] for name in names}) for file, names in shards.items()
+    )
+
+
+def index_file(tensors: Mapping[str, LazyTensor], max_shard_bytes: int) -> dict[str, bytes]:
+    """The index of a folder with several weight files; nothing for one."""
+    sizes = {name: tensor.num_bytes for name, tensor in tensors.items()}
+    shards = plan_shards(sizes, max_shard_bytes)
+    if len(shards) == 1:
+        return {}
+    placed = {name: file for file, names in shards.items() for name in names}
+    index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(placed.items()))}
+    return {SAFETENSORS_INDEX: json_bytes(index)}
+
+
+def companions(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """Tokenizer and generation settings by file name."""
+    folder = checkpoint.folder
+    if folder is None:
+        return {}
+    paths = {path for pattern in _COPIED for path in folder.glob(pattern) if path.is_file()}
+    return {path.name: path.read_bytes() for path in sorted(paths) if path.name not in _NOT_COPIED}
+
+
+def json_bytes(value: object) -> bytes:
+    """A JSON file as we write it."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

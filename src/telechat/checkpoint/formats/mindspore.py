@@ -1,0 +1,183 @@
+"""MindSpore checkpoints: one file, or a file for each rank, in any of MindFormers' layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from telechat.checkpoint.folder import CONFIG
+from telechat.checkpoint.formats.hf import companions, json_bytes
+from telechat.checkpoint.formats.lazy import LazyTensor
+from telechat.checkpoint.formats.safetensors_file import plan_safetensors
+from telechat.checkpoint.formats.table import Checkpoint, fit_table
+from telechat.checkpoint.formats.writing import FilePlan, TargetPlan
+from telechat.checkpoint.mindspore.container import SUFFIX, Value, as_values, plan_ckpt
+from telechat.checkpoint.mindspore.layouts import ParallelLayout, inferred_strategy, strategy_of
+from telechat.checkpoint.mindspore.naming import (
+    Layout,
+    arranged,
+    from_mindspore,
+    is_weight,
+    to_mindspore,
+    unarranged,
+)
+from telechat.checkpoint.mindspore.ranks import read_ranks
+from telechat.checkpoint.mindspore.slicing import merge, split, without_pieces
+from telechat.checkpoint.mindspore.strategy import Strategy, TensorLayout, read_strategy, strategy_files
+from telechat.checkpoint.save import folder_config
+from telechat.errors import CheckpointError
+from telechat.models import TeleChatConfig
+
+NAME = "mindspore"
+STRATEGY_FOLDER = "strategy"
+DEFAULT_PREFIX = "checkpoint_"
+SAFETENSORS = ".safetensors"
+# What a fused tensor's rows become; they are sliced as it was.
+_FUSED = {
+    "attention.w_qkv.weight": ("attention.wq.weight", "attention.wk_v.weight"),
+    "feed_forward.w_gate_hidden.weight": ("feed_forward.w1.weight", "feed_forward.w3.weight"),
+}
+
+
+def open_mindspore(
+    path: Path, config: TeleChatConfig, strategy: Path | None = None, *, folder: Path | None = None
+) -> Checkpoint:
+    """Open a file, or a folder with the files of several ranks.
+
+    Args:
+        strategy: strategy file or folder; without one that of a folder `strategy` in or beside `path` is
+            taken, and without that, slices must be of model-parallel ranks only.
+        folder: where the tokenizer is.
+
+    Raises:
+        CheckpointError: damaged, incomplete, or not what config and strategy say.
+    """
+    ranks = read_ranks(path)
+    tensors = whole_tensors(ranks, config, _strategy_for(path, strategy, len(ranks)))
+    ours = fit_table(from_mindspore(_without_tied_head(tensors, config), config), config, path.name)
+    sliced = f" of {len(ranks)} ranks" if len(ranks) > 1 else ""
+    return Checkpoint(config=config, tensors=ours, folder=folder, format=f"MindSpore checkpoint{sliced}")
+
+
+def _without_tied_head(tensors: dict[str, LazyTensor], config: TeleChatConfig) -> dict[str, LazyTensor]:
+    """A tied model's head, where it is stored all the same, is the embedding."""
+    if config.tie_word_embeddings and "lm_head.weight" in tensors:
+        tensors = dict(tensors)
+        del tensors["lm_head.weight"]
+    return tensors
+
+
+def _strategy_for(path: Path, named: Path | None, num_ranks: int) -> Strategy | None:
+    if named is not None:
+        return read_strategy(named)
+    places = (path / STRATEGY_FOLDER, path.parent / STRATEGY_FOLDER)
+    found = next((place for place in places if place.is_dir()), None)
+    return read_strategy(found) if found is not None and num_ranks > 1 else None
+
+
+def whole_tensors(
+    ranks: Sequence[dict[str, Value]], config: TeleChatConfig, strategy: Strategy | None
+) -> dict[str, LazyTensor]:
+    """The model's tensors in the kv_concat layout, from the slices of ranks in any layout."""
+    if strategy is not None:
+        ranks, strategy = without_pieces(ranks, strategy)
+        strategy = Strategy({stage: _unfused(layouts) for stage, layouts in strategy.stages.items()})
+    plain = [
+        unarranged({name: v.tensor for name, v in values.items() if is_weight(name) and v.is_tensor}, config)
+        for values in ranks
+    ]
+    if len(plain) == 1:
+        return plain[0]
+    whole = merge([as_values(tensors) for tensors in plain], strategy or inferred_strategy(plain, config))
+    return {name: value.tensor for name, value in whole.items()}
+
+
+def _unfused(layouts: object) -> dict[str, TensorLayout]:
+    assert isinstance(layouts, dict)
+    result: dict[str, TensorLayout] = {}
+    for name, layout in layouts.items():
+        fused = next((leaf for leaf in _FUSED if name.endswith(leaf)), None)
+        if fused is None:
+            result[name] = layout
+        else:
+            result |= {name.removesuffix(fused) + leaf: layout for leaf in _FUSED[fused]}
+    return result
+
+
+def plan_mindspore(
+    checkpoint: Checkpoint,
+    target: Path,
+    *,
+    form: Layout = Layout(),
+    layout: ParallelLayout | None = None,
+    strategy: Strategy | None = None,
+    prefix: str = DEFAULT_PREFIX,
+    dtype: torch.dtype | None = None,
+    with_crc: bool = False,
+) -> TargetPlan:
+    """The plan of a MindSpore checkpoint.
+
+    Args:
+        target: a file (`.ckpt`, or `.safetensors` in MindSpore's names), or a folder that gets `rank_N`
+            folders, the strategy, config and tokenizer.
+        form: which of MindFormers' layouts.
+        layout, strategy: how it is sliced; one of the two, or neither.
+        prefix: of file names.
+        dtype: of all tensors; the experts of the gmm form stay float32.
+
+    Raises:
+        CheckpointError: MindFormers has no such model, or it cannot be sliced so.
+    """
+    config = checkpoint.config
+    named = to_mindspore(checkpoint.cast(dtype), config)
+    if layout is not None and layout.num_ranks > 1:
+        strategy = strategy_of(config, layout)
+    if target.suffix in (SUFFIX, SAFETENSORS):
+        if strategy is not None:
+            raise CheckpointError(
+                f"{target.name} is one file; a layout of {strategy.num_ranks} ranks needs a folder."
+            )
+        return TargetPlan(
+            files=(_plan_file(target.name, as_values(arranged(named, config, form)), with_crc),), is_file=True
+        )
+    small = {CONFIG: json_bytes(folder_config(config, dtype or checkpoint.dtype, None))}
+    ranks: list[dict[str, Value]] = [as_values(arranged(named, config, form))]
+    if strategy is not None:
+        small |= {f"{STRATEGY_FOLDER}/{name}": v for name, v in strategy_files(strategy).items()}
+        ranks = _sliced(named, config, form, strategy)
+    return TargetPlan(files=plan_ranks(ranks, prefix, with_crc), small={**companions(checkpoint), **small})
+
+
+def _sliced(
+    named: dict[str, LazyTensor], config: TeleChatConfig, form: Layout, strategy: Strategy
+) -> list[dict[str, Value]]:
+    """Slices of every rank; what is fused or transposed is so within a rank."""
+    layouts = [layout for stage in strategy.stages.values() for layout in stage.values()]
+    if (form.qkv_concat or form.gmm) and any(layout.num_pieces > 1 for layout in layouts):
+        raise CheckpointError(
+            "A sharded optimiser cuts tensors that --qkv-concat and --gmm need whole.", hint="Leave opt out."
+        )
+    ranks = split(as_values(named), strategy)
+    return [
+        as_values(arranged({name: value.tensor for name, value in values.items()}, config, form))
+        for values in ranks
+    ]
+
+
+def plan_ranks(
+    ranks: Sequence[dict[str, Value]], prefix: str, with_crc: bool = False
+) -> tuple[FilePlan, ...]:
+    """The files of all ranks: `rank_N/PREFIXN.ckpt`."""
+    return tuple(
+        plan_ckpt(f"rank_{number}/{prefix}{number}{SUFFIX}", values, with_crc=with_crc)
+        for number, values in enumerate(ranks)
+    )
+
+
+def _plan_file(name: str, values: dict[str, Value], with_crc: bool) -> FilePlan:
+    if name.endswith(SAFETENSORS):
+        tensors = {key: value.tensor for key, value in values.items() if value.is_tensor}
+        return plan_safetensors(name, tensors, metadata={"format": "ms"})
+    return plan_ckpt(name, values, with_crc=with_crc)

@@ -1,0 +1,1 @@
+"""MindSpore's files: checkpoints, slicing strategies and MindFormers' tensor names, without MindSpore."""
