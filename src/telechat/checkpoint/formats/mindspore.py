@@ -16,6 +16,7 @@ from telechat.checkpoint.formats.writing import FilePlan, TargetPlan
 from telechat.checkpoint.mindspore.container import SUFFIX, Value, as_values, plan_ckpt
 from telechat.checkpoint.mindspore.layouts import ParallelLayout, inferred_strategy, strategy_of
 from telechat.checkpoint.mindspore.naming import (
+    KV_CONCAT,
     Layout,
     arranged,
     from_mindspore,
@@ -110,7 +111,7 @@ def plan_mindspore(
     checkpoint: Checkpoint,
     target: Path,
     *,
-    form: Layout = Layout(),
+    form: Layout = KV_CONCAT,
     layout: ParallelLayout | None = None,
     strategy: Strategy | None = None,
     prefix: str = DEFAULT_PREFIX,

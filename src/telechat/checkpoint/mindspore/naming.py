@@ -90,6 +90,9 @@ class Layout:
     gmm: bool = False
 
 
+KV_CONCAT = Layout()
+
+
 def is_mindspore(names: Iterable[str]) -> bool:
     """Whether tensor names are MindFormers'."""
     return any(name.startswith(("model.tok_embeddings.", "model.layers.")) and is_weight(name)
@@ -111,7 +114,7 @@ def plain_name(ours: str) -> str | None:
 
 
 def to_mindspore(
-    tensors: Mapping[str, LazyTensor], config: TeleChatConfig, layout: Layout = Layout()
+    tensors: Mapping[str, LazyTensor], config: TeleChatConfig, layout: Layout = KV_CONCAT
 ) -> dict[str, LazyTensor]:
     """A model's tensors under MindFormers' names, in the order of the official converter.
 
@@ -180,7 +183,7 @@ def gmm_form(tensor: LazyTensor) -> LazyTensor:
 
 
 def split_heads(fused: LazyTensor, head_dim: int) -> tuple[list[LazyTensor], list[LazyTensor]]:
-    """(rows of each head's key, rows of each head's value) of a fused tensor [heads * 2 * head_dim, hidden]."""
+    """(rows of each head's key, of each head's value) of a fused tensor [heads * 2 * head_dim, hidden]."""
     num_heads = fused.shape[0] // (2 * head_dim)
     rows = [cut(fused, 0, number * head_dim, (number + 1) * head_dim) for number in range(2 * num_heads)]
     return rows[::2], rows[1::2]
@@ -234,8 +237,10 @@ def _split_qkv(name: str, tensor: LazyTensor, config: TeleChatConfig) -> tuple[L
 
 
 def _is_gmm(name: str, tensor: LazyTensor, config: TeleChatConfig) -> bool:
-    """Whether stacked experts are transposed, by where the hidden width is. Where the inner width is as large,
-    this cannot be told, and the training form is assumed; a slice of the inner width is smaller."""
+    """Whether stacked experts are transposed, by where the hidden width is.
+
+    Where a (slice of the) inner width is as large, this cannot be told: the training form is assumed.
+    """
     hidden_dim = 1 if "w2." in name else 2
     return (
         tensor.shape[hidden_dim] != config.hidden_size and tensor.shape[3 - hidden_dim] == config.hidden_size
