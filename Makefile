@@ -15,7 +15,7 @@ SOURCES := src tests tools benchmarks deploy.py hatch_build.py
 BENCH_ARGS ?=
 OPTIONS ?=
 
-.PHONY: help setup test check lint types pages wheel oracles options size format demo-model clean
+.PHONY: help setup test check lint types pages wheel oracles installs options size format demo-model clean
 .PHONY: bench-peers bench-decode bench-soak bench-load bench-gpu bench-page bench-serve
 
 help:
@@ -27,7 +27,7 @@ setup: ## make or reuse the environment, with the development tools
 test: setup ## every test that needs no optional third-party implementation
 	$(RUN) -m pytest $(PYTEST_ARGS)
 
-check: lint types pages wheel oracles test ## everything; the tests' closing line comes last
+check: lint types pages wheel oracles installs test ## everything; the tests' closing line comes last
 
 lint: setup ## ruff: rules and formatting
 	$(RUN) -m ruff check $(SOURCES)
@@ -44,6 +44,9 @@ wheel: setup ## the wheel builds, carries its data files, and works where it is 
 
 oracles: setup ## tests against heavy third-party packages, in an environment of their own
 	$(RUN) tools/oracles.py
+
+installs: setup ## what images and bundles do, done in empty folders: whole environments from nothing (minutes)
+	$(RUN) -m pytest -m installs tests/e2e/test_docker_runs.py tests/e2e/test_bundle_runs.py
 
 options: setup ## every option has a test that fails when it is ignored (minutes; OPTIONS="chat seed": some)
 	$(RUN) tools/option_check.py --results runs/options.json $(OPTIONS)

@@ -1,12 +1,14 @@
 """Compiles the CPU kernels into the wheel where there is a C compiler; without one the wheel is pure Python.
 
 An editable installation compiles nothing: a checkout builds its kernels on first use, so that edited sources
-are never shadowed by an old library.
+are never shadowed by an old library. With TELECHAT_PURE_WHEEL set nothing is compiled either: so does
+`telechat bundle make` build wheels for other machines.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -23,7 +25,7 @@ class KernelBuildHook(BuildHookInterface):  # type: ignore[type-arg]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Add the library to the wheel. A failure is reported and costs speed, never the installation."""
-        if version == "editable":
+        if version == "editable" or os.environ.get("TELECHAT_PURE_WHEEL"):
             return
         build = load_build_module(Path(self.root, "src", PACKAGE_FOLDER, "build.py"))
         self._folder = tempfile.TemporaryDirectory(prefix="telechat-kernels-")

@@ -12,7 +12,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "src" / "telechat"
 # Top row first. Rows whose members may import one another are marked; `layers` stands on `ops` in one row.
 ROWS: tuple[tuple[tuple[str, ...], bool], ...] = (
     (("cli", "__main__"), True),
-    (("serve", "evals", "bench", "conformance", "hf"), False),
+    (("serve", "evals", "bench", "bundle", "conformance", "hf"), False),
     (("engine", "train", "quant"), False),
     (("data", "checkpoint", "parallel"), False),
     (("models", "tokenizer"), False),

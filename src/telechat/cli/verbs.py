@@ -38,6 +38,16 @@ VERBS: tuple[Verb, ...] = (
         module="telechat.cli.doctor",
         summary="show devices and kernels, check a model folder",
     ),
+    Verb(
+        words=("bundle", "make"),
+        module="telechat.cli.bundle_make",
+        summary="make a folder that installs telechat without a network",
+    ),
+    Verb(
+        words=("bundle", "verify"),
+        module="telechat.cli.bundle_verify",
+        summary="check that a bundle's files are as they were made",
+    ),
     Verb(words=("train",), module="telechat.cli.train", summary="train a model from a recipe"),
     Verb(
         words=("quantize", "run"),
@@ -48,6 +58,11 @@ VERBS: tuple[Verb, ...] = (
         words=("data", "demo"),
         module="telechat.cli.data_demo",
         summary="write the demo model's training rows",
+    ),
+    Verb(
+        words=("data", "inspect"),
+        module="telechat.cli.data_inspect",
+        summary="show tokens, loss mask and accounts of a training file",
     ),
     Verb(words=("eval", "demo"), module="telechat.cli.eval_demo", summary="score a model on the demo tasks"),
     Verb(
