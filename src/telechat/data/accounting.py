@@ -46,6 +46,7 @@ class Accounting:
         num_samples: samples.
         max_length: tokens that a sample can hold.
         bad_rows: the first malformed rows.
+        files: each file with what its rows were recognised as, and why.
     """
 
     rows_read: int
@@ -60,7 +61,8 @@ class Accounting:
     num_sequences: int
     num_samples: int
     max_length: int
-    bad_rows: tuple[BadRow, ...] = field(default=())
+    bad_rows: tuple[BadRow, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         tokens_in = self.tokens_read + sum(self.tokens_added.values())
@@ -90,15 +92,20 @@ class Accounting:
             ),
         ]
 
-    def __str__(self) -> str:
-        width = max(len(what) for what, _, _ in self.lines())
-        table = [f"{'':<{width}}  {'rows':>12}  {'tokens':>14}"]
-        table += [f"{what:<{width}}  {rows:>12,}  {tokens:>14,}" for what, rows, tokens in self.lines()]
-        table.append(
+    def summary(self) -> str:
+        """One sentence on what the samples hold."""
+        return (
             f"{self.tokens_trained:,} tokens are trained on and {self.tokens_context:,} are context, in "
             f"{self.num_sequences:,} sequences in {self.num_samples:,} samples of {self.max_length:,} "
             f"({self.fill:.1%} full)."
         )
+
+    def __str__(self) -> str:
+        width = max(len(what) for what, _, _ in self.lines())
+        table = [f"{path}: {kind}" for path, kind in self.files.items()]
+        table += [f"{'':<{width}}  {'rows':>12}  {'tokens':>14}"]
+        table += [f"{what:<{width}}  {rows:>12,}  {tokens:>14,}" for what, rows, tokens in self.lines()]
+        table.append(self.summary())
         return "\n".join(table)
 
     def to_json(self) -> dict[str, Any]:
@@ -107,6 +114,7 @@ class Accounting:
             **{name: getattr(self, name) for name in _COUNTS},
             **{name: dict(getattr(self, name)) for name in _BY_REASON},
             "bad_rows": [str(row) for row in self.bad_rows],
+            "files": dict(self.files),
         }
 
 

@@ -10,17 +10,18 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from telechat.data.accounting import COPIES, NOT_DRAWN, NOTHING_LEARNT, too_long
+from telechat.data.accounting import NOTHING_LEARNT, too_long
 from telechat.data.encoding import encode_record
 from telechat.data.loss_mask import LossOn
-from telechat.data.mixing import Source, copies_per_row, read_sources
+from telechat.data.mixing import copies_per_row, used_sequences
 from telechat.data.official.samples import OfficialSettings, load_official
 from telechat.data.packing import pack_arrays, pack_best_fit
 from telechat.data.reading import Books, OnBadRow, RecordReader
 from telechat.data.records import Document, TokenRow
 from telechat.data.rows import RowProblem
 from telechat.data.samples import SampleSet
-from telechat.data.sequences import Encoded, SequenceBuilder, Sequences
+from telechat.data.sequences import Encoded, SequenceBuilder
+from telechat.data.sources import Source, read_sources
 from telechat.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ def _load(
         num_rows = len(row_starts) - first_row
         copies.append(copies_per_row(num_rows, source.weight, seed=seed, name=source.path.name))
     sequences = builder.finish()
-    used = _used_sequences(sequences, row_starts, np.concatenate(copies), books)
+    used = used_sequences(sequences, row_starts, np.concatenate(copies), books)
     if not len(used):
         raise books.nothing_left()
     lengths = sequences.lengths[used]
@@ -161,16 +162,3 @@ def _fitting(encoded: Encoded, max_length: int, books: Books, *, may_cut: bool) 
     if unlearnt or not pieces:
         books.drop(NOTHING_LEARNT, unlearnt, rows=not pieces)
     return pieces
-
-
-def _used_sequences(
-    sequences: Sequences, row_starts: list[int], copies: npt.NDArray[np.int64], books: Books
-) -> npt.NDArray[np.int64]:
-    """Numbers of the sequences that are used, as often as they are; the difference is noted."""
-    starts = np.array([*row_starts, len(sequences)], dtype=np.int64)
-    tokens_per_row = np.diff(sequences.offsets[starts])
-    books.drop(NOT_DRAWN, int(tokens_per_row[copies == 0].sum()), rows=int((copies == 0).sum()))
-    further = np.maximum(copies - 1, 0)
-    books.add(COPIES, int((tokens_per_row * further).sum()), rows=int(further.sum()))
-    copies_per_sequence = np.repeat(copies, np.diff(starts))
-    return np.repeat(np.arange(len(sequences), dtype=np.int64), copies_per_sequence)

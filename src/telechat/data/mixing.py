@@ -1,54 +1,19 @@
-"""How often each row of a file is used, from the file's weight; and the reading of mixing files.
+"""How often each row of a file is used, from the file's weight.
 
-A mixing file is the official one, `{"path": weight, …}`. Ours takes round(weight * rows) rows: whole copies
-of the file, and for the rest different rows drawn with the seed. The official drawings, which lose rows by
-chance, are in `official`.
+round(weight * rows) rows are used: whole copies of the file, and for the rest different rows drawn with the
+seed. The official drawings, which lose rows by chance, are in `official`.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from telechat.errors import ConfigError
-
-_LARGEST_MIXING_FILE = 1 << 20
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file of rows and how many times it is used."""
-
-    path: Path
-    weight: float = 1.0
-
-
-def read_sources(named: str | Path | Sequence[str | Path] | Mapping[str, float]) -> tuple[Source, ...]:
-    """The files to read: one, several, several with weights, or a mixing file that names them.
-
-    Paths in a mixing file count from the working directory, as in the original, or else from the file's own
-    folder.
-
-    Raises:
-        ConfigError: none named, a file that is not there, or a weight that is no number from 0 on.
-    """
-    if isinstance(named, Mapping):
-        sources = [_source(Path(path), weight, "the data sources") for path, weight in named.items()]
-    elif isinstance(named, (str, Path)):
-        sources = _from_path(Path(named))
-    else:
-        sources = [source for path in named for source in _from_path(Path(path))]
-    if not sources:
-        raise ConfigError("No training file is named.", hint="Name at least one file of rows.")
-    return tuple(sources)
+from telechat.data.accounting import COPIES, NOT_DRAWN
+from telechat.data.reading import Books
+from telechat.data.sequences import Sequences
 
 
 def copies_per_row(num_rows: int, weight: float, *, seed: int, name: str) -> npt.NDArray[np.int64]:
@@ -63,32 +28,23 @@ def copies_per_row(num_rows: int, weight: float, *, seed: int, name: str) -> npt
     return copies
 
 
-def _from_path(path: Path) -> list[Source]:
-    content = _mixing_content(path)
-    if content is None:
-        return [_source(path, 1.0, str(path))]
-    sources = []
-    for name, weight in content.items():
-        beside = path.parent / name
-        sources.append(_source(beside if not Path(name).exists() else Path(name), weight, str(path)))
-    return sources
+def used_sequences(
+    sequences: Sequences, row_starts: list[int], copies: npt.NDArray[np.int64], books: Books
+) -> npt.NDArray[np.int64]:
+    """Numbers of the sequences that are used, as often as they are; the difference is noted.
 
-
-def _mixing_content(path: Path) -> dict[str, Any] | None:
-    """The content of a mixing file; None for any other file."""
-    if path.suffix != ".json" or not path.is_file() or path.stat().st_size > _LARGEST_MIXING_FILE:
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError:  # not JSON, or not text: the reader of rows will say what it is
-        return None
-    numbers = isinstance(content, dict) and all(isinstance(value, (int, float)) for value in content.values())
-    return content if numbers and content else None
-
-
-def _source(path: Path, weight: float, named_in: str) -> Source:
-    if not path.exists():
-        raise ConfigError(f"There is no training file {path}.", hint=f"Correct the path in {named_in}.")
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
-        raise ConfigError(f"The weight of {path} is {weight!r}; it must be a number from 0 on.")
-    return Source(path, float(weight))
+    Args:
+        row_starts: number of each row's first sequence.
+        copies: int64 [rows], how often each is used.
+    """
+    starts = np.array([*row_starts, len(sequences)], dtype=np.int64)
+    tokens_per_row = np.diff(sequences.offsets[starts])
+    books.drop(NOT_DRAWN, int(tokens_per_row[copies == 0].sum()), rows=int((copies == 0).sum()))
+    further = np.maximum(copies - 1, 0)
+    books.add(COPIES, int((tokens_per_row * further).sum()), rows=int(further.sum()))
+    rows = np.repeat(np.arange(len(row_starts)), copies)
+    counts = np.diff(starts)[rows]
+    # A row's sequences stay together: its first number, and how far each is from it.
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    numbers: npt.NDArray[np.int64] = np.repeat(starts[rows], counts) + within
+    return numbers

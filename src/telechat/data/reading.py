@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from telechat.data.accounting import MALFORMED, Accounting
-from telechat.data.mixing import Source
 from telechat.data.recognise import Recognised, recognise_rows
 from telechat.data.records import Record
 from telechat.data.rows import BadRow, Row, RowProblem, read_rows
+from telechat.data.sources import Source
 from telechat.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ class Books:
         self.rows_dropped: Counter[str] = Counter()
         self.tokens_dropped: Counter[str] = Counter()
         self.bad_rows: list[BadRow] = []
+        self.files: dict[str, str] = {}
 
     def drop(self, reason: str, tokens: int, *, rows: int = 1) -> None:
         """Note what is left out."""
@@ -79,6 +80,7 @@ class Books:
             num_samples=samples,
             max_length=max_length,
             bad_rows=tuple(self.bad_rows),
+            files=dict(self.files),
         )
 
     def nothing_left(self) -> ConfigError:
@@ -118,7 +120,7 @@ class RecordReader:
         rows = read_rows(source.path)
         looked_at = list(itertools.islice(rows, 100))
         found = self.recognised[source.path] = recognise_rows(looked_at, source.path)
-        log.info("%s: %s", source.path, found)
+        self.books.files[str(source.path)] = str(found)
         for number, row in enumerate(itertools.chain(looked_at, rows), 1):
             if number % _ROWS_PER_LINE_OF_LOG == 0:
                 log.info("%s: %d rows read", source.path, number)

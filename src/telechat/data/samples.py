@@ -29,6 +29,7 @@ class BatchArrays:
         segments: int32 [B, S], number of the conversation within its sample; -1 in padding.
         targets: int64 [B, S], the token to predict AT this place (already shifted); -100 for none.
         weights: float32 [B, S] that scale the losses of `targets`; None for all 1.
+        is_packed: some row holds more than one conversation.
     """
 
     ids: npt.NDArray[np.int64]
@@ -36,6 +37,7 @@ class BatchArrays:
     segments: npt.NDArray[np.int32]
     targets: npt.NDArray[np.int64]
     weights: npt.NDArray[np.float32] | None
+    is_packed: bool
 
 
 @dataclass(frozen=True)
@@ -135,4 +137,5 @@ def fill_batch(
             if weights is not None and sequences.weights is not None:
                 weights[row, start : end - 1] = sequences.weights[span][1:]
             start = end
-    return BatchArrays(ids, positions, segments, targets, weights)
+    is_packed = any(len(indices) > 1 for indices in members)
+    return BatchArrays(ids, positions, segments, targets, weights, is_packed)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+S = TypeVar("S", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,21 @@ class Sequences:
     def span(self, index: int) -> slice:
         """Where sequence `index` lies in the arrays."""
         return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+
+    def take(self, numbers: npt.NDArray[np.int64]) -> Sequences:
+        """The named sequences in that order, as often as they are named, in arrays of their own."""
+        spans = [self.span(number) for number in numbers.tolist()]
+        lengths = self.lengths[numbers]
+        return Sequences(
+            _joined(self.ids, spans),
+            _joined(self.learnt, spans),
+            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            None if self.weights is None else _joined(self.weights, spans),
+        )
+
+
+def _joined(values: npt.NDArray[S], spans: list[slice]) -> npt.NDArray[S]:
+    return np.concatenate([values[:0], *(values[span] for span in spans)])
 
 
 class SequenceBuilder:

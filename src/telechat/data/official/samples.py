@@ -23,13 +23,13 @@ from telechat.data.families import telechat1 as telechat1_rows
 from telechat.data.families import telechat2 as telechat2_rows
 from telechat.data.families.fields import text_field
 from telechat.data.loss_mask import turn_mask
-from telechat.data.mixing import Source
 from telechat.data.official import pretraining, telechat1, telechat2
 from telechat.data.reading import RecordReader
 from telechat.data.records import Conversation
 from telechat.data.rows import Row, RowProblem
 from telechat.data.samples import SampleSet
 from telechat.data.sequences import Encoded, SequenceBuilder
+from telechat.data.sources import Source
 from telechat.errors import ConfigError
 from telechat.tokenizer import Tokenizer
 
