@@ -6,6 +6,7 @@ Reads names and sizes only; the tensors themselves are read in `weights.py`.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ SAFETENSORS = "model.safetensors"
 BIN_INDEX = "pytorch_model.bin.index.json"
 BIN = "pytorch_model.bin"
 LAYOUTS = (SAFETENSORS_INDEX, SAFETENSORS, BIN_INDEX, BIN)
+GPTQ_SETTINGS = "quantize_config.json"
+_GPTQ_FILE = re.compile(r"gptq_model-\d+bit-(-?\d+)g\.(safetensors|bin)")
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def find_weights(folder: Path) -> WeightFiles:
     Raises:
         CheckpointError: none found, or the index names a file that is not there.
     """
-    layout = next((name for name in LAYOUTS if (folder / name).exists()), None)
+    layout = next((name for name in LAYOUTS if (folder / name).exists()), None) or _gptq_file(folder)
     if layout is None:
         raise CheckpointError(
             f"{folder} holds no weights.", hint=f"Expected one of {', '.join(LAYOUTS)} beside {CONFIG}."
@@ -94,6 +97,29 @@ def find_weights(folder: Path) -> WeightFiles:
                 f"{folder} lacks {name}, which {layout} says holds {count} tensors.", hint="Download it."
             )
     return WeightFiles(tuple(folder / name for name in names), placed)
+
+
+def _gptq_file(folder: Path) -> str | None:
+    """The one file that GPTQ tools of the first generation write: its stem is in their settings, or usual."""
+    settings = folder / GPTQ_SETTINGS
+    stem = read_json(settings).get("model_file_base_name") if settings.is_file() else None
+    present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    for suffix in (".safetensors", ".bin"):
+        if isinstance(stem, str) and stem + suffix in present:
+            return stem + suffix
+        found = [name for name in present if is_gptq_file(name) and name.endswith(suffix)]
+        if len(found) > 1:
+            raise CheckpointError(
+                f"{folder} holds {', '.join(found)}; which of them is meant?", hint="Keep one of them."
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def is_gptq_file(name: str) -> bool:
+    """Whether a file name is the usual one of GPTQ tools, `gptq_model-4bit-128g.bin`."""
+    return _GPTQ_FILE.fullmatch(name) is not None
 
 
 def _read_index(path: Path) -> dict[str, str]:

@@ -22,10 +22,12 @@ from telechat.checkpoint.folder import (
     BIN_INDEX,
     CONFIG,
     GENERATION_CONFIG,
+    GPTQ_SETTINGS,
     LAYOUTS,
     SAFETENSORS,
     SAFETENSORS_INDEX,
     find_weights,
+    is_gptq_file,
 )
 from telechat.checkpoint.hub_api import HUBS, HUGGINGFACE, Hub, HubFile, Listing, huggingface_home
 from telechat.errors import CheckpointError, HubError, UsageError
@@ -42,6 +44,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SMALL_FILES = (
     CONFIG,
     GENERATION_CONFIG,
+    GPTQ_SETTINGS,
+    "quant_config.json",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -167,6 +171,7 @@ def _download(hub: Hub, model_id: str, folder: Path) -> None:
         listing = hub.list_files(client, model_id)
         listed = {file.path: file for file in listing.files}
         layout = next((name for name in LAYOUTS if name in listed), None)
+        layout = layout or next((name for name in sorted(listed) if is_gptq_file(name)), None)
         if layout is None or CONFIG not in listed:
             lacks = CONFIG if CONFIG not in listed else "weights such as " + SAFETENSORS
             raise HubError(f"{model_id} on {hub.endpoint} has no {lacks}.", hint="Check the id.")
@@ -182,7 +187,7 @@ def _download(hub: Hub, model_id: str, folder: Path) -> None:
 
 def _weight_files(model_id: str, folder: Path, layout: str, listed: dict[str, HubFile]) -> list[HubFile]:
     """The shards that a downloaded index names."""
-    if layout in (SAFETENSORS, BIN):
+    if layout in (SAFETENSORS, BIN) or is_gptq_file(layout):
         return []
     assert layout in (SAFETENSORS_INDEX, BIN_INDEX)
     try:

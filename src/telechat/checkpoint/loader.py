@@ -11,45 +11,31 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
+from telechat.checkpoint.filling import Filling, Part
 from telechat.checkpoint.folder import CONFIG, find_weights, read_json
+from telechat.checkpoint.gptq import QWEIGHT
 from telechat.checkpoint.headers import read_header
 from telechat.checkpoint.hub import resolve_model
-from telechat.checkpoint.names import EMBEDDING, HEAD, canonical_names, count_experts
-from telechat.checkpoint.pages import empty_pages
-from telechat.checkpoint.quantized import PACKED, PackedWeights, expected_tensors, read_scheme, split_name
+from telechat.checkpoint.names import HEAD, count_experts
+from telechat.checkpoint.packed import PackedFormat
+from telechat.checkpoint.packing_choice import read_packing
+from telechat.checkpoint.quantized import PACKED
 from telechat.checkpoint.weights import StoredWeights, open_weights
-from telechat.device import CPU, dtype_name, parse_dtype, resolve_device, supports_bfloat16
+from telechat.device import dtype_name, parse_dtype, resolve_device, supports_bfloat16
 from telechat.errors import CheckpointError, ConfigError
-from telechat.models import RopeMode, TeleChatConfig, TeleChatModel, build_model, parameter_table
-from telechat.models.quantized import check_scheme, is_quantisable, put_weight, round_parameter, untied
-from telechat.ops.quantized import QuantizedWeight, WeightScheme
+from telechat.models import RopeMode, TeleChatConfig, TeleChatModel, build_model
+from telechat.models.quantized import check_scheme, untied
+from telechat.ops.quantized import WeightScheme
 
 log = logging.getLogger(__name__)
 
-PACKED_HEAD = HEAD.removesuffix(".weight") + PACKED
+_HEADS = (HEAD, HEAD.removesuffix(".weight") + PACKED, HEAD.removesuffix("weight") + QWEIGHT)
 _EXPERT_COUNT = "expert_num"
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-class Part(Protocol):
-    """One rank's part of a model that several ranks hold together."""
-
-    def prepare(self, model: TeleChatModel) -> None:
-        """Give a model without weights the structure of the part."""
-        ...
-
-    def cut(self, name: str, tensor: Tensor) -> Tensor | None:
-        """The part of a tensor of the parameter table, a view; None when nothing of it is kept."""
-        ...
-
-    def cut_quantized(self, name: str, weight: QuantizedWeight) -> QuantizedWeight | None:
-        """As `cut`, of a quantised weight."""
-        ...
 
 
 def load_model(
@@ -85,7 +71,7 @@ def load_model(
     """
     folder = resolve_model(path_or_name)
     raw = read_json(folder / CONFIG)
-    packed = read_scheme(raw)
+    packed = read_packing(folder, raw)
     rounding = _rounding(quantize, group_size, folder, packed)
     weights = open_weights(folder)
     stored_config = config_from(raw, {name: stored.shape for name, stored in weights.tensors.items()})
@@ -112,7 +98,7 @@ def load_model(
 
 
 def _rounding(
-    quantize: str | None, group_size: int | None, folder: Path, stored: WeightScheme | None
+    quantize: str | None, group_size: int | None, folder: Path, stored: PackedFormat | None
 ) -> WeightScheme | None:
     """The scheme to round to while reading, or None."""
     if quantize is None:
@@ -124,7 +110,7 @@ def _rounding(
         return None
     if stored is not None:
         raise ConfigError(
-            f"{folder.name} is quantised already, to {stored.name} in groups of {stored.group_size}.",
+            f"{folder.name} is quantised already, to {stored.summary}.",
             hint="Leave out quantize.",
         )
     return WeightScheme.named(quantize, group_size)
@@ -167,7 +153,7 @@ def config_from(raw: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]) 
     """
     completed = dict(raw)
     if tensors and raw.get("tie_word_embeddings") is None:
-        completed["tie_word_embeddings"] = not {HEAD, PACKED_HEAD} & set(tensors)
+        completed["tie_word_embeddings"] = not set(_HEADS) & set(tensors)
     experts = count_experts(tensors)
     if experts and TeleChatConfig.expert_count(raw) is None:
         completed[_EXPERT_COUNT] = experts
@@ -207,149 +193,3 @@ def _config_dtype(named: object) -> torch.dtype:
     if not isinstance(value, torch.dtype) or value not in _FLOATS:
         raise ConfigError(f"torch_dtype is {named!r}; it must be float32, bfloat16 or float16.")
     return value
-
-
-def match_tensors(
-    config: TeleChatConfig, weights: StoredWeights, scheme: WeightScheme | None = None
-) -> dict[str, str]:
-    """Name by the table -> name on disk of every tensor to read, having checked names, shapes and dtypes.
-
-    With a `scheme`, each linear layer or head may be stored in integers; their names are those of the format.
-
-    Raises:
-        CheckpointError: a tensor is missing, extra, misshapen or of a wrong dtype; names it.
-    """
-    names = canonical_names(weights.tensors)
-    expected = _expected(config, names, scheme)
-    if config.tie_word_embeddings and HEAD in names:
-        _check_tied_head(weights, names)
-        del names[HEAD]
-    missing = [name for name in expected if name not in names]
-    if missing:
-        raise CheckpointError(f"The checkpoint lacks {_listed(missing)}.", hint=_missing_hint(missing))
-    extra = [names[name] for name in names if name not in expected]
-    if extra:
-        raise CheckpointError(
-            f"The checkpoint holds {_listed(extra)}, which this model has no place for.",
-            hint="Check that config.json belongs to these weights.",
-        )
-    for name, (shape, dtypes) in expected.items():
-        stored = weights.tensors[names[name]]
-        if stored.shape != shape:
-            raise CheckpointError(
-                f"{stored.name} has shape {list(stored.shape)}; config.json says {list(shape)}.",
-                hint="Check that config.json belongs to these weights.",
-            )
-        if stored.dtype not in dtypes:
-            wanted = "floating point" if set(dtypes) <= set(_FLOATS) else dtype_name(dtypes[0])
-            raise CheckpointError(f"{stored.name} has dtype {dtype_name(stored.dtype)}; expected {wanted}.")
-    return names
-
-
-def _expected(
-    config: TeleChatConfig, names: Mapping[str, str], scheme: WeightScheme | None
-) -> dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]:
-    """Tensor by the table -> (shape, dtypes that will do)."""
-    expected: dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]] = {}
-    for parameter in parameter_table(config):
-        if scheme is not None and is_quantisable(parameter):
-            packed = expected_tensors(parameter.name, parameter.shape, scheme)
-            if any(name in names for name in packed):
-                expected.update(packed)
-                continue
-        expected[parameter.name] = (parameter.shape, _FLOATS)
-    return expected
-
-
-def _check_tied_head(weights: StoredWeights, names: Mapping[str, str]) -> None:
-    """A tied model may store its head all the same, but then it must be the embedding."""
-    pair = dict(weights.stream({names[HEAD], names[EMBEDDING]})) if EMBEDDING in names else {}
-    if len(pair) == 2 and not torch.equal(pair[names[HEAD]], pair[names[EMBEDDING]]):
-        raise CheckpointError(
-            f"config.json ties the head to the embedding, but {HEAD} differs from {names[EMBEDDING]}.",
-            hint="Set tie_word_embeddings to false in config.json.",
-        )
-
-
-def _missing_hint(missing: list[str]) -> str:
-    if missing == [HEAD]:
-        return "If the head is the embedding, set tie_word_embeddings to true in config.json."
-    return "Check that config.json belongs to these weights, and that the download is complete."
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more tensors"
-
-
-class Filling:
-    """Gives every parameter of a model built on `meta` its memory and its values, one tensor at a time.
-
-    Args:
-        part: what of each tensor is kept.
-        packed: how weights stored in integers are stored.
-        rounding: round linear layers and head to this.
-    """
-
-    def __init__(
-        self,
-        model: TeleChatModel,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        part: Part | None = None,
-        packed: WeightScheme | None = None,
-        rounding: WeightScheme | None = None,
-    ) -> None:
-        self.model = model
-        self.device, self.dtype = device, dtype
-        self.part = part
-        self.rounding = rounding
-        self._packed = None if packed is None else PackedWeights(packed)
-        self._empty = empty_pages if device == CPU else None
-        table = parameter_table(model.config)
-        self._rounded = {p.name for p in table if rounding and is_quantisable(p)}
-
-    @torch.no_grad()
-    def fill(self, stored_config: TeleChatConfig, weights: StoredWeights) -> None:
-        """Read everything. `stored_config` is what config.json says; the model may have a head of its own."""
-        scheme = self._packed.scheme if self._packed else None
-        places = {stored: name for name, stored in match_tensors(stored_config, weights, scheme).items()}
-        is_own_head = stored_config.tie_word_embeddings and not self.model.config.tie_word_embeddings
-        for stored, tensor in weights.stream(places):
-            name = places[stored]
-            if is_own_head and name == EMBEDDING:
-                self._take(HEAD, tensor, is_owned=False)
-            self._take(name, tensor, is_owned=weights.owns_memory)
-
-    def _take(self, name: str, tensor: Tensor, *, is_owned: bool) -> None:
-        packed = split_name(name) if self._packed else None
-        if packed is not None and self._packed is not None:
-            weight = self._packed.add(*packed, tensor if is_owned else tensor.clone())
-            if weight is not None:
-                self._put(packed[0], weight)
-            return
-        kept = tensor if self.part is None else self.part.cut(name, tensor)
-        if kept is None:
-            return
-        if name in self._rounded and self.rounding is not None:
-            rounded = round_parameter(name, kept.to(self.device), self.rounding, empty=self._empty)
-            put_weight(self.model, name, rounded)
-            return
-        owner, _, leaf = name.rpartition(".")
-        if is_owned and kept is tensor and (tensor.dtype, tensor.device) == (self.dtype, self.device):
-            values = tensor
-        else:
-            make = self._empty or (lambda shape, dtype: torch.empty(shape, dtype=dtype, device=self.device))
-            values = make(tuple(kept.shape), self.dtype).copy_(kept)
-        setattr(self.model.get_submodule(owner), leaf, nn.Parameter(values))
-
-    def _put(self, name: str, weight: QuantizedWeight) -> None:
-        kept = weight if self.part is None else self.part.cut_quantized(name, weight)
-        if kept is not None:
-            # Of a part, a copy: a view would keep the whole alive.
-            qweight, scales = (
-                tensor.to(self.device) if kept is weight else tensor.contiguous().clone().to(self.device)
-                for tensor in (kept.qweight, kept.scales)
-            )
-            put_weight(self.model, name, QuantizedWeight(weight.scheme, qweight, scales))

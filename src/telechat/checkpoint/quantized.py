@@ -8,17 +8,18 @@ the integers were found.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from telechat.checkpoint.packed import SECTION, Expected, LoadedWeight
 from telechat.errors import CheckpointError, ConfigError
 from telechat.models import TeleChatConfig, parameter_table
 from telechat.ops.quantized import SCALE_DTYPE, QuantizedWeight, WeightScheme
 
-SECTION = "quantization_config"
 METHOD = "compressed-tensors"
 FORMAT = "pack-quantized"
 PACKED, SCALE, SHAPE = ".weight_packed", ".weight_scale", ".weight_shape"
@@ -28,37 +29,57 @@ _SIGN_BIT = -128
 _REQUIRED = {"type": "int", "symmetric": True, "strategy": "group", "dynamic": False}
 
 
-def read_scheme(raw: Mapping[str, Any]) -> WeightScheme | None:
-    """How the folder with this config.json is quantised; None when it is not.
+@dataclass(frozen=True)
+class CompressedTensors:
+    """A folder in this format, all its quantised layers alike. See `PackedFormat`."""
 
-    Raises:
-        CheckpointError: in a way that cannot be read.
-    """
-    section = raw.get(SECTION)
-    if not section:
-        return None
-    method = section.get("quant_method", "unknown") if isinstance(section, Mapping) else "unknown"
-    if method != METHOD or section.get("format") != FORMAT:
-        stored_as = f", format {section['format']}" if method == METHOD and "format" in section else ""
-        raise CheckpointError(
-            f"This checkpoint is quantised (method {method}{stored_as}); load_model reads fp32, fp16 and "
-            f"bf16 weights, and {METHOD} in the format {FORMAT}.",
-            hint="Use the unquantised release, and quantise it with: telechat quantize run.",
-        )
-    groups = section.get("config_groups")
-    if not isinstance(groups, Mapping) or len(groups) != 1:
-        raise _unreadable("config_groups must hold one group of layers")
-    [group] = groups.values()
-    weights = group.get("weights") if isinstance(group, Mapping) else None
-    if not isinstance(weights, Mapping) or group.get("input_activations"):
-        raise _unreadable("only weights may be quantised, not activations")
-    for key, value in _REQUIRED.items():
-        if weights.get(key, value) != value:
-            raise _unreadable(f"weights.{key} is {weights[key]!r}; it must be {value!r}")
-    try:
-        return WeightScheme(weights.get("num_bits", 0), weights.get("group_size", 0))
-    except ConfigError as error:
-        raise _unreadable(error.message.rstrip(".")) from error
+    scheme: WeightScheme
+
+    @classmethod
+    def read(cls, section: Mapping[str, Any]) -> CompressedTensors:
+        """From config.json's `quantization_config`.
+
+        Raises:
+            CheckpointError: in a way that cannot be read.
+        """
+        if section.get("format") != FORMAT:
+            raise CheckpointError(
+                f"This checkpoint is quantised (method {METHOD}, format {section.get('format')}); load_model "
+                f"reads {METHOD} in the format {FORMAT}.",
+                hint="Use the unquantised release, and quantise it with: telechat quantize run.",
+            )
+        groups = section.get("config_groups")
+        if not isinstance(groups, Mapping) or len(groups) != 1:
+            raise _unreadable("config_groups must hold one group of layers")
+        [group] = groups.values()
+        weights = group.get("weights") if isinstance(group, Mapping) else None
+        if not isinstance(weights, Mapping) or group.get("input_activations"):
+            raise _unreadable("only weights may be quantised, not activations")
+        for key, value in _REQUIRED.items():
+            if weights.get(key, value) != value:
+                raise _unreadable(f"weights.{key} is {weights[key]!r}; it must be {value!r}")
+        try:
+            return cls(WeightScheme(weights.get("num_bits", 0), weights.get("group_size", 0)))
+        except ConfigError as error:
+            raise _unreadable(error.message.rstrip(".")) from error
+
+    @property
+    def summary(self) -> str:
+        """Bits and groups."""
+        return f"{self.scheme.name} in groups of {self.scheme.group_size}"
+
+    def expected(self, name: str, shape: tuple[int, ...], stored: Collection[str]) -> Expected:
+        """See `PackedFormat`."""
+        expected = expected_tensors(name, shape, self.scheme)
+        return expected if set(expected) & set(stored) else {}
+
+    def assemble(self, name: str, tensors: Mapping[str, Tensor]) -> LoadedWeight:
+        """See `PackedFormat`."""
+        base = name.removesuffix(_WEIGHT)
+        qweight = tensors[base + PACKED].view(torch.uint8)
+        if self.scheme.bits == 8:
+            qweight = qweight.view(torch.int8).bitwise_xor_(_SIGN_BIT)
+        return QuantizedWeight(self.scheme, qweight, tensors[base + SCALE].to(SCALE_DTYPE))
 
 
 def _unreadable(problem: str) -> CheckpointError:
@@ -99,9 +120,7 @@ def stored_bytes(shape: tuple[int, ...], scheme: WeightScheme) -> int:
     return rows * columns * scheme.bits // 8 + rows * columns // scheme.group_size * SCALE_DTYPE.itemsize + 16
 
 
-def expected_tensors(
-    name: str, shape: tuple[int, ...], scheme: WeightScheme
-) -> dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]:
+def expected_tensors(name: str, shape: tuple[int, ...], scheme: WeightScheme) -> Expected:
     """Name on disk -> (shape, dtypes that will do) of the weight called `name`."""
     rows, columns = shape
     base = name.removesuffix(_WEIGHT)
@@ -111,33 +130,3 @@ def expected_tensors(
         base + SCALE: ((rows, columns // scheme.group_size), scale_dtypes),
         base + SHAPE: ((2,), (torch.int64,)),
     }
-
-
-def split_name(name: str) -> tuple[str, str] | None:
-    """(name of the weight, which of its tensors) of a stored tensor; None when it is no part of one."""
-    for suffix in (PACKED, SCALE, SHAPE):
-        if name.endswith(suffix):
-            return name.removesuffix(suffix) + _WEIGHT, suffix
-    return None
-
-
-class PackedWeights:
-    """Collects the tensors of quantised weights, which come one by one, until a weight is complete."""
-
-    def __init__(self, scheme: WeightScheme) -> None:
-        self.scheme = scheme
-        self._waiting: dict[str, dict[str, Tensor]] = {}
-
-    def add(self, name: str, suffix: str, tensor: Tensor) -> QuantizedWeight | None:
-        """Take a tensor, whose memory may be used; the weight, once integers and scales are there."""
-        if suffix == SHAPE:  # the shapes of the others have been checked
-            return None
-        parts = self._waiting.setdefault(name, {})
-        parts[suffix] = tensor
-        if len(parts) < 2:
-            return None
-        del self._waiting[name]
-        qweight = parts[PACKED].view(torch.uint8)
-        if self.scheme.bits == 8:
-            qweight = qweight.view(torch.int8).bitwise_xor_(_SIGN_BIT)
-        return QuantizedWeight(self.scheme, qweight, parts[SCALE].to(SCALE_DTYPE))

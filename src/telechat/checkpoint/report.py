@@ -15,8 +15,9 @@ from telechat.checkpoint.folder import (
     read_generation_config,
     read_json,
 )
-from telechat.checkpoint.loader import config_from, match_tensors
-from telechat.checkpoint.quantized import read_scheme
+from telechat.checkpoint.loader import config_from
+from telechat.checkpoint.matching import match_tensors
+from telechat.checkpoint.packing_choice import read_packing
 from telechat.checkpoint.weights import StoredWeights, open_weights
 from telechat.device import dtype_name
 from telechat.errors import TelechatError
@@ -65,7 +66,7 @@ def check_folder(folder: str | Path) -> FolderReport:
     config = _config(folder, weights, problems)
     if config is not None and weights is not None:
         try:
-            match_tensors(config, weights, read_scheme(read_json(folder / CONFIG)))
+            match_tensors(config, weights, read_packing(folder, read_json(folder / CONFIG)))
         except TelechatError as error:
             problems.append(str(error))
     tokenizer_files = tuple(name for name in TOKENIZER_FILES if (folder / name).is_file())
@@ -102,7 +103,7 @@ def _weights(folder: Path, problems: list[str]) -> StoredWeights | None:
 def _config(folder: Path, weights: StoredWeights | None, problems: list[str]) -> TeleChatConfig | None:
     try:
         raw = read_json(folder / CONFIG)
-        read_scheme(raw)
+        read_packing(folder, raw)
         return config_from(
             raw, {name: stored.shape for name, stored in weights.tensors.items()} if weights else {}
         )

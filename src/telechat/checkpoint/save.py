@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from telechat.checkpoint.folder import CONFIG, LAYOUTS, SAFETENSORS, SAFETENSORS_INDEX
-from telechat.checkpoint.quantized import SECTION, config_section, stored_bytes, stored_tensors
+from telechat.checkpoint.packed import SECTION
+from telechat.checkpoint.quantized import config_section, stored_bytes, stored_tensors
 from telechat.device import dtype_name
 from telechat.errors import CheckpointError
 from telechat.layers.quantized import QuantizedLinear
@@ -49,6 +50,7 @@ def save_model(
         CheckpointError: the folder cannot be written, or `max_shard_bytes` is not positive.
     """
     dtype = dtype or model.dtype
+    _check_savable(model)
     scheme = scheme_of(model)
     write_folder(
         folder,
@@ -57,6 +59,18 @@ def save_model(
         lambda names: _content(model, names, dtype),
         max_shard_bytes=max_shard_bytes,
     )
+
+
+def _check_savable(model: TeleChatModel) -> None:
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, QuantizedLinear)]
+    ordered = next((name for name, layer in layers if layer.order is not None), None)
+    if ordered is not None or len({layer.scheme for _, layer in layers}) > 1:
+        problem = "layers differ in bits or groups"
+        if ordered is not None:
+            problem = f"{ordered} has its inputs in another order"
+        raise CheckpointError(
+            f"This quantised model cannot be saved: {problem}.", hint="Copy the folder it was loaded from."
+        )
 
 
 def folder_config(config: TeleChatConfig, dtype: torch.dtype, scheme: WeightScheme | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from telechat.ops.quantized import QuantizedWeight, WeightScheme, round_to_nearest
+from telechat.ops.quantized import OrderedWeight, QuantizedWeight, WeightScheme, round_to_nearest
 from telechat.ops.quantized_products import Product, ReferenceProduct, choose_product
 
 
@@ -23,19 +23,25 @@ class QuantizedLinear(nn.Module):
     Attributes:
         scheme: bits and group size.
         qweight, scales: buffers, see `QuantizedWeight`; None once `bind` has replaced them.
+        order: int64 [in], a buffer: column j of the stored weight belongs to input order[j]; None where
+            inputs stand as they are.
         bias: in the activations' dtype, or None.
         product_name: the form that computes.
     """
 
     qweight: Tensor | None
     scales: Tensor | None
+    order: Tensor | None
 
-    def __init__(self, weight: QuantizedWeight, bias: Tensor | None = None) -> None:
+    def __init__(
+        self, weight: QuantizedWeight, bias: Tensor | None = None, order: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.scheme = weight.scheme
         self.in_features, self.out_features = weight.columns, weight.rows
         self.register_buffer("qweight", weight.qweight)
         self.register_buffer("scales", weight.scales)
+        self.register_buffer("order", order)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self.product_name = ReferenceProduct.name
         self._product: Product | None = None
@@ -67,7 +73,9 @@ class QuantizedLinear(nn.Module):
 
     def dequantise(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight [out, in] that is meant."""
-        return self.stored.dequantise(dtype)
+        if self.order is None:
+            return self.stored.dequantise(dtype)
+        return OrderedWeight(self.stored, self.order).dequantise(dtype)
 
     def bind(self, name: str = "auto") -> str:
         """Choose the form of the product, once; returns its name and the reason.
@@ -87,7 +95,8 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out] in x's dtype."""
         product = self._product or ReferenceProduct(self.stored)
-        out = product(x.reshape(-1, self.in_features))
+        rows = x.reshape(-1, self.in_features)
+        out = product(rows if self.order is None else rows.index_select(1, self.order))
         if self.bias is not None:
             out = out + self.bias
         return out.view(*x.shape[:-1], self.out_features)

@@ -77,6 +77,8 @@ def module_obstacle(name: str, module: nn.Module) -> str | None:
         return f"{name or 'the model'} has hooks"
     if isinstance(module, QuantizedLinear) and module.is_bound:
         return f"{name} has its product already"
+    if isinstance(module, QuantizedLinear) and module.order is not None:
+        return f"{name} takes its inputs in another order"
     products = ("query", "key_value", "dense", "gate_proj", "up_proj", "down_proj", "lm_head")
     if name.endswith(products) and type(module) not in (nn.Linear, QuantizedLinear):
         return f"{name} is a {type(module).__name__}"

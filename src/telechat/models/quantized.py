@@ -69,12 +69,16 @@ def round_parameter(
         raise ConfigError(f"{name} cannot be quantised: {error.message}") from error
 
 
-def put_weight(model: TeleChatModel, name: str, weight: QuantizedWeight) -> None:
-    """Put a quantised weight in the place of the weight of that name; the layer keeps its bias."""
+def put_weight(model: TeleChatModel, name: str, weight: QuantizedWeight, order: Tensor | None = None) -> None:
+    """Put a quantised weight in the place of the weight of that name; the layer keeps its bias.
+
+    Args:
+        order: of its inputs, see `QuantizedLinear`.
+    """
     module_name = name.removesuffix(".weight")
     old = model.get_submodule(module_name) if module_name != HEAD_MODULE else None
     bias = getattr(old, "bias", None)
-    set_module(model, module_name, QuantizedLinear(weight, bias if isinstance(bias, Tensor) else None))
+    set_module(model, module_name, QuantizedLinear(weight, bias if isinstance(bias, Tensor) else None, order))
 
 
 @torch.no_grad()

@@ -84,8 +84,8 @@ class QuantizedWeight:
 
     Attributes:
         scheme: bits and group size.
-        qweight: 8 bits: int8 [N, K], -127 to 127. 4 bits: uint8 [N, K/2], two integers of -8 to 7 in a byte,
-            each with 8 added, the earlier one in the lower half.
+        qweight: 8 bits: int8 [N, K]; -128 occurs in files of others. 4 bits: uint8 [N, K/2], two integers of
+            -8 to 7 in a byte, each with 8 added, the earlier one in the lower half.
         scales: fp16 [N, G]. Negative ones occur.
     """
 
@@ -161,6 +161,24 @@ class QuantizedWeight:
             self.qweight[:, start // per_byte : stop // per_byte],
             self.scales[:, start // group : stop // group],
         )
+
+
+@dataclass(frozen=True)
+class OrderedWeight:
+    """A quantised weight whose inputs stand in another order, so that those of a group are neighbours.
+
+    Attributes:
+        weight: column j belongs to input order[j] of the layer.
+        order: int64 [K], each input once.
+    """
+
+    weight: QuantizedWeight
+    order: Tensor
+
+    def dequantise(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The matrix [N, K] that is meant, inputs in the layer's order."""
+        stored = self.weight.dequantise(dtype)
+        return torch.empty_like(stored).index_copy_(1, self.order, stored)
 
 
 def pack_integers(q_NK: Tensor, bits: int) -> Tensor:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from telechat.checkpoint import read_config, resolve_model, save_model
 from telechat.checkpoint.folder import CONFIG, LAYOUTS, read_json
-from telechat.checkpoint.loader import match_tensors
+from telechat.checkpoint.matching import match_tensors
 from telechat.checkpoint.names import EMBEDDING, HEAD
-from telechat.checkpoint.quantized import read_scheme, stored_tensors
+from telechat.checkpoint.packing_choice import read_packing
+from telechat.checkpoint.quantized import stored_tensors
 from telechat.checkpoint.save import folder_config, parameter_bytes, write_folder
 from telechat.checkpoint.weights import StoredWeights, open_weights
 from telechat.errors import CheckpointError, ConfigError
@@ -92,10 +93,10 @@ class _Source:
         self.scheme = config.scheme
         self.round_weight: RoundParameter = METHODS.resolve(config.method)(self.scheme)
         raw = read_json(folder / CONFIG)
-        stored = read_scheme(raw)
+        stored = read_packing(folder, raw)
         if stored is not None:
             raise ConfigError(
-                f"{folder.name} is quantised already, to {stored.name} in groups of {stored.group_size}.",
+                f"{folder.name} is quantised already, to {stored.summary}.",
                 hint="Start from the unquantised model.",
             )
         self.weights: StoredWeights = open_weights(folder)

