@@ -28,14 +28,12 @@ def add_arguments(parser: CommandParser) -> None:
         type=positive_int,
         default=3,
         metavar="N",
-        help="samples to show, from the file's first rows",
+        help="samples to show (default: 3)",
     )
     parser.add_argument(
         "--max-length", type=positive_int, default=2048, metavar="N", help="longest sample (default: 2048)"
     )
-    parser.add_argument(
-        "--html", type=Path, metavar="OUT", help="write a page instead of showing samples here"
-    )
+    parser.add_argument("--html", type=Path, metavar="OUT", help="write a page instead of showing samples")
     parser.add_argument(
         "--loss-on",
         choices=("answers", "turns", "all"),

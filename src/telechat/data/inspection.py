@@ -121,13 +121,12 @@ def inspect_file(
 
 
 def length_bars(lengths: Sequence[int]) -> tuple[Bar, ...]:
-    """At most twelve bars of equal width that hold every length."""
-    longest = max(lengths, default=0)
-    width = max(1, -(-(longest + 1) // _BARS))
-    counts = np.bincount(np.asarray(lengths, dtype=np.int64) // width, minlength=longest // width + 1)
-    return tuple(
-        Bar(number * width, (number + 1) * width - 1, count) for number, count in enumerate(counts.tolist())
-    )
+    """At most twelve bars of equal width, from the shortest to the longest."""
+    shortest, longest = min(lengths, default=0), max(lengths, default=0)
+    width = -(-(longest - shortest + 1) // _BARS)
+    counts = np.bincount((np.asarray(lengths, dtype=np.int64) - shortest) // width)
+    lows = range(shortest, shortest + width * len(counts), width)
+    return tuple(Bar(low, low + width - 1, count) for low, count in zip(lows, counts.tolist(), strict=True))
 
 
 def show_tokens(ids: Sequence[int], targets: Sequence[bool], tokenizer: Tokenizer) -> tuple[ShownToken, ...]:

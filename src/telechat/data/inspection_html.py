@@ -6,6 +6,7 @@ from html import escape
 
 from telechat.data.inspection import Inspection, ShownSequence, ShownToken
 
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _STYLE = """
 :root { color-scheme: light dark; --line: #8885; --learnt: #1a7f3733; --learnt-edge: #1a7f37; }
 body { font: 15px/1.6 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem; max-width: 62rem; }
@@ -37,15 +38,15 @@ def render_html(inspection: Inspection) -> str:
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f"<title>Training data: {name}</title><style>{_STYLE}</style>"
         f"<h1>Training data: {name}</h1>{kinds}<p>Tokens of {escape(inspection.tokenizer)}.</p>"
         f"<h2>Where every row and token went</h2>{_accounting(inspection)}"
         + (f"<h2>Malformed rows</h2><ul>{bad}</ul>" if bad else "")
         + f"<h2>Lengths in tokens</h2>{_bars(inspection)}"
-        "<h2>Samples</h2><p>A token is "
-        '<span class="t l">marked</span> where it is learnt; <span class="t k">bold</span> is a control token. '
-        "Its id shows when the pointer rests on it. Dashed lines are borders that attention does not cross.</p>"
+        '<h2>Samples</h2><p>A token is <span class="t l">marked</span> where it is learnt; '
+        '<span class="t k">bold</span> is a control token. Its id shows when the pointer rests on it. '
+        "Dashed lines are borders that attention does not cross.</p>"
         f"{samples}</html>\n"
     )
 

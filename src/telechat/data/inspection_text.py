@@ -17,12 +17,8 @@ def render_text(inspection: Inspection, *, colours: bool) -> str:
     lines = [str(inspection.accounting), f"tokens of {inspection.tokenizer}", ""]
     lines += [f"malformed: {bad}" for bad in inspection.accounting.bad_rows]
     lines += ["lengths in tokens", *_bars(inspection), ""]
-    mark = (
-        f"{_LEARNT}learnt{_RESET}, {_CONTEXT}context{_RESET}"
-        if colours
-        else f"{_OPEN}learnt{_CLOSE}, context"
-    )
-    lines.append(f"samples ({mark})")
+    learnt = f"{_LEARNT}learnt{_RESET}" if colours else f"{_OPEN}learnt{_CLOSE}"
+    lines.append(f"samples ({learnt}, {_coloured('context', _CONTEXT, colours)})")
     for number, sample in enumerate(inspection.samples, 1):
         lines.append(_coloured(f"══ sample {number} ══", _BORDER, colours))
         for sequence in sample:

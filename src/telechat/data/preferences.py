@@ -59,23 +59,41 @@ class PreferenceSet:
         longest: list[int] = self.sequences.lengths.reshape(len(self), -1).max(axis=1).tolist()
         return longest
 
-    def batch(self, rows: Sequence[int], *, pad_id: int, length: int | None = None) -> BatchArrays:
-        """The rows as one batch: for pairs all chosen answers, then all rejected ones, in the same order.
+    def batch(
+        self, rows: Sequence[int], *, pad_id: int, num_rows: int | None = None, length: int | None = None
+    ) -> BatchArrays:
+        """The rows as one batch.
+
+        For pairs B is twice the number of rows: the upper half holds the chosen answers, the lower half the
+        rejected ones, in the same order.
 
         Args:
             rows: numbers of pairs, or of judged answers.
             pad_id, length: as `SampleSet.batch`.
+            num_rows: rows of padding are added up to this number (of each half, for pairs).
         """
-        numbers = [2 * row for row in rows] + [2 * row + 1 for row in rows] if self.is_paired else list(rows)
-        return fill_batch(self.sequences, [[number] for number in numbers], pad_id=pad_id, length=length)
+        padding: list[list[int]] = [[] for _ in range(max(0, (num_rows or 0) - len(rows)))]
+        if self.is_paired:
+            members = [[2 * row] for row in rows] + padding + [[2 * row + 1] for row in rows] + padding
+        else:
+            members = [[row] for row in rows] + padding
+        return fill_batch(self.sequences, members, pad_id=pad_id, length=length)
 
-    def mismatched_batch(self, rows: Sequence[int], *, pad_id: int, max_length: int) -> BatchArrays:
+    def mismatched_batch(
+        self,
+        rows: Sequence[int],
+        *,
+        pad_id: int,
+        max_length: int,
+        num_rows: int | None = None,
+        length: int | None = None,
+    ) -> BatchArrays:
         """Each prompt with the answer of the row before it (the first with the last's), for KTO's baseline.
 
         Args:
             rows: numbers of judged answers.
-            pad_id: what stands in padding.
             max_length: longer sequences are cut at the end.
+            pad_id, num_rows, length: as `SampleSet.batch`.
         """
         assert not self.is_paired, "only judged answers have a mismatched batch"
         builder = SequenceBuilder()
@@ -86,7 +104,8 @@ class PreferenceSet:
             ids = [*prompt.tolist(), *self.sequences.ids[answer].tolist()]
             learnt = [False] * len(prompt) + self.sequences.learnt[answer].tolist()
             builder.add(Encoded(ids[:max_length], learnt[:max_length]))
-        return fill_batch(builder.finish(), [[number] for number in range(len(rows))], pad_id=pad_id)
+        members = [[number] for number in range(len(rows))]
+        return fill_batch(builder.finish(), members, pad_id=pad_id, num_rows=num_rows, length=length)
 
 
 def load_preferences(
