@@ -18,7 +18,8 @@ from telechat.checkpoint import read_config
 from telechat.config import load_config
 from telechat.models import TeleChatConfig, count_parameters
 from telechat.train.config import TrainConfig
-from telechat.train.report import loss_svg, read_metrics
+from telechat.train.metrics import read_metrics
+from telechat.train.report import loss_svg
 
 TARGET = Path(__file__).resolve().parents[1] / "src" / "telechat" / "demo_model"
 LONGEST_QUOTE = 150

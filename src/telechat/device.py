@@ -8,6 +8,7 @@ of models.
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -148,6 +149,22 @@ def memory_in_use(device: torch.device, *, pid: int | None = None) -> int | None
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes that this process has held of a device's memory so far; None where it cannot be asked.
+
+    Tensors on an accelerator; the resident memory, for the CPU.
+    """
+    if device.type != CPU.type:
+        module = torch.get_device_module(device)
+        return int(module.max_memory_allocated(device)) if hasattr(module, "max_memory_allocated") else None
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes, except on macOS
 
 
 def synchronize(device: torch.device) -> None:

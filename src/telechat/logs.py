@@ -14,6 +14,9 @@ LEVELS = ("debug", "info", "warning", "error")
 # These tell the story of every request to a hub at info level; ours says what matters.
 _CHATTY = ("httpx", "httpcore", "urllib3", "filelock", "asyncio", "huggingface_hub")
 
+# Tells in two kilobytes what is raised as an error as well.
+_REPEATING = "c10d-NullHandler-dcp_logger"
+
 
 def setup_logging(level: str) -> None:
     """Send the log to stderr from `level` (one of LEVELS) on; calling again replaces the earlier set-up."""
@@ -28,5 +31,6 @@ def setup_logging(level: str) -> None:
     root.addHandler(handler)
     root.setLevel(number)
     if number > logging.DEBUG:
+        logging.getLogger(_REPEATING).setLevel(logging.CRITICAL)
         for name in _CHATTY:
             logging.getLogger(name).setLevel(max(number, logging.WARNING))

@@ -1,4 +1,4 @@
-"""Settings of a training run; one frozen dataclass per section of the recipe."""
+"""Settings of a training run; one frozen dataclass per section of the recipe. Reads without torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,31 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from telechat.errors import ConfigError
+
+PrecisionName = Literal["fp32", "bf16", "bf16-pure", "fp16"]
+RopeScheme = Literal["telechat", "none", "ntk-static", "pi", "mindformers-dynamic"]
+LoggerName = Literal["tensorboard", "wandb", "swanlab"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeSection:
+    """Rotary settings that replace the model's own, to train at a greater length. What is null is kept.
+
+    Attributes:
+        training_length: tokens (`training_seqlen`); lengths up to it are trained, and the saved config.json
+            tells inference.
+        base_length: tokens at which the length-dependent stretch of the base begins (`base_seqlen`).
+        theta: rotary base.
+        scheme: `telechat` stretches the base by length, `none` never does, `ntk-static` by `factor`, `pi`
+            divides positions by `factor`.
+        factor: see `scheme`.
+    """
+
+    training_length: int | None = None
+    base_length: int | None = None
+    theta: float | None = None
+    scheme: RopeScheme | None = None
+    factor: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,17 +41,21 @@ class ModelSection:
         config: a config.json to build a fresh model from; empty when `start_from` is given.
         start_from: a model folder whose weights to continue from; empty for fresh weights.
         tokenizer: a folder with the tokenizer; empty means the folder `start_from`.
+        rope: changes to the rotary settings.
     """
 
     config: str = ""
     start_from: str = ""
     tokenizer: str = ""
+    rope: RopeSection = field(default_factory=RopeSection)
 
     def __post_init__(self) -> None:
         if bool(self.config) == bool(self.start_from):
             raise ConfigError(
                 "Give exactly one of model.config (fresh weights) and model.start_from (existing ones)."
             )
+        if self.config and not self.tokenizer:
+            raise ConfigError("model.config needs model.tokenizer: a folder with the tokenizer.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,28 +63,43 @@ class DataSection:
     """What to train on.
 
     Attributes:
-        train_file: JSON lines with `messages` (OpenAI's shape) and optionally `tools`.
-        max_length: longest sample in tokens; longer rows are dropped and counted by reason.
+        train_file: a file of rows, or a mixing file `{"path": weight}`. The kind of rows is recognised.
+        max_length: longest sample in tokens; longer conversations are dropped and counted, texts are cut.
+        mode: `official` makes samples as the original scripts do, faults included.
+        loss_on: tokens that are learnt: the assistant's `answers`, the `turns` of the official mask, or
+            `all`. `official` mode has its own.
+        on_bad_row: `stop` at a malformed row, or `skip` and count it.
     """
 
     train_file: str
     max_length: int = 2048
+    mode: Literal["default", "official"] = "default"
+    loss_on: Literal["answers", "turns", "all"] = "answers"
+    on_bad_row: Literal["skip", "stop"] = "stop"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSection:
-    """How samples are grouped.
+    """How samples are grouped. These numbers hold for all devices together, so they fit every layout.
 
     Attributes:
         tokens_per_step: upper limit of tokens per optimiser step, padding included.
-        micro_batches: batches of similar length whose gradients one step adds up; more of them mix lengths,
-            and so kinds of rows, within a step.
+        micro_batches: batches whose gradients one step adds up; data-parallel ranks share them. Without
+            packing each holds rows of similar length, so more of them mix lengths, and so kinds of rows.
         rows_per_bucket: rows that are sorted by length together; larger pads less and shuffles less.
+        packing: fill rows of `data.max_length` with several conversations each, best fit first. Positions
+            and attention restart with each; all micro batches have one shape.
     """
 
     tokens_per_step: int = 8192
     micro_batches: int = 4
     rows_per_bucket: int = 4096
+    packing: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("tokens_per_step", "micro_batches", "rows_per_bucket"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"batch.{name} is {getattr(self, name)}; it must be positive.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +107,15 @@ class OptimizerSection:
     """How weights move.
 
     Attributes:
-        name: `adamw`, or `muon` for matrices inside blocks with AdamW for everything else.
+        name: `adamw`; `adamw-8bit` with its two moments in 8 bits; or `muon` for matrices inside blocks with
+            AdamW for everything else.
         lr: peak learning rate of AdamW.
         muon_lr: peak learning rate of Muon's matrices.
         betas, eps, weight_decay: as in AdamW; norms and biases are not decayed.
         max_grad_norm: gradients are scaled down to this global norm; 0 leaves them.
     """
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "adamw-8bit", "muon"] = "adamw"
     lr: float = 2e-3
     muon_lr: float = 1e-2
     betas: tuple[float, float] = (0.9, 0.95)
@@ -81,26 +126,59 @@ class OptimizerSection:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSection:
-    """How the learning rate runs: linear warm-up, a constant stretch, linear decay to zero.
+    """How long the run is and how its learning rate moves.
 
     Attributes:
-        total_steps: optimiser steps of the whole run.
-        warmup_steps: steps of the warm-up.
-        decay_fraction: share of the run, at its end, in which the rate falls to zero.
+        name: what follows the warm-up. `wsd`: constant, then linear to the end; `cosine` and `linear`: from
+            the peak to the end; `polynomial`: the same by `power`; `restarts`: `cycles` cosines one after
+            the other; `constant`: the peak throughout.
+        total_steps: optimiser steps of the whole run; null means `epochs` passes.
+        epochs: passes over the data when `total_steps` is null.
+        warmup_steps: steps of the linear warm-up; null means `warmup_fraction` of the run.
+        warmup_fraction: share of the run when `warmup_steps` is null.
+        decay_fraction: share of the run, at its end, in which `wsd` falls.
+        end_factor: learning rate at the end as a share of the peak.
+        power: of `polynomial`.
+        cycles: of `restarts`.
     """
 
-    total_steps: int = 1000
-    warmup_steps: int = 100
+    name: Literal["wsd", "cosine", "linear", "polynomial", "restarts", "constant"] = "wsd"
+    total_steps: int | None = None
+    epochs: float = 1.0
+    warmup_steps: int | None = None
+    warmup_fraction: float = 0.0
     decay_fraction: float = 0.3
+    end_factor: float = 0.0
+    power: float = 1.0
+    cycles: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warmup_steps < self.total_steps:
-            raise ConfigError(
-                f"schedule.warmup_steps is {self.warmup_steps}; it must be below total_steps "
-                f"({self.total_steps})."
-            )
-        if not 0 <= self.decay_fraction <= 1:
-            raise ConfigError(f"schedule.decay_fraction is {self.decay_fraction}; it must be in [0, 1].")
+        if self.total_steps is not None:
+            if self.total_steps < 1:
+                raise ConfigError(f"schedule.total_steps is {self.total_steps}; it must be positive.")
+            if self.warmup_steps is not None and not 0 <= self.warmup_steps < self.total_steps:
+                raise ConfigError(
+                    f"schedule.warmup_steps is {self.warmup_steps}; it must be below total_steps "
+                    f"({self.total_steps})."
+                )
+        if self.epochs <= 0 or self.power <= 0 or self.cycles < 1:
+            raise ConfigError("schedule.epochs, schedule.power and schedule.cycles must be positive.")
+        for name in ("warmup_fraction", "decay_fraction", "end_factor"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"schedule.{name} is {getattr(self, name)}; it must be in [0, 1].")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSection:
+    """Loss on rows that are not trained on.
+
+    Attributes:
+        file: rows in the same formats as `data.train_file`; empty for none.
+        every: steps between evaluations; there is one at the end in any case.
+    """
+
+    file: str = ""
+    every: int = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,14 +186,25 @@ class OutputSection:
     """Where results go.
 
     Attributes:
-        folder: receives run.yaml, metrics.jsonl, loss.html, state.pt (to resume) and model/ (the result).
-        save_every: steps between resumable states.
+        folder: receives run.yaml, metrics.jsonl, loss.html, checkpoints/ (to resume) and model/ (the result).
+        save_every: steps between checkpoints; there is one at the end in any case.
+        keep_last: newest checkpoints that are kept.
         log_every: steps between metric rows.
+        loggers: further places for the metrics; each needs its extra.
+        dtype: of the weights in model/.
     """
 
     folder: str
     save_every: int = 200
+    keep_last: int = 2
     log_every: int = 10
+    loggers: tuple[LoggerName, ...] = ()
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+
+    def __post_init__(self) -> None:
+        for name in ("save_every", "keep_last", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"output.{name} is {getattr(self, name)}; it must be positive.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +212,14 @@ class TrainConfig:
     """One training run.
 
     Attributes:
-        precision: `bf16` runs matrix products in bf16 under autocast; weights stay fp32.
-        compile: fuse the forward and backward pass with torch.compile (needs a C++ compiler).
-        seed: seeds weights and data order.
+        precision: `fp32`; `bf16` and `fp16` compute matrix products in that format under autocast with fp32
+            weights, `fp16` with a loss scale; `bf16-pure` keeps weights and optimiser in bf16 as well.
+        attention: form of the attention; a form asked for by name runs or fails.
+        recompute: `full` keeps only each block's input for the backward pass and computes the block again;
+            `selective` keeps the outputs of products and attention and computes the rest again.
+        compile: fuse each block's forward and backward pass with torch.compile (needs a C++ compiler).
+        device: `auto`, `cpu` or a device's name.
+        seed: seeds weights, data order and dropout.
     """
 
     model: ModelSection
@@ -134,6 +228,10 @@ class TrainConfig:
     batch: BatchSection = field(default_factory=BatchSection)
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
-    precision: Literal["bf16", "fp32"] = "bf16"
+    evaluation: EvaluationSection = field(default_factory=EvaluationSection)
+    precision: PrecisionName = "bf16"
+    attention: Literal["auto", "flash", "sdpa", "reference"] = "auto"
+    recompute: Literal["none", "selective", "full"] = "none"
     compile: bool = False
+    device: str = "auto"
     seed: int = 1234

@@ -6,7 +6,7 @@ metrics.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from telechat.errors import TelechatError
 from telechat.models import TeleChatModel
 from telechat.train.batch import Batch
-from telechat.train.config import OptimizerSection
+from telechat.train.config import OptimizerSection, PrecisionName
 from telechat.train.forward import hidden_states
 from telechat.train.objective import Objective
 from telechat.train.optimizer import OptimizerSet
-from telechat.train.precision import PRECISIONS, LossScale, PrecisionName
+from telechat.train.precision import PRECISIONS, LossScale
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,12 @@ class TrainEngine(Protocol):
         """
         ...
 
-    def evaluate(self, batches: Sequence[Batch]) -> StepLoss:
-        """The loss alone, without dropout and without gradients."""
+    def evaluate(self, batches: Iterable[Batch]) -> StepLoss:
+        """The loss alone, without dropout and without gradients, over the batches of all ranks.
+
+        Args:
+            batches: as many on every rank; some may have nothing to learn.
+        """
         ...
 
     def clip(self, max_norm: float) -> float:
@@ -95,7 +99,10 @@ class TrainEngine(Protocol):
         ...
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Whole weights under official names, on the CPU, one at a time; every rank has to iterate."""
+        """Whole weights under official names, on the CPU, one at a time, in the order of the parameter table.
+
+        Every rank has to iterate to the end.
+        """
         ...
 
 
@@ -140,10 +147,14 @@ class LocalEngine:
         return _step_loss(parts, count)
 
     @torch.no_grad()
-    def evaluate(self, batches: Sequence[Batch]) -> StepLoss:
+    def evaluate(self, batches: Iterable[Batch]) -> StepLoss:
         """See `TrainEngine`."""
         self.model.eval()
-        return _step_loss([self._loss(batch) for batch in batches], self._count(batches))
+        count, parts = 0.0, []
+        for batch in batches:
+            count += self.objective.count(batch)
+            parts.append(self._loss(batch))
+        return _step_loss(parts, count)
 
     def clip(self, max_norm: float) -> float:
         """See `TrainEngine`."""

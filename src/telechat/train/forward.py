@@ -30,11 +30,13 @@ def hidden_states(model: TeleChatModel, batch: Batch, *, dtype: torch.dtype) -> 
 
 
 def attention_inputs(rotary: RotaryTables, batch: Batch, *, dtype: torch.dtype) -> AttentionInputs:
-    """What every layer shares. Padding stands at a row's end, where causality hides it from real tokens."""
-    B, S = batch.ids.shape
-    cos, sin = rotary.lookup(batch.positions, [S] * B)
+    """What every layer shares. Padding stands at a row's end, where causality hides it from real tokens.
+
+    No conversation is longer than the training length, so one rotary table serves all.
+    """
+    cos, sin = rotary.rows(batch.positions, rotary.settings.training_length)
     if not batch.is_packed:
-        return AttentionInputs(cos, sin, None, is_causal=S > 1)
+        return AttentionInputs(cos, sin, None, is_causal=batch.ids.shape[1] > 1)
     return AttentionInputs(cos, sin, segment_mask(batch.segments, dtype), is_causal=False)
 
 

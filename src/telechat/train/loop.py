@@ -1,194 +1,207 @@
 """The training loop: batches in, weights and metrics out; can be killed and resumed at any step.
 
-Runs on one process. Knows nothing of files beyond its own output folder.
+Knows nothing of how weights are held or spread (that is the engine) or of rows and files (that is the feed).
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import shutil
+import math
 import time
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+import zlib
+from dataclasses import dataclass
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
+from telechat.device import peak_memory
 from telechat.errors import TelechatError
-from telechat.models import TeleChatModel
-from telechat.train.batches import steps_from
+from telechat.train.checkpoints import CheckpointStore
 from telechat.train.config import TrainConfig
-from telechat.train.optimizer import OptimizerSet, learning_rate_factor
-from telechat.train.report import Metrics
-from telechat.train.samples import SampleSet
+from telechat.train.engine import StepLoss, TrainEngine
+from telechat.train.feed import Feed, StepBatches
+from telechat.train.flops import StepCost
+from telechat.train.metrics import Metrics, Progress
+from telechat.train.schedule import Schedule
 
 log = logging.getLogger(__name__)
 
-# Shapes are rounded up to multiples of these. Matrix libraries generate code for every new shape; without the
-# rounding that took a fifth of the training time of a small model.
-_ROW_STEP = 8
-_LENGTH_STEP = 32
-_LEARNT_STEP = 256
-_IGNORED = -100
+
+@dataclass(frozen=True)
+class Meter:
+    """What turns steps into rates.
+
+    Attributes:
+        cost: operations of a batch.
+        matmul_rate: operations a second that one device does in a matrix product.
+        num_devices: devices of the run.
+    """
+
+    cost: StepCost
+    matmul_rate: float
+    num_devices: int
+
+
+@dataclass
+class _Interval:
+    """Sums since the last row of metrics."""
+
+    seconds: float = 0.0
+    num_tokens: int = 0
+    operations: float = 0.0
 
 
 class Trainer:
-    """Trains one model on one set of samples.
+    """Takes an engine through the steps of a run. On several processes, all ranks run one alike.
 
     Args:
-        model: fp32 weights, trained in place.
-        samples: what to learn.
+        engine: holds weights and optimiser.
+        feed: what each step shows.
+        schedule: length of the run and its learning rates.
         config: the run's settings.
+        checkpoints: where states go.
+        meter: what a step costs.
+        evaluation: rows whose loss is measured now and then.
     """
 
-    def __init__(self, model: TeleChatModel, samples: SampleSet, config: TrainConfig) -> None:
-        self.model = model
-        self.samples = samples
+    def __init__(
+        self,
+        engine: TrainEngine,
+        feed: Feed,
+        schedule: Schedule,
+        config: TrainConfig,
+        *,
+        checkpoints: CheckpointStore,
+        meter: Meter,
+        evaluation: Feed | None = None,
+    ) -> None:
+        self.engine = engine
+        self.feed = feed
+        self.schedule = schedule
         self.config = config
-        self.optimizers = OptimizerSet(model.named_parameters(), config.optimizer)
+        self.checkpoints = checkpoints
+        self.meter = meter
+        self.evaluation = evaluation
         self.step = 0
-        self.state_path = Path(config.output.folder) / "state.pt"
-        if config.compile and _has_compiler():
-            # Block by block: one compilation serves all layers, and the mask logic outside stays in Python.
-            for block in model.transformer.h:
-                block.compile(dynamic=True)
 
     def resume(self) -> bool:
-        """Continue from the folder's last state, if it has one."""
-        if not self.state_path.exists():
+        """Continue from the folder's newest checkpoint, if it has one.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        known = self.checkpoints.steps()
+        if not known:
             return False
-        state = torch.load(self.state_path, weights_only=True, map_location=self.model.device)
-        self.model.load_state_dict(state["model"])
-        self.optimizers.load_state_dict(state["optimizers"])
-        self.step = state["step"]
-        torch.set_rng_state(state["rng"])
+        state = self.engine.state()
+        progress = self.checkpoints.load(known[-1], state)
+        self.engine.load_state(state)
+        self.engine.loss_scale.load_state_dict(progress["loss_scale"])
+        self.step = known[-1]
+        if progress["data"] != self.feed.fingerprint():
+            log.warning("the data or its order is not that of the checkpoint; continuing with the new one")
         log.info("resuming at step %d", self.step)
         return True
 
-    def save(self) -> None:
-        """Write the resumable state, atomically."""
-        state = {
-            "model": self.model.state_dict(),
-            "optimizers": self.optimizers.state_dict(),
-            "step": self.step,
-            "rng": torch.get_rng_state(),
-        }
-        partial = self.state_path.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, self.state_path)
+    def run(self, metrics: Metrics | None = None, progress: Progress | None = None) -> None:
+        """Train up to the end of the schedule.
 
-    def run(self, metrics: Metrics) -> None:
-        """Train up to `schedule.total_steps`; `metrics` receives a row every `log_every` steps."""
-        config = self.config
-        steps = steps_from(
-            self.samples.lengths,
-            max_tokens=config.batch.tokens_per_step // config.batch.micro_batches,
-            batches_per_step=config.batch.micro_batches,
-            rows_per_bucket=config.batch.rows_per_bucket,
-            seed=config.seed,
-            first_step=self.step,
-        )
-        self.model.train()
-        started, tokens = time.perf_counter(), 0
-        for epoch, batches in steps:
-            if self.step >= config.schedule.total_steps:
+        Args:
+            metrics: receives a row every `log_every` steps, and after each evaluation; on one rank only.
+            progress: the terminal; on one rank only.
+
+        Raises:
+            TelechatError: the loss or the gradient is not a number; the weights are those before that step.
+            CheckpointError: a checkpoint could not be written.
+        """
+        output, total_steps = self.config.output, self.schedule.total_steps
+        interval = _Interval()
+        for shown in self.feed.steps(self.step):
+            if self.step >= total_steps:
                 break
-            loss, grad_norm, num_tokens = self._train_step(batches)
-            tokens += num_tokens
+            started = time.perf_counter()
+            loss, grad_norm = self._train_step(shown)
             self.step += 1
-            if self.step % config.output.log_every == 0 or self.step == config.schedule.total_steps:
-                value = loss.item()
-                self._check_finite(value)
-                elapsed = time.perf_counter() - started
-                metrics.add(
-                    step=self.step,
-                    epoch=epoch,
-                    loss=value,
-                    grad_norm=float(grad_norm),
-                    lr=self.optimizers.optimizers[0].param_groups[0]["lr"],
-                    tokens_per_second=tokens / elapsed,
-                )
-                started, tokens = time.perf_counter(), 0
-            if self.step % config.output.save_every == 0:
+            interval.seconds += time.perf_counter() - started
+            interval.num_tokens += shown.num_tokens
+            interval.operations += sum(self.meter.cost.of(batch) for batch in shown.batches)
+            is_last = self.step == total_steps
+            if progress is not None:
+                progress.step(self.step, loss, interval.num_tokens / interval.seconds)
+            if self.step % output.log_every == 0 or is_last:
+                values = {"epoch": shown.epoch, "loss": loss, "grad_norm": grad_norm, **self._rates(interval)}
+                _record(self.step, values, metrics, progress)
+                interval = _Interval()
+            if self.evaluation and (self.step % self.config.evaluation.every == 0 or is_last):
+                evaluated = {"evaluation_loss": self._evaluate(self.evaluation)}
+                _record(self.step, evaluated, metrics, progress)
+            self.checkpoints.check()
+            if self.step % output.save_every == 0 or is_last:
                 self.save()
-        self.save()
+        self.checkpoints.wait()
 
-    def _train_step(self, batches: list[list[int]]) -> tuple[Tensor, Tensor, int]:
-        """One optimiser step; returns loss [], gradient norm [] and the number of real tokens."""
-        collated = [self._collate(rows) for rows in batches]
-        num_learnt = sum(int(learnt[:, 1:].sum()) for _, learnt, _ in collated)
-        self.optimizers.zero_grad()
-        loss = torch.zeros((), device=self.model.device)
-        for ids, learnt, _ in collated:
-            # Dividing by the step's count, not the batch's, weighs every learnt token alike.
-            part = self._summed_loss(ids, learnt) / num_learnt
-            part.backward()  # type: ignore[no-untyped-call]
-            loss += part.detach()
-        grad_norm = _clip(self.model.parameters(), self.config.optimizer.max_grad_norm)
-        self.optimizers.step(learning_rate_factor(self.step, self.config.schedule))
-        return loss, grad_norm, sum(num_tokens for _, _, num_tokens in collated)
+    def save(self) -> None:
+        """Write a checkpoint of the present step."""
+        progress = {"loss_scale": self.engine.loss_scale.state_dict(), "data": self.feed.fingerprint()}
+        self.checkpoints.save(self.step, self.engine.state(), progress)
 
-    def _summed_loss(self, ids: Tensor, learnt: Tensor) -> Tensor:
-        """Summed next-token cross-entropy [] over learnt positions of ids [B, S]."""
-        # Only learnt positions reach the head: most tokens are prompt or padding.
-        positions = learnt[:, 1:].reshape(-1).nonzero()[:, 0]
-        num_padded = _round_up(len(positions), _LEARNT_STEP) - len(positions)
-        targets = F.pad(ids[:, 1:].reshape(-1)[positions], (0, num_padded), value=_IGNORED)
-        positions = F.pad(positions, (0, num_padded))
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            hidden = self.model.hidden_states(ids)[:, :-1].flatten(0, 1)
-            logits = F.linear(hidden[positions], self.model.output_weight)
-        return F.cross_entropy(logits.float(), targets, ignore_index=_IGNORED, reduction="sum")
+    def _train_step(self, shown: StepBatches) -> tuple[float, float]:
+        """One optimiser step; returns loss and gradient norm. Weights change only if both are numbers."""
+        # Dropout and every other draw of a step depend on seed and step alone, so a resumed run draws the
+        # same. Ranks that work on one batch together draw alike.
+        torch.manual_seed(zlib.crc32(f"{self.config.seed}/{self.step}/{self.engine.data_rank}".encode()))
+        result = self.engine.backward(shown.batches)
+        loss = float(result.mean)
+        if not math.isfinite(loss):
+            raise self._not_a_number("loss", loss, result, shown)
+        grad_norm = self.engine.clip(self.config.optimizer.max_grad_norm)
+        scale = self.engine.loss_scale
+        overflowed = not math.isfinite(grad_norm)
+        if overflowed and scale.scale == 1.0:
+            raise self._not_a_number("gradient norm", grad_norm, result, shown)
+        scale.update(overflowed=overflowed)
+        if not overflowed:
+            self.engine.step(self.schedule.factor(self.step))
+        return loss, grad_norm
 
-    def _collate(self, rows: list[int]) -> tuple[Tensor, Tensor, int]:
-        """Right-padded ids int64 [B, S] and learnt bool [B, S]. Padding comes last, so causality hides it."""
-        offsets = self.samples.offsets
-        lengths = [int(offsets[row + 1] - offsets[row]) for row in rows]
-        shape = (_round_up(len(rows), _ROW_STEP), _round_up(max(lengths), _LENGTH_STEP))
-        ids = np.full(shape, self.model.config.pad_token_id, dtype=np.int64)
-        learnt = np.zeros(shape, dtype=np.bool_)
-        for index, row in enumerate(rows):
-            span = slice(offsets[row], offsets[row + 1])
-            ids[index, : lengths[index]] = self.samples.ids[span]
-            learnt[index, : lengths[index]] = self.samples.learnt[span]
-        device = self.model.device
-        return torch.from_numpy(ids).to(device), torch.from_numpy(learnt).to(device), sum(lengths)
+    def _evaluate(self, feed: Feed) -> float:
+        return float(self.engine.evaluate(feed.one_pass()).mean)
 
-    def _check_finite(self, loss: float) -> None:
-        if not np.isfinite(loss):
-            raise TelechatError(
-                f"The loss is {loss} at step {self.step}; the last good state is in {self.state_path}.",
-                hint="Lower optimizer.lr or train with --precision fp32; the same command then resumes.",
-            )
+    def _rates(self, interval: _Interval) -> dict[str, float]:
+        """Learning rate, speed and memory."""
+        meter = self.meter
+        seconds = interval.seconds
+        # Ranks that share a batch count it together, once for each rank that has other batches.
+        operations = interval.operations * self.engine.data_size
+        rates = {
+            "lr": self.engine.learning_rate(),
+            "tokens_per_second": interval.num_tokens / seconds,
+            "mfu": operations / (seconds * meter.matmul_rate * meter.num_devices),
+        }
+        if self.engine.loss_scale.enabled:
+            rates["loss_scale"] = self.engine.loss_scale.scale
+        peak = peak_memory(self.engine.device)
+        if peak is not None:
+            rates["peak_memory_bytes"] = peak
+        return rates
 
-
-def _clip(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale gradients down to a global norm (0 leaves them) and return the norm before."""
-    return nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else float("inf"))
-
-
-def _has_compiler() -> bool:
-    """Whether torch.compile finds a C++ compiler; without one a run is slower, not impossible."""
-    names = (os.environ.get("CXX"), "g++", "clang++", "cl")
-    if any(shutil.which(name) for name in names if name):
-        return True
-    log.warning("compile: no C++ compiler found (%s); training without torch.compile", ", ".join(names[1:]))
-    return False
+    def _not_a_number(self, what: str, value: float, result: StepLoss, shown: StepBatches) -> TelechatError:
+        """The end of a run that went wrong, naming the samples that were shown."""
+        guilty = [
+            samples
+            for samples, part in zip(shown.samples, result.parts.tolist(), strict=True)
+            if not math.isfinite(part)
+        ]
+        rows = self.feed.describe(sorted(sample for samples in guilty or shown.samples for sample in samples))
+        known = self.checkpoints.steps()
+        kept = f"the last good state is that of step {known[-1]}" if known else "no state was saved yet"
+        return TelechatError(
+            f"The {what} is {value} at step {self.step + 1}, for {rows}; {kept} ({self.checkpoints.folder}).",
+            hint="Look at these rows, lower optimizer.lr or set precision to fp32; the same command resumes.",
+        )
 
 
-def _round_up(number: int, step: int) -> int:
-    return -(-number // step) * step
-
-
-def describe(samples: SampleSet) -> dict[str, Any]:
-    """What a run is about to train on, for its log."""
-    return {
-        "samples": len(samples),
-        "tokens": len(samples.ids),
-        "learnt tokens": int(samples.learnt.sum()),
-        "dropped": samples.dropped,
-    }
+def _record(step: int, values: dict[str, float], metrics: Metrics | None, progress: Progress | None) -> None:
+    if metrics is not None:
+        metrics.add(step, values)
+    if progress is not None:
+        progress.row(step, values)

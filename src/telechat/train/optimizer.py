@@ -1,4 +1,4 @@
-"""Optimisers over parameter groups, and the learning-rate factor of a step."""
+"""Optimisers over parameter groups. Knows nothing of schedules, clipping or ranks."""
 
 from __future__ import annotations
 
@@ -8,17 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from telechat.train.config import OptimizerSection, ScheduleSection
+from telechat.train import adamw8bit
+from telechat.train.config import OptimizerSection
 
 Named = tuple[str, nn.Parameter]
-
-
-def learning_rate_factor(step: int, schedule: ScheduleSection) -> float:
-    """Factor in [0, 1] on the peak rate at a zero-based step: warm-up, constant, linear decay to zero."""
-    if step < schedule.warmup_steps:
-        return (step + 1) / schedule.warmup_steps
-    decay_steps = max(1, int(schedule.total_steps * schedule.decay_fraction))
-    return min(1.0, (schedule.total_steps - step) / decay_steps)
 
 
 class OptimizerSet:
@@ -36,13 +29,11 @@ class OptimizerSet:
         self._named = [(name, parameter) for name, parameter in named if parameter.requires_grad]
         self.parameters = [parameter for _, parameter in self._named]
         matrices, decayed, plain = _group(self._named, use_muon=section.name == "muon")
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": decayed, "weight_decay": section.weight_decay},
             {"params": plain, "weight_decay": 0.0},
         ]
-        self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(groups, lr=section.lr, betas=section.betas, eps=section.eps, fused=True)
-        ]
+        self.optimizers: list[torch.optim.Optimizer] = [_adamw(groups, section)]
         if matrices:
             self.optimizers.append(
                 torch.optim.Muon(
@@ -83,20 +74,20 @@ class OptimizerSet:
                     state[names[parameter]] = dict(known)
         return state
 
-    def state_dict(self) -> list[dict[str, object]]:
-        """State of every optimiser, in order."""
-        return [optimizer.state_dict() for optimizer in self.optimizers]
 
-    def load_state_dict(self, states: list[dict[str, object]]) -> None:
-        """Restore what `state_dict` returned."""
-        for optimizer, state in zip(self.optimizers, states, strict=True):
-            optimizer.load_state_dict(state)
+def _adamw(groups: list[dict[str, Any]], section: OptimizerSection) -> torch.optim.Optimizer:
+    """AdamW over groups of parameters, in the form that the settings name."""
+    if section.name == "adamw-8bit":
+        return adamw8bit.AdamW8bit(groups, lr=section.lr, betas=section.betas, eps=section.eps)
+    return torch.optim.AdamW(groups, lr=section.lr, betas=section.betas, eps=section.eps, fused=True)
 
 
-def _fresh_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
+def _fresh_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
     """What an optimiser would make at its first step; needed before it to load into."""
     if isinstance(optimizer, torch.optim.Muon):
         return {"momentum_buffer": torch.zeros_like(parameter)}
+    if isinstance(optimizer, adamw8bit.AdamW8bit):
+        return adamw8bit.fresh_state(parameter)
     return {
         "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
         "exp_avg": torch.zeros_like(parameter),

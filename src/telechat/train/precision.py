@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-PrecisionName = Literal["fp32", "bf16", "bf16-pure", "fp16"]
+from telechat.train.config import PrecisionName
 
 
 @dataclass(frozen=True)

@@ -1,94 +1,120 @@
-"""Metrics of a run as JSON lines, a console line, and a self-contained picture of the loss."""
+"""The curves of a run as one self-contained HTML page."""
 
 from __future__ import annotations
 
 import html
-import json
+import math
 import os
-import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+Rows = Sequence[Mapping[str, Any]]
 
-class Metrics:
-    """Appends rows to `metrics.jsonl` and prints them; rows past the resumed step are cut off first."""
-
-    def __init__(self, folder: Path, *, resumed_step: int, total_steps: int) -> None:
-        self.path = folder / "metrics.jsonl"
-        self.total_steps = total_steps
-        self.rows = [row for row in read_metrics(self.path) if row["step"] <= resumed_step]
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
-
-    def add(self, **row: Any) -> None:
-        """Record one row of metrics."""
-        self.rows.append(row)
-        with self.path.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(row) + "\n")
-        print(
-            f"step {row['step']}/{self.total_steps}  loss {row['loss']:.4f}  grad {row['grad_norm']:.2f}  "
-            f"lr {row['lr']:.2e}  {row['tokens_per_second']:.0f} tokens/s",
-            file=sys.stderr,
-            flush=True,
-        )
+_LEFT, _BOTTOM, _TOP, _RIGHT = 52, 30, 12, 10
+_COLOURS = ("#2563eb", "#d97706")
+_CHARTS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
+    ("Loss", ("loss", "evaluation_loss"), True),
+    ("Gradient norm", ("grad_norm",), True),
+    ("Learning rate", ("lr",), False),
+    ("Tokens per second", ("tokens_per_second",), False),
+)
+_STYLE = (
+    "body{font:15px system-ui;margin:2rem auto;max-width:860px;color:#222}"
+    "svg{width:100%;height:auto}text{font-size:12px;fill:#555}h2{font-size:1rem;margin:1.5rem 0 0}"
+)
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics file; none if it does not exist. A torn last line (a killed run) is left out."""
-    rows: list[dict[str, Any]] = []
-    if not path.exists():
-        return rows
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
-
-
-def write_loss_page(rows: list[dict[str, Any]], path: Path, *, title: str) -> None:
-    """Draw the loss over the steps as one HTML file without outside references."""
+def write_loss_page(rows: Rows, path: Path, *, title: str) -> None:
+    """Draw the metrics over the steps as one HTML file without outside references."""
+    charts = "".join(
+        f"<h2>{label}{_legend(names, rows)}</h2>"
+        f"{chart_svg(rows, names, logarithmic=logarithmic, label=label)}"
+        for label, names, logarithmic in _CHARTS
+        if any(names[0] in row for row in rows)
+    )
+    last = [row for row in rows if "loss" in row][-1:]
+    summary = "".join(f"<p>Last loss {row['loss']:.4f} at step {row['step']}.</p>" for row in last)
     page = (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
-        "<style>body{font:15px system-ui;margin:2rem auto;max-width:860px;color:#222}"
-        "svg{width:100%;height:auto}text{font-size:12px;fill:#555}</style>"
-        f"<h1>{html.escape(title)}</h1>{loss_svg(rows)}"
-        f"<p>{len(rows)} points; last loss {rows[-1]['loss']:.4f} at step {rows[-1]['step']}.</p></html>"
+        f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>{summary}{charts}</html>"
     )
     partial = path.with_suffix(".partial")
     partial.write_text(page, encoding="utf-8")
     os.replace(partial, path)
 
 
-def loss_svg(rows: list[dict[str, Any]], *, width: int = 820, height: int = 360) -> str:
+def loss_svg(rows: Rows) -> str:
     """The loss curve as an SVG element, on a logarithmic axis."""
-    import math
+    return chart_svg(rows, ("loss",), logarithmic=True, label="loss over steps")
 
-    left, bottom, top = 52, 30, 12
-    steps: list[float] = [row["step"] for row in rows]
-    logs = [math.log10(max(row["loss"], 1e-6)) for row in rows]
-    low, high = math.floor(min(logs) * 2) / 2, math.ceil(max(logs) * 2) / 2
-    high = max(high, low + 0.5)
+
+def chart_svg(
+    rows: Rows,
+    names: Sequence[str],
+    *,
+    logarithmic: bool,
+    label: str,
+    width: int = 820,
+    height: int = 360,
+) -> str:
+    """Curves of some metrics over the steps as an SVG element; a row without a metric is left out of it."""
+    curves = {
+        name: [(row["step"], _level(row[name], logarithmic)) for row in rows if name in row] for name in names
+    }
+    levels = [level for curve in curves.values() for _, level in curve if math.isfinite(level)]
+    last_step = max((row["step"] for row in rows), default=1)
+    low, high, tick = _axis(levels or [0.0], logarithmic)
 
     def x(step: float) -> float:
-        return left + (width - left - 10) * step / max(steps[-1], 1)
+        return _LEFT + (width - _LEFT - _RIGHT) * step / max(last_step, 1)
 
-    def y(value: float) -> float:
-        return top + (height - top - bottom) * (high - value) / (high - low)
+    def y(level: float) -> float:
+        return _TOP + (height - _TOP - _BOTTOM) * (high - level) / (high - low)
 
-    points = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in zip(steps, logs, strict=True))
-    ticks = []
-    tick = low
-    while tick <= high + 1e-9:
-        ticks.append(
-            f'<line x1="{left}" x2="{width - 10}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" stroke="#e4e4e4"/>'
-            f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{10**tick:.3g}</text>'
+    parts = []
+    for number in range(round((high - low) / tick) + 1):
+        level = low + number * tick
+        value = 10**level if logarithmic else level
+        parts.append(
+            f'<line x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y(level):.1f}" y2="{y(level):.1f}" '
+            f'stroke="#e4e4e4"/>'
+            f'<text x="{_LEFT - 6}" y="{y(level) + 4:.1f}" text-anchor="end">{value:.3g}</text>'
         )
-        tick += 0.5
-    for part in range(5):
-        step = steps[-1] * part / 4
-        ticks.append(f'<text x="{x(step):.1f}" y="{height - 8}" text-anchor="middle">{step:.0f}</text>')
+    for quarter in range(5):
+        step = last_step * quarter / 4
+        parts.append(f'<text x="{x(step):.1f}" y="{height - 8}" text-anchor="middle">{step:.0f}</text>')
+    for colour, curve in zip(_COLOURS, curves.values(), strict=False):
+        points = " ".join(f"{x(step):.1f},{y(level):.1f}" for step, level in curve if math.isfinite(level))
+        if points:
+            parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
     return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="loss over steps">{"".join(ticks)}'
-        f'<polyline points="{points}" fill="none" stroke="#2563eb" stroke-width="1.5"/></svg>'
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(label)}">'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def _level(value: float, logarithmic: bool) -> float:
+    return math.log10(max(value, 1e-6)) if logarithmic and math.isfinite(value) else value
+
+
+def _axis(levels: Sequence[float], logarithmic: bool) -> tuple[float, float, float]:
+    """(lowest, highest, distance of ticks) of an axis that holds all levels."""
+    if logarithmic:
+        low, high = math.floor(min(levels) * 2) / 2, math.ceil(max(levels) * 2) / 2
+        return low, max(high, low + 0.5), 0.5
+    top = max(max(levels), 1e-12)
+    tick = 10 ** math.floor(math.log10(top))
+    tick = tick / 2 if top / tick < 3 else tick
+    return 0.0, math.ceil(top / tick) * tick, tick
+
+
+def _legend(names: Sequence[str], rows: Rows) -> str:
+    """The names of the curves in their colours, where there are several."""
+    present = [name for name in names if any(name in row for row in rows)]
+    if len(present) < 2:
+        return ""
+    return "".join(
+        f' <span style="color:{colour}">{html.escape(name.replace("_", " "))}</span>'
+        for name, colour in zip(present, _COLOURS, strict=False)
     )

@@ -9,17 +9,30 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from telechat.checkpoint import load_model, save_model
-from telechat.config import load_config, to_yaml
+from telechat.checkpoint import resolve_model
+from telechat.checkpoint.save import folder_config, parameter_bytes, write_folder
+from telechat.config import load_config, to_mapping, to_yaml
+from telechat.data.dataset import load_samples
+from telechat.device import parse_dtype, resolve_device
 from telechat.errors import ConfigError
-from telechat.models import TeleChatConfig, TeleChatModel, build_model, initialise
+from telechat.models import TeleChatConfig
 from telechat.tokenizer import Tokenizer, load_tokenizer
 from telechat.tokenizer.load import copy_tokenizer_files
+from telechat.train.checkpoints import CheckpointStore
 from telechat.train.config import TrainConfig
-from telechat.train.loop import Trainer, describe
-from telechat.train.report import Metrics, write_loss_page
-from telechat.train.samples import encode_rows, read_rows
+from telechat.train.engine import LocalEngine, TrainEngine
+from telechat.train.feed import Feed
+from telechat.train.flops import matmul_rate, step_cost
+from telechat.train.loggers import open_loggers
+from telechat.train.loop import Meter, Trainer
+from telechat.train.metrics import Metrics, Progress
+from telechat.train.objective import CrossEntropy
+from telechat.train.precision import PRECISIONS
+from telechat.train.report import write_loss_page
+from telechat.train.schedule import plan_schedule
+from telechat.train.setup import model_config, prepare_blocks, prepare_model
 
 log = logging.getLogger(__name__)
 
@@ -27,32 +40,124 @@ log = logging.getLogger(__name__)
 def main(config_path: str | None, overrides: Mapping[str, str] | None = None) -> Path:
     """Run the recipe at `config_path` with `overrides` ("section.key" -> text). Returns the model folder.
 
-    A folder with a resumable state is continued; a finished one only writes its results again.
+    A folder with a checkpoint is continued; a finished one only writes its results again.
     """
     config = load_config(TrainConfig, config_path, overrides)
     folder = Path(config.output.folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.yaml").write_text(to_yaml(config), encoding="utf-8")
-    tokenizer_folder = Path(config.model.tokenizer or config.model.start_from)
+    tokenizer_folder = resolve_model(config.model.tokenizer or config.model.start_from)
     tokenizer = load_tokenizer(tokenizer_folder)
-    samples = encode_rows(
-        read_rows(Path(config.data.train_file)), tokenizer, max_length=config.data.max_length
+    check_length(config, model_config(config.model))
+    device = resolve_device(config.device)
+    model = prepare_model(config, device)
+    prepare_blocks(model, config)
+    engine = LocalEngine(model, CrossEntropy(), config.optimizer, config.precision)
+    feed = open_feed(config, config.data.train_file, tokenizer, engine)
+    evaluation = None
+    if config.evaluation.file:
+        evaluation = open_feed(config, config.evaluation.file, tokenizer, engine)
+    trainer = Trainer(
+        engine,
+        feed,
+        plan_schedule(config.schedule, steps_per_epoch=feed.steps_per_epoch),
+        config,
+        checkpoints=CheckpointStore(folder, keep_last=config.output.keep_last),
+        meter=Meter(
+            step_cost(model.config, model.named_parameters()),
+            matmul_rate(device, PRECISIONS[config.precision].compute),
+            num_devices=1,
+        ),
+        evaluation=evaluation,
     )
-    log.info("%s", describe(samples))
-    model = _model(config)
-    trainer = Trainer(model, samples, config)
-    trainer.resume()
-    metrics = Metrics(folder, resumed_step=trainer.step, total_steps=config.schedule.total_steps)
-    trainer.run(metrics)
-    write_loss_page(metrics.rows, folder / "loss.html", title=f"Training loss of {folder.name}")
+    train(trainer, folder)
     result = folder / "model"
-    save_model(model, result, dtype=torch.bfloat16)
+    save_weights(engine, model.config, result, dtype=parse_dtype(config.output.dtype))
     copy_tokenizer_files(tokenizer, result)
-    _write_generation_config(tokenizer_folder, result, tokenizer)
+    write_generation_config(tokenizer_folder, result, tokenizer)
     return result
 
 
-def _write_generation_config(source: Path, target: Path, tokenizer: Tokenizer) -> None:
+def train(trainer: Trainer, folder: Path) -> None:
+    """Resume where the folder left off, train to the end, and draw the curves."""
+    config = trainer.config
+    trainer.resume()
+    loggers = open_loggers(config.output.loggers, folder, to_mapping(config))
+    metrics = Metrics(folder, resumed_step=trainer.step, loggers=loggers)
+    log.info(
+        "mfu is relative to %.3g operations/s a device: a square matrix product here, in %s",
+        trainer.meter.matmul_rate,
+        config.precision,
+    )
+    try:
+        progress = Progress(first_step=trainer.step, total_steps=trainer.schedule.total_steps)
+        trainer.run(metrics, progress)
+    finally:
+        metrics.close()
+        trainer.checkpoints.close()
+        if metrics.rows:
+            write_loss_page(metrics.rows, folder / "loss.html", title=f"Training of {folder.name}")
+
+
+def check_length(config: TrainConfig, model: TeleChatConfig) -> None:
+    """Refuse samples beyond the length that the model's rotary tables are trained for.
+
+    Raises:
+        ConfigError: says which setting raises it.
+    """
+    if config.data.max_length > model.training_seqlen:
+        raise ConfigError(
+            f"data.max_length is {config.data.max_length}; this model is trained at up to "
+            f"{model.training_seqlen} tokens.",
+            hint=f"Set model.rope.training_length to {config.data.max_length} to train longer ones.",
+        )
+
+
+def open_feed(config: TrainConfig, file: str, tokenizer: Tokenizer, engine: TrainEngine) -> Feed:
+    """The samples of a file as batches, this rank's share of them."""
+    data = config.data
+    samples = load_samples(
+        file,
+        tokenizer,
+        max_length=data.max_length,
+        mode=data.mode,
+        loss_on=data.loss_on,
+        pack=config.batch.packing,
+        on_bad_row=data.on_bad_row,
+        seed=config.seed,
+    )
+    return Feed(
+        samples,
+        config.batch,
+        row_length=data.max_length if config.batch.packing else None,
+        pad_id=tokenizer.special.pad,
+        seed=config.seed,
+        rank=engine.data_rank,
+        num_ranks=engine.data_size,
+    )
+
+
+def save_weights(engine: TrainEngine, config: TeleChatConfig, folder: Path, *, dtype: torch.dtype) -> None:
+    """Write an engine's weights as an official model folder, one at a time.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    weights = engine.weights()
+
+    def content(names: list[str]) -> dict[str, Tensor]:
+        """The next tensors; files are asked for in the order of the table, as the weights come."""
+        tensors = {}
+        for expected in names:
+            name, tensor = next(weights)
+            assert name == expected, f"the engine gave {name} where {expected} is due"
+            tensors[name] = tensor.to(dtype).contiguous()
+        return tensors
+
+    write_folder(folder, folder_config(config, dtype, None), parameter_bytes(config, dtype, None), content)
+
+
+def write_generation_config(source: Path, target: Path, tokenizer: Tokenizer) -> None:
     """Keep the generation defaults of the model that was continued; a fresh one decodes greedily."""
     name = "generation_config.json"
     if (source / name).exists():
@@ -69,17 +174,3 @@ def _write_generation_config(source: Path, target: Path, tokenizer: Tokenizer) -
         "bot_token_id": special.bot,
     }
     (target / name).write_text(json.dumps(defaults, indent=2) + "\n", encoding="utf-8")
-
-
-def _model(config: TrainConfig) -> TeleChatModel:
-    """The model to train, in fp32."""
-    if config.model.start_from:
-        return load_model(config.model.start_from, dtype="float32").train()
-    path = Path(config.model.config)
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ConfigError(f"Cannot read the model configuration {path}: {error}.") from error
-    model = build_model(TeleChatConfig.from_hf(raw))
-    initialise(model, seed=config.seed)
-    return model

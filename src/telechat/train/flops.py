@@ -1,0 +1,79 @@
+"""How much arithmetic a step needs, and how much of what the device can do it took (MFU).
+
+Counted are the matrix products of the model itself, attention included, whatever a run computes a second time
+to save memory: twice a multiplication's numbers forward, the same again for the gradients of activations and
+for those of the weights that are trained. The denominator is measured: a square matrix product of this
+device in the run's format. Knows nothing of the loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from telechat.device import CPU, synchronize
+from telechat.models import TeleChatConfig, count_active_parameters
+from telechat.train.batch import IGNORED, Batch
+
+_CPU_EXTENT, _ACCELERATOR_EXTENT = 1024, 8192
+_REPEATS = 3
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What a model's steps cost.
+
+    Attributes:
+        per_token: floating-point operations of the blocks for one token, without attention.
+        per_target: of the head, for one learnt token.
+        per_pair: of attention, for one token seeing one.
+    """
+
+    per_token: float
+    per_target: float
+    per_pair: float
+
+    def of(self, batch: Batch) -> float:
+        """Operations of a batch that is on the host."""
+        S = batch.ids.shape[1]
+        numbers = batch.segments.long() + 1  # padding is 0
+        rows = torch.arange(len(numbers))[:, None] * (S + 1)
+        lengths = torch.bincount((numbers + rows).flatten(), minlength=len(numbers) * (S + 1))
+        lengths = lengths.view(len(numbers), S + 1)[:, 1:].double()
+        targets = int((batch.targets != IGNORED).sum())
+        pairs = float((lengths * (lengths + 1) / 2).sum())
+        return self.per_token * float(lengths.sum()) + self.per_target * targets + self.per_pair * pairs
+
+
+def step_cost(config: TeleChatConfig, named: Iterable[tuple[str, nn.Parameter]]) -> StepCost:
+    """The cost of a model's steps, given its parameters and which of them are trained."""
+    trained = sum(p.numel() for _, p in named if p.requires_grad and p.dim() > 1)
+    head = config.vocab_size * config.hidden_size
+    embeddings = head if config.tie_word_embeddings else 2 * head
+    body = count_active_parameters(config) - embeddings
+    share = min(1.0, trained / (body + embeddings))
+    weight_factor = 2 * (2 + share)
+    return StepCost(
+        per_token=weight_factor * body,
+        per_target=weight_factor * head,
+        per_pair=3 * 4 * config.hidden_size * config.num_layers,
+    )
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a square matrix product in `dtype`: the best of three."""
+    extent = _CPU_EXTENT if device.type == CPU.type else _ACCELERATOR_EXTENT
+    a = torch.ones(extent, extent, device=device, dtype=dtype)
+    (a @ a).sum().item()
+    best = float("inf")
+    for _ in range(_REPEATS):
+        synchronize(device)
+        start = time.perf_counter()
+        a @ a
+        synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * extent**3 / best

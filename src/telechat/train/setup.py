@@ -1,0 +1,110 @@
+"""The model of a run: fresh or loaded weights in the run's format, with the settings that a run may change.
+
+Everything is applied to the plain model from outside. Knows nothing of data, optimisers or ranks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from telechat.checkpoint import load_model, read_config
+from telechat.errors import ConfigError
+from telechat.layers.rotary import RotaryTables
+from telechat.models import TeleChatConfig, TeleChatModel, build_model, initialise
+from telechat.ops.attention import choose_attention
+from telechat.train.config import ModelSection, RopeSection, TrainConfig
+from telechat.train.precision import PRECISIONS
+from telechat.train.recompute import apply_recompute
+
+log = logging.getLogger(__name__)
+
+
+def prepare_model(config: TrainConfig, device: torch.device) -> TeleChatModel:
+    """The model to train, whole, on a device: weights, rotary settings and attention form."""
+    precision = PRECISIONS[config.precision]
+    if config.model.start_from:
+        model = load_model(config.model.start_from, device=device, dtype=precision.weights)
+        use_config(model, model_config(config.model))
+    else:
+        model = build_model(model_config(config.model), device=device)
+        initialise(model, seed=config.seed)
+        model.to(precision.weights)
+    choose_training_attention(model, config.attention, precision.compute)
+    return model.train()
+
+
+def model_config(section: ModelSection) -> TeleChatConfig:
+    """The configuration that is trained and saved: the model's own with the recipe's changes.
+
+    Raises:
+        ConfigError: the file cannot be read or is malformed.
+    """
+    if section.start_from:
+        return with_rope(read_config(section.start_from), section.rope)
+    path = Path(section.config)
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"Cannot read the model configuration {path}: {error}.") from error
+    return with_rope(TeleChatConfig.from_hf(raw), section.rope)
+
+
+def with_rope(config: TeleChatConfig, rope: RopeSection) -> TeleChatConfig:
+    """A configuration with some rotary settings replaced; the context grows with the training length."""
+    names = {"theta": "base"}
+    given = {
+        names.get(field.name, field.name): value
+        for field in dataclasses.fields(rope)
+        if (value := getattr(rope, field.name)) is not None
+    }
+    if not given:
+        return config
+    settings = dataclasses.replace(config.rope, **given)
+    return config.replace(rope=settings, seq_length=max(config.seq_length, settings.training_length))
+
+
+def use_config(model: TeleChatModel, config: TeleChatConfig) -> None:
+    """Give a loaded model a configuration with other rotary settings."""
+    model.config = config
+    model.rotary = RotaryTables(config.rope, config.head_dim)
+    model.static_length = config.training_seqlen
+
+
+def choose_training_attention(model: TeleChatModel, name: str, dtype: torch.dtype) -> None:
+    """Bind an attention form to every layer, chosen for the format that queries are computed in.
+
+    Raises:
+        DeviceError: a form asked for by name cannot run.
+    """
+    choice = choose_attention(
+        name, device_type=model.device.type, dtype=dtype, head_dim=model.config.head_dim
+    )
+    for block in model.transformer.blocks:
+        block.self_attention.attention = choice.function
+    model.attention_choice = choice
+    log.info("attention: %s (%s)", choice.name, choice.reason)
+
+
+def prepare_blocks(model: TeleChatModel, config: TrainConfig) -> None:
+    """Recomputation and compilation of the blocks; last, when nothing else changes them any more."""
+    apply_recompute(model.transformer.blocks, config.recompute)
+    if config.compile and has_compiler():
+        # Block by block: one compilation serves all layers, and the mask logic outside stays in Python.
+        for block in model.transformer.blocks:
+            block.compile(dynamic=True)
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile finds a C++ compiler; without one a run is slower, not impossible."""
+    names = (os.environ.get("CXX"), "g++", "clang++", "cl")
+    if any(shutil.which(name) for name in names if name):
+        return True
+    log.warning("compile: no C++ compiler found (%s); training without torch.compile", ", ".join(names[1:]))
+    return False
