@@ -31,8 +31,8 @@ class ParallelLayout:
         offload: keep weights, gradients and the optimiser's state in the host's memory between uses.
         context: how cp shares attention: `ring` sends keys and values round, `heads` exchanges heads.
         pp_interleave: stages on each process of pp.
-        pp_offset: layers more or fewer than an equal share, for each process of pp; a list of such lists,
-            one for each of the `pp_interleave` rounds, or one list for a single round. Empty for equal shares.
+        pp_offset: layers more or fewer than an equal share, for each process of pp; with `pp_interleave`, a
+            list of such lists, one for each stage of a process. Empty for equal shares.
         deepspeed: further keys of DeepSpeed's configuration, over ours.
     """
 
@@ -58,6 +58,11 @@ class ParallelLayout:
             raise ConfigError(
                 f"parallel.pp_interleave is {self.pp_interleave}, but parallel.pp is 1: there are no stages.",
                 hint="Set parallel.pp, or leave pp_interleave out.",
+            )
+        if self.offload and self.zero_stage == 0:
+            raise ConfigError(
+                "parallel.offload is set, but parallel.zero_stage is 0, which keeps everything in place.",
+                hint="Set parallel.zero_stage to 1, 2 or 3.",
             )
         if self.engine == "deepspeed" and self.num_model_ranks * self.ep > 1:
             axes = ", ".join(f"{name} {getattr(self, name)}" for name in ("tp", "pp", "cp", "ep"))

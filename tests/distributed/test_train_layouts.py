@@ -1,0 +1,68 @@
+"""Every layout of two and four processes trains like one process, and saves the same weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.distributed.train_cases import Case, expected, result, start_ranks
+
+MOE = {"experts": 4}
+DEEP = {"layers": 4}
+
+TWO = [
+    Case(name="dp2-zero3-offload", layouts=[{"dp": 2, "zero_stage": 3, "offload": True}]),
+    Case(name="dp2-zero2", layouts=[{"dp": 2, "zero_stage": 2}], model={"tied": True}, packed=True),
+    Case(name="dp2-zero1", layouts=[{"dp": 2, "zero_stage": 1}], steps=3),
+    Case(name="dp2-zero0", layouts=[{"dp": 2, "zero_stage": 0}], steps=3),
+    Case(name="tp2", layouts=[{"tp": 2}]),
+    Case(name="tp2-mqa-tied-packed", layouts=[{"tp": 2}], model={"kv_heads": 1, "tied": True}, packed=True),
+    Case(name="tp2-moe", layouts=[{"tp": 2}], model=MOE, steps=3),
+    Case(name="pp2", layouts=[{"pp": 2}]),
+    Case(
+        name="pp2-tied-uneven",
+        layouts=[{"pp": 2, "pp_offset": [1, -1]}],
+        model={**DEEP, "tied": True},
+        steps=3,
+    ),
+    Case(name="pp2-interleaved-moe", layouts=[{"pp": 2, "pp_interleave": 2}], model={**DEEP, **MOE}, steps=3),
+    Case(name="pp2-offload", layouts=[{"pp": 2, "offload": True}], steps=3),
+    Case(name="cp2", layouts=[{"cp": 2}]),
+    Case(name="cp2-packed-recompute", layouts=[{"cp": 2}], packed=True, recompute=True, steps=3),
+    Case(name="cp2-heads", layouts=[{"cp": 2, "context": "heads"}], packed=True, steps=3),
+    Case(name="cp2-heads-mqa", layouts=[{"cp": 2, "context": "heads"}], model={"kv_heads": 1}, steps=3),
+    Case(name="cp2-moe", layouts=[{"cp": 2}], model=MOE, steps=3),
+    Case(name="ep2", layouts=[{"ep": 2}], model=MOE),
+    Case(
+        name="resharded",
+        layouts=[{"tp": 2}, {"dp": 2}, {"pp": 2}, {"cp": 2, "zero_stage": 0}],
+        model={"kv_heads": 1, "tied": True},
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    start_ranks(TWO, 2, folder)
+    return folder
+
+
+@pytest.mark.parametrize("case", TWO, ids=lambda case: case.name)
+def test_two_processes_train_like_one(case: Case, two: Path) -> None:
+    check(case, two)
+
+
+def check(case: Case, folder: Path) -> None:
+    """Losses over all steps to 1e-4 (seen: 1e-6), norms, the evaluation, and weights under all names."""
+    found, alone = result(case, folder), expected(case)
+    torch.testing.assert_close(found["losses"], alone["losses"], rtol=1e-4, atol=0)
+    # The first gradient is that of equal weights.
+    torch.testing.assert_close(found["norms"][0], alone["norms"][0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(found["evaluated"], alone["evaluated"], rtol=1e-4, atol=0)
+    assert list(found["weights"]) == list(alone["weights"])
+    for name, weight in alone["weights"].items():
+        torch.testing.assert_close(
+            found["weights"][name], weight, rtol=0, atol=2e-3, msg=lambda m, n=name: f"{n}: {m}"
+        )

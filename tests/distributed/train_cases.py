@@ -1,0 +1,237 @@
+"""Training cases for several processes, the one-process run they are compared with, and what starts them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+
+from telechat.layers.moe import MoeConfig
+from telechat.layers.rotary import RopeSettings
+from telechat.models import TeleChatConfig, TeleChatModel, build_model, initialise
+from telechat.train.batch import IGNORED, PADDING_SEGMENT, Batch
+from telechat.train.config import OptimizerSection
+from telechat.train.engine import LocalEngine, TrainEngine
+from telechat.train.objective import CrossEntropy
+
+ROOT = Path(__file__).resolve().parents[2]
+MICRO_BATCHES = 4
+VOCAB = 101  # which no number of ranks divides
+MAX_NORM = 1.0
+OPTIMIZER = OptimizerSection(lr=1e-2, max_grad_norm=MAX_NORM)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One run.
+
+    Attributes:
+        layouts: the recipe's `parallel` section; with several, the run is resumed with the next one after an
+            equal share of the steps.
+        model: arguments of `make_config`.
+        packed: rows hold several conversations.
+        precision: a name from `PRECISIONS`.
+    """
+
+    name: str
+    layouts: list[dict[str, Any]]
+    model: dict[str, Any] = field(default_factory=dict)
+    steps: int = 20
+    packed: bool = False
+    precision: str = "fp32"
+    recompute: bool = False
+
+
+def make_config(
+    *,
+    heads: int = 4,
+    kv_heads: int = 2,
+    experts: int = 0,
+    tied: bool = False,
+    layers: int = 2,
+    capacity: float = 0.0,
+) -> TeleChatConfig:
+    """Head dimension 8, inner width 48."""
+    moe = MoeConfig(
+        num_experts=experts, num_experts_per_token=2, aux_loss_factor=0.05, capacity_factor=capacity
+    )
+    return TeleChatConfig(
+        vocab_size=VOCAB,
+        hidden_size=8 * heads,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        ffn_hidden_size=48,
+        initializer_range=0.1,
+        tie_word_embeddings=tied,
+        rope=RopeSettings(base_length=64, training_length=64),
+        moe=moe if experts else None,
+    )
+
+
+def whole_model(shape: dict[str, Any], *, recompute: bool = False) -> TeleChatModel:
+    """The same random model in every process, biases included."""
+    model = build_model(make_config(**shape), attention="sdpa")
+    initialise(model, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):
+            parameter.data.normal_(0.0, 0.5, generator=generator)
+    model.transformer.gradient_checkpointing = recompute
+    return model
+
+
+def step_batches(step: int, *, packed: bool) -> list[Batch]:
+    """The micro batches of a step: two rows of 16 tokens, with padding and parts that are not learnt."""
+    generator = torch.Generator().manual_seed(100 + step)
+    return [_batch(generator, packed) for _ in range(MICRO_BATCHES)]
+
+
+def _batch(generator: torch.Generator, packed: bool) -> Batch:
+    B, S = 2, 16
+    # Each token mostly follows from the one before it, so that there is something to learn.
+    ids = torch.randint(0, VOCAB, (B, 1), generator=generator) + 7 * torch.arange(S)
+    ids = (ids + torch.randint(0, 2, (B, S), generator=generator)) % VOCAB
+    positions = torch.arange(S).repeat(B, 1)
+    segments = torch.zeros(B, S, dtype=torch.int32)
+    if packed:
+        border = int(torch.randint(3, 9, (1,), generator=generator))
+        segments[:, border:] += 1
+        positions[:, border:] -= border
+    num_padded = int(torch.randint(0, 4, (1,), generator=generator))
+    segments[1, S - num_padded :] = PADDING_SEGMENT
+    targets = ids.roll(-1, 1)
+    targets[torch.rand(B, S, generator=generator) < 0.3] = IGNORED
+    targets[:, -1] = IGNORED
+    targets[segments == PADDING_SEGMENT] = IGNORED
+    weights = torch.rand(B, S, generator=generator) if packed else None
+    return Batch(
+        ids=ids, positions=positions, segments=segments, targets=targets, weights=weights, is_packed=packed
+    )
+
+
+def run_case(case: Case, folder: Path) -> dict[str, Any]:
+    """Train with each layout of a case in turn; returns losses, gradient norms and, on rank 0, the weights."""
+    losses, norms = [], []
+    engine: TrainEngine | None = None
+    share = case.steps // len(case.layouts)
+    for number, layout in enumerate(case.layouts):
+        engine = make_engine(case, layout)
+        path = folder / f"{case.name}-{number}"
+        if number:
+            state = engine.state()
+            dcp.load(state, checkpoint_id=path)
+            engine.load_state(state)
+        for step in range(number * share, (number + 1) * share):
+            loss, norm = train_step(engine, step_batches(step, packed=case.packed))
+            losses.append(loss)
+            norms.append(norm)
+        if number + 1 < len(case.layouts):
+            save(engine, folder / f"{case.name}-{number + 1}")
+    assert engine is not None
+    evaluated = engine.evaluate(share_of(engine, step_batches(1000, packed=case.packed)))
+    weights = {name: tensor.clone() for name, tensor in engine.weights()}
+    return {"losses": losses, "norms": norms, "evaluated": float(evaluated.mean), "weights": weights}
+
+
+def save(engine: TrainEngine, path: Path) -> None:
+    """As the training loop does: copied, then written beside what follows."""
+    spread = dist.is_initialized()
+    written = dcp.async_save(engine.state(), checkpoint_id=path, no_dist=not spread)
+    written.result()
+    if spread:
+        dist.barrier()
+
+
+def train_step(engine: TrainEngine, batches: list[Batch]) -> tuple[float, float]:
+    """(loss, gradient norm) of one step."""
+    loss = engine.backward(share_of(engine, batches))
+    norm = engine.clip(MAX_NORM)
+    engine.step(1.0)
+    return float(loss.mean), norm
+
+
+def share_of(engine: TrainEngine, batches: list[Batch]) -> list[Batch]:
+    """The batches of a rank."""
+    return batches[engine.data_rank :: engine.data_size]
+
+
+def make_engine(case: Case, layout: dict[str, Any]) -> TrainEngine:
+    """The engine of this process for a layout; `{"local": True}` trains all of it alone."""
+    model = whole_model(case.model, recompute=case.recompute)
+    precision: Any = case.precision
+    if layout.get("local"):
+        return LocalEngine(model, CrossEntropy(), OPTIMIZER, precision)
+    from telechat.config import from_mapping
+    from telechat.train.distributed.engine import DistributedEngine
+    from telechat.train.distributed.layout import ParallelLayout
+
+    return DistributedEngine(
+        model,
+        CrossEntropy(),
+        OPTIMIZER,
+        precision,
+        layout=from_mapping(ParallelLayout, layout).for_world(dist.get_world_size()),
+        device=torch.device("cpu"),
+    )
+
+
+@functools.cache
+def _expected(text: str) -> dict[str, Any]:
+    case = Case(**json.loads(text))
+    return run_case(case, Path())
+
+
+def expected(case: Case) -> dict[str, Any]:
+    """What one process finds."""
+    alone = dataclasses.replace(case, name="alone", layouts=[{"local": True}], recompute=False)
+    return _expected(json.dumps(dataclasses.asdict(alone)))
+
+
+def start_ranks(cases: list[Case], world_size: int, folder: Path, *, python: str = sys.executable) -> None:
+    """Run cases in `world_size` processes that are started once; returns when all have ended."""
+    (folder / "cases.json").write_text(json.dumps([dataclasses.asdict(case) for case in cases]))
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": str(world_size),
+    }
+    logs = [(folder / f"rank-{rank}.log").open("w") for rank in range(world_size)]
+    command = [python, "-m", "tests.distributed.train_rank", str(folder)]
+    processes = [
+        subprocess.Popen(command, env={**environment, "RANK": str(rank)}, stdout=log, stderr=log, cwd=ROOT)
+        for rank, log in enumerate(logs)
+    ]
+    deadline = time.monotonic() + 240
+    # One that fails leaves the others waiting: they have nothing more to say.
+    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        if any(process.poll() for process in processes):
+            break
+        time.sleep(0.1)
+    for process, log in zip(processes, logs, strict=True):
+        process.kill()
+        process.wait()
+        log.close()
+
+
+def result(case: Case, folder: Path) -> dict[str, Any]:
+    """What the ranks found; the traceback of the one that failed otherwise."""
+    path = folder / f"{case.name}.pt"
+    if not path.exists():
+        errors = [file.read_text() for file in folder.glob("*.error")]
+        logs = [f"{file.name}:\n{file.read_text()[-3000:]}" for file in sorted(folder.glob("rank-*.log"))]
+        raise AssertionError("\n".join([f"{case.name} did not end.", *(errors or logs)]))
+    found: dict[str, Any] = torch.load(path, weights_only=True)
+    return found
