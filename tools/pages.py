@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "commands.md"
-LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)|src=\"([^\"]+)\"")
+LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)]*))?\)|src=\"([^\"]+)\"")
 
 INTRO = """# Commands
 
@@ -47,12 +47,23 @@ def broken_links() -> list[str]:
     problems = []
     for page in sorted(pages):
         for match in LINK.finditer(page.read_text(encoding="utf-8")):
-            target = match[1] or match[2]
+            target, anchor = match[1] or match[3] or page.name, match[2]
             if re.match(r"[a-z]+:", target):
                 continue
-            if not (page.parent / target).exists():
+            place = page.parent / target
+            if not place.exists():
                 problems.append(f"{page.relative_to(ROOT)} links to {target}, which does not exist")
+            elif anchor and place.suffix == ".md" and anchor not in anchors(place):
+                problems.append(
+                    f"{page.relative_to(ROOT)} links to {target}#{anchor}, which has no such heading"
+                )
     return problems
+
+
+def anchors(page: Path) -> set[str]:
+    """What links within a page may name: its headings, as GitHub makes anchors of them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def main(words: list[str]) -> int:

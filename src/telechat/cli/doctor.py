@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from telechat import __version__
 from telechat.cli.parser import CommandParser
+from telechat.cli.troubleshooting import link_for
 
 if TYPE_CHECKING:
     from telechat.checkpoint.report import FolderReport
@@ -70,10 +71,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_section(title: str, rows: list[tuple[str, str]]) -> None:
-    """A heading and its facts, one a line."""
+    """A heading and its facts, one a line, with a link where the documentation explains one."""
     print(title)
     for name, value in rows:
-        print(f"  {name:<26} {value}")
+        link = link_for(value)
+        print(f"  {name:<26} {value}" + (f" (see {link})" if link else ""))
 
 
 def version_rows() -> list[tuple[str, str]]:

@@ -25,7 +25,6 @@ MACHINE_FAILURES = {
     "can't allocate memory": "Out of memory. Lower --max-batch-size or --max-model-len, or free some memory",
     "no kernel image": "torch was built for other devices. Compare telechat doctor with your driver",
 }
-TROUBLESHOOTING = "docs/troubleshooting.md"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         hint = f" {error.hint}" if error.hint else ""
-        print(" ".join(f"error: {error.message}{hint}".split()), file=sys.stderr)
+        print(" ".join(f"error: {error.message}{hint}{see_also(error.message)}".split()), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         if debug:
@@ -54,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         failure = machine_failure(error)
         if failure is None or debug:
             raise
-        print(f"error: {failure}; see {TROUBLESHOOTING}.", file=sys.stderr)
+        print(f"error: {failure}.{see_also(failure)}", file=sys.stderr)
         return 1
     except OSError as error:
         # A file or folder named by the user that cannot be opened, made or written; a full disk.
@@ -71,6 +70,14 @@ def machine_failure(error: RuntimeError) -> str | None:
     """Our words for an error of torch that is the machine's; None for any other, which stays a traceback."""
     text = str(error).lower()
     return next((ours for theirs, ours in MACHINE_FAILURES.items() if theirs in text), None)
+
+
+def see_also(message: str) -> str:
+    """Where the documentation explains a message, as the end of a line; empty where it does not."""
+    from telechat.cli.troubleshooting import link_for
+
+    link = link_for(message)
+    return "" if link is None else f" See {link}."
 
 
 def write_any_character() -> None:
