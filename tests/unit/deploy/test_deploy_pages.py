@@ -1,4 +1,4 @@
-"""The pages on containers, Ascend and bundles: commands of ours parse; files and settings named there exist."""
+"""The pages on containers, Ascend and bundles: our commands parse; files and settings named there exist."""
 
 from __future__ import annotations
 
