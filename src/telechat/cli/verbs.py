@@ -55,6 +55,11 @@ VERBS: tuple[Verb, ...] = (
         summary="make a model folder with 8-bit or 4-bit weights",
     ),
     Verb(
+        words=("checkpoint", "convert"),
+        module="telechat.cli.checkpoint_convert",
+        summary="write a checkpoint in another format",
+    ),
+    Verb(
         words=("data", "demo"),
         module="telechat.cli.data_demo",
         summary="write the demo model's training rows",

@@ -68,3 +68,43 @@ TELECHAT2_JINJA = f"""\
 {{%- endfor -%}}
 {{%- if add_generation_prompt -%}}{{{{- '<_bot>' -}}}}{{%- endif -%}}
 """
+
+_TURNS_JINJA = """\
+{%- for message in messages -%}
+  {%- if message.role == 'user' -%}
+    {{- '<_user>' + message.content -}}
+  {%- elif message.role == 'assistant' or message.role == 'bot' -%}
+    {{- '<_bot>' + message.content + '<_end>' -}}
+  {%- else -%}
+    {{- raise_exception('This model has no messages of the role ' + message.role + '.') -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<_bot>' -}}{%- endif -%}
+"""
+_JINJA = {
+    "telechat1": _TURNS_JINJA,
+    "telechat2-115b": "{{- '<_start>' -}}\n" + _TURNS_JINJA,
+    "telechat2": TELECHAT2_JINJA,
+}
+# In the template language of Ollama. Messages carry their role; the last one leaves the answer open.
+_TURNS_OLLAMA = (
+    '{{ range .Messages }}{{ if eq .Role "user" }}<_user>{{ .Content }}'
+    '{{ else if eq .Role "assistant" }}<_bot>{{ .Content }}<_end>%s{{ end }}{{ end }}<_bot>'
+)
+_OLLAMA = {
+    "telechat1": _TURNS_OLLAMA % "",
+    "telechat2-115b": "<_start>" + _TURNS_OLLAMA % "",
+    "telechat2": (
+        "<_system>{{ if .System }}{{ .System }}{{ else }}" + DEFAULT_SYSTEM + "{{ end }}\n" + _TURNS_OLLAMA % "\n"
+    ),
+}
+
+
+def jinja_of(chat_format: str) -> str:
+    """The Jinja template of a chat format, for other programs."""
+    return _JINJA[chat_format]
+
+
+def ollama_template(chat_format: str) -> str:
+    """The template of a chat format in Ollama's language; tools are left out."""
+    return _OLLAMA[chat_format]

@@ -3,12 +3,13 @@
 The library offers no way to stop it from recognising user-defined pieces in text; turning them into control
 pieces in a copy of the model does, because control pieces are never produced from text. The file is a
 protocol buffer, of which this module understands exactly what that needs: the list of pieces (field 1), each
-with a name (field 1) and a type (field 3). Knows nothing about which pieces ought to be hidden.
+with a name (field 1) and a type (field 3), and a few settings of how it was trained. Knows nothing about which pieces ought to be hidden.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,46 @@ if TYPE_CHECKING:
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _PIECES_FIELD, _NAME_FIELD, _TYPE_FIELD = 1, 1, 3
-_CONTROL_TYPE = 3
+_TRAINER_FIELD, _NORMALIZER_FIELD = 2, 3
+_MODEL_TYPE_FIELD, _DUMMY_PREFIX_FIELD = 3, 3
+_CONTROL_TYPE, _USER_DEFINED_TYPE = 3, 4
+_BPE_MODEL = 2
+
+
+@dataclass(frozen=True)
+class PieceFacts:
+    """What the library does not tell about a model.
+
+    Attributes:
+        user_defined_ids: pieces that are recognised in text before anything is merged.
+        is_bpe: pieces are merged by rank, not chosen by likelihood.
+        adds_dummy_prefix: text is encoded with a space before it.
+    """
+
+    user_defined_ids: frozenset[int]
+    is_bpe: bool
+    adds_dummy_prefix: bool
+
+
+def read_facts(model: bytes) -> PieceFacts:
+    """The facts of a serialised model that the library has accepted."""
+    user_defined, number = set(), 0
+    model_type, adds_prefix = 1, True
+    for field, _, body, end in _fields(model):
+        if field == _PIECES_FIELD:
+            if _number(model[body:end], _TYPE_FIELD, 1) == _USER_DEFINED_TYPE:
+                user_defined.add(number)
+            number += 1
+        elif field == _TRAINER_FIELD:
+            model_type = _number(model[body:end], _MODEL_TYPE_FIELD, model_type)
+        elif field == _NORMALIZER_FIELD:
+            adds_prefix = bool(_number(model[body:end], _DUMMY_PREFIX_FIELD, int(adds_prefix)))
+    return PieceFacts(frozenset(user_defined), model_type == _BPE_MODEL, adds_prefix)
+
+
+def _number(message: bytes, wanted: int, default: int) -> int:
+    found = [_read_varint(message, body)[0] for field, _, body, _ in _fields(message) if field == wanted]
+    return found[-1] if found else default
 
 
 def load_processor(model: bytes, source: Path) -> sentencepiece.SentencePieceProcessor:

@@ -1,0 +1,151 @@
+"""From an opened checkpoint to files of another format.
+
+Knows every format by name and which options each takes; how tensors are mapped is theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from telechat.checkpoint.formats.dcp import write_dcp
+from telechat.checkpoint.formats.gguf import plan_gguf_file
+from telechat.checkpoint.formats.hf import plan_hf
+from telechat.checkpoint.formats.llama import plan_llama
+from telechat.checkpoint.formats.mindspore import DEFAULT_PREFIX, plan_mindspore
+from telechat.checkpoint.formats.table import Checkpoint
+from telechat.checkpoint.formats.writing import OnProgress, TargetPlan, check_target, write_target
+from telechat.checkpoint.mindspore.layouts import ParallelLayout
+from telechat.checkpoint.mindspore.naming import Layout
+from telechat.checkpoint.save import DEFAULT_SHARD_BYTES
+from telechat.errors import CheckpointError, UsageError
+
+FORMATS = ("hf", "llama", "gguf", "mindspore", "dcp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """What a conversion may be told; None, or False, stands for the format's own choice.
+
+    Attributes:
+        dtype: of the tensors (all but gguf).
+        max_shard_bytes: of a weight file (hf, llama).
+        length: context that the rotary base is fixed for, in tokens (llama, gguf).
+        gguf_type: encoding of the weights (gguf).
+        qkv_concat, gmm: MindFormers' layouts (mindspore).
+        layout: slices for this many ranks (mindspore).
+        prefix: of file names (mindspore).
+        crc: end files with a CRC (mindspore).
+    """
+
+    dtype: torch.dtype | None = None
+    max_shard_bytes: int | None = None
+    length: int | None = None
+    gguf_type: str | None = None
+    qkv_concat: bool = False
+    gmm: bool = False
+    layout: ParallelLayout | None = None
+    prefix: str | None = None
+    crc: bool = False
+
+
+_TAKEN = {
+    "hf": {"dtype", "max_shard_bytes"},
+    "llama": {"dtype", "max_shard_bytes", "length"},
+    "gguf": {"gguf_type", "length"},
+    "mindspore": {"dtype", "qkv_concat", "gmm", "layout", "prefix", "crc"},
+    "dcp": {"dtype"},
+}
+
+
+def check_options(to: str, options: ConvertOptions) -> None:
+    """Refuse an option that the format has no use for.
+
+    Raises:
+        UsageError: names it.
+    """
+    for field in fields(options):
+        if getattr(options, field.name) not in (None, False) and field.name not in _TAKEN[to]:
+            takers = [name for name, taken in _TAKEN.items() if field.name in taken]
+            raise UsageError(
+                f"--{field.name.replace('_', '-')} has no meaning for {to}.",
+                hint=f"It belongs to {' and '.join(takers)}.",
+            )
+
+
+def convert(
+    source: Checkpoint,
+    target: Path,
+    to: str,
+    options: ConvertOptions | None = None,
+    *,
+    on_progress: OnProgress | None = None,
+) -> None:
+    """Write a checkpoint in another format. The target gets its name when it is complete.
+
+    Args:
+        target: a file or a folder, as the format has it; must not exist, or be an empty folder.
+        on_progress: called with (bytes written, of how many).
+
+    Raises:
+        CheckpointError: it cannot be written so, or not there.
+        UsageError: an option that the format does not take.
+    """
+    options = options or ConvertOptions()
+    check_options(to, options)
+    check_target(target)
+    if to == "dcp":
+        _write_dcp(source, target, options, on_progress)
+    else:
+        write_target(target, plan(source, target, to, options), on_progress)
+
+
+def plan(source: Checkpoint, target: Path, to: str, options: ConvertOptions) -> TargetPlan:
+    """What `convert` writes, for every format of plain files."""
+    shard_bytes = options.max_shard_bytes or DEFAULT_SHARD_BYTES
+    planners: dict[str, Callable[[], Any]] = {
+        "hf": lambda: plan_hf(source, dtype=options.dtype, max_shard_bytes=shard_bytes),
+        "llama": lambda: plan_llama(
+            source, dtype=options.dtype, length=options.length, max_shard_bytes=shard_bytes
+        ),
+        "gguf": lambda: plan_gguf_file(source, target, kind=options.gguf_type, length=options.length),
+        "mindspore": lambda: plan_mindspore(
+            source,
+            target,
+            form=Layout(qkv_concat=options.qkv_concat, gmm=options.gmm),
+            layout=options.layout,
+            prefix=options.prefix or DEFAULT_PREFIX,
+            dtype=options.dtype,
+            with_crc=options.crc,
+        ),
+    }
+    planned: TargetPlan = planners[to]()
+    return planned
+
+
+def _write_dcp(
+    source: Checkpoint, target: Path, options: ConvertOptions, on_progress: OnProgress | None
+) -> None:
+    """torch writes this format itself, from the beginning; the folder is renamed when it is complete."""
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    needed = sum(tensor.num_bytes for tensor in source.cast(options.dtype).values())
+    try:
+        partial.mkdir(parents=True)
+        free = shutil.disk_usage(partial).free
+        if needed > free:
+            raise CheckpointError(f"{needed / 1e9:.2f} GB are needed; {free / 1e9:.2f} GB are free.")
+        write_dcp(source, partial, options.dtype, on_progress)
+        with contextlib.suppress(FileNotFoundError):
+            target.rmdir()
+        partial.rename(target)
+    except OSError as error:
+        raise CheckpointError(f"Cannot write {target}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,144 @@
+"""Any checkpoint, opened: what a path holds is found out from the files in it.
+
+Whatever opens here can be converted, verified and used as a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from telechat.checkpoint.folder import CONFIG, LAYOUTS, read_json
+from telechat.checkpoint.formats import dcp, gguf_reading, hf, llama, mindspore
+from telechat.checkpoint.formats.lazy import HeldTensor, LazyTensor
+from telechat.checkpoint.formats.safetensors_file import read_safetensors
+from telechat.checkpoint.formats.table import Checkpoint
+from telechat.checkpoint.headers import read_header
+from telechat.checkpoint.loader import config_from
+from telechat.checkpoint.mindspore.container import SUFFIX
+from telechat.checkpoint.mindspore.naming import is_mindspore
+from telechat.checkpoint.mindspore.ranks import file_of, find_ranks, read_file
+from telechat.checkpoint.mindspore.run_config import read_run_config
+from telechat.checkpoint.weights import load_pickle
+from telechat.errors import CheckpointError
+from telechat.models import TeleChatConfig
+
+GGUF = ".gguf"
+_PICKLES = (".bin", ".pt", ".pth")
+_YAML = (".yaml", ".yml")
+
+
+def open_checkpoint(path: Path, *, config: Path | None = None, strategy: Path | None = None) -> Checkpoint:
+    """Open a file, a folder, or a folder with the files of several ranks.
+
+    Args:
+        config: a config.json, or a MindFormers run file, where the checkpoint has none beside it.
+        strategy: MindSpore strategy file or folder of a sliced checkpoint.
+
+    Raises:
+        CheckpointError, ConfigError: it is none, damaged or incomplete, or says too little.
+    """
+    if not path.exists():
+        raise CheckpointError(f"There is no {path}.")
+    kind = kind_of(path)
+    if strategy is not None and kind != mindspore.NAME:
+        raise CheckpointError(f"{path.name} is no sliced MindSpore checkpoint.", hint="Leave --strategy out.")
+    if kind == "gguf":
+        return gguf_reading.open_gguf(path)
+    folder = path if path.is_dir() else path.parent
+    if kind == llama.NAME:
+        return llama.open_llama(folder)
+    raw = _config_for(path, config)
+    if kind == mindspore.NAME:
+        names = read_file(path if path.is_file() else _any_file(path))
+        shapes = {name: value.tensor.shape for name, value in names.items()}
+        return mindspore.open_mindspore(path, _config(raw, shapes), strategy, folder=folder)
+    if kind == dcp.NAME:
+        return dcp.open_dcp(path, raw)
+    if path.is_file():
+        return hf.open_named(_tensors(path), raw, path.name, folder)
+    return hf.open_hf(path, raw)
+
+
+def kind_of(path: Path) -> str:
+    """Which format a path holds: `hf`, `llama`, `mindspore`, `gguf` or `dcp`.
+
+    Raises:
+        CheckpointError: none of them.
+    """
+    if path.is_file():
+        if path.suffix == GGUF:
+            return "gguf"
+        if path.suffix == SUFFIX:
+            return mindspore.NAME
+        if path.suffix in (".safetensors", *_PICKLES):
+            return _kind_by_names(_tensors(path), path)
+        raise CheckpointError(
+            f"{path.name} is no checkpoint.", hint=f"Known are {SUFFIX}, .safetensors, .bin and {GGUF} files."
+        )
+    if (path / dcp.METADATA).is_file():
+        return dcp.NAME
+    if find_ranks(path):
+        return mindspore.NAME
+    if any((path / name).is_file() for name in LAYOUTS):
+        return _kind_of_folder(path)
+    names = [child for child in sorted(path.iterdir()) if child.suffix == SUFFIX]
+    if names:
+        return mindspore.NAME
+    if (path / CONFIG).is_file():
+        return hf.NAME  # whose error says what is missing
+    raise CheckpointError(f"{path} holds no checkpoint.", hint="Name a model folder, or a checkpoint file.")
+
+
+def _kind_of_folder(path: Path) -> str:
+    if (path / CONFIG).is_file() and llama.is_llama(read_json(path / CONFIG)):
+        return llama.NAME
+    single = path / LAYOUTS[1]
+    return _kind_by_names(read_header(single), path) if single.is_file() else hf.NAME
+
+
+def _kind_by_names(names: Iterable[str], path: Path) -> str:
+    if is_mindspore(names):
+        return mindspore.NAME
+    config = path.parent / CONFIG if path.is_file() else path / CONFIG
+    return llama.NAME if config.is_file() and llama.is_llama(read_json(config)) else hf.NAME
+
+
+def _tensors(path: Path) -> Mapping[str, LazyTensor]:
+    if path.suffix in _PICKLES:
+        return {name: HeldTensor(tensor, path) for name, tensor in load_pickle(path).items()}
+    return read_safetensors(path)
+
+
+def _any_file(path: Path) -> Path:
+    ranks = find_ranks(path)
+    return file_of(ranks[0] if ranks else path)
+
+
+def _config_for(path: Path, named: Path | None) -> dict[str, Any]:
+    """Contents of a config.json: the one named, else the one beside the weights."""
+    if named is not None:
+        if named.is_dir():
+            named = named / CONFIG
+        return read_run_config(named) if named.suffix in _YAML else read_json(named)
+    places = [path / CONFIG] if path.is_dir() else [path.parent / CONFIG]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise CheckpointError(
+            f"{path.name} says nothing of attention heads, and there is no {CONFIG} beside it.",
+            hint="Name one with --model-config: a config.json, or MindFormers' predict_*.yaml.",
+        )
+    return read_json(found)
+
+
+def _config(raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> TeleChatConfig:
+    """The config completed from what MindSpore's names say: is the head tied, how many experts are there."""
+    names = {name: shape for name, shape in shapes.items() if name == "lm_head.weight"}
+    if not names and shapes:
+        # A rank of the first pipeline stage has no head either; then the config must say it.
+        names = {"model": ()}
+    stacked = next((s for name, s in shapes.items() if name.endswith("feed_forward.ffn.w2.bias")), None)
+    if stacked is not None:
+        names[f"transformer.h.0.mlp.local_experts.{stacked[1] - 1}.down_proj.bias"] = ()
+    return config_from(raw, names)

@@ -1,0 +1,85 @@
+"""`telechat checkpoint convert`: a checkpoint in another format."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from telechat.cli.checkpoint_options import SOURCE_HELP, ByteProgress, add_source_options, open_source
+from telechat.cli.parser import CommandParser, byte_size, positive_int
+
+EXAMPLES = (
+    "telechat checkpoint convert demo runs/demo-llama --to llama",
+    "telechat checkpoint convert demo runs/demo.gguf --to gguf --gguf-type Q8_0",
+)
+_FORMATS = ("hf", "llama", "gguf", "mindspore", "dcp")
+_GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
+
+
+def add_arguments(parser: CommandParser) -> None:
+    """Declare the options of `telechat checkpoint convert`."""
+    parser.add_argument("source", metavar="SRC", help=SOURCE_HELP)
+    parser.add_argument("target", type=Path, metavar="DST", help="a file or folder that does not exist yet")
+    parser.add_argument("--to", required=True, choices=_FORMATS, help="the format to write")
+    add_dtype(parser)
+    parser.add_argument(
+        "--max-shard-size", type=byte_size, metavar="SIZE", help="hf, llama: largest weight file (default: 5GB)"
+    )
+    parser.add_argument(
+        "--length",
+        type=positive_int,
+        metavar="TOKENS",
+        help="llama, gguf: context that the rotary base is fixed for (default: the trained length)",
+    )
+    parser.add_argument(
+        "--gguf-type",
+        choices=_GGUF_TYPES,
+        help="gguf: encoding of the weights; the K types need the package llama-cpp-python (default: the "
+        "source's dtype)",
+    )
+    add_mindspore_options(parser)
+    add_source_options(parser)
+
+
+def add_dtype(parser: CommandParser) -> None:
+    """Add --dtype."""
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="dtype of the tensors (default: as they are)",
+    )
+
+
+def add_mindspore_options(parser: CommandParser) -> None:
+    """Add the options of MindSpore's layouts."""
+    group = parser.add_argument_group("mindspore")
+    parser.add_boolean("--qkv-concat", help="mindspore: fuse queries with keys and values, gate with up")
+    parser.add_boolean("--gmm", help="mindspore: experts transposed, in float32, for grouped products")
+    group.add_argument(
+        "--layout", metavar="AXES", help="slices for ranks, such as dp2,mp4,pp2,ep2,opt (default: one file)"
+    )
+    group.add_argument("--prefix", metavar="TEXT", help="beginning of file names (default: checkpoint_)")
+    parser.add_boolean("--crc", help="mindspore: end files with a CRC")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert, with progress on stderr; the target's name goes to stdout."""
+    from telechat.checkpoint.formats.convert import ConvertOptions, check_options, convert
+    from telechat.checkpoint.mindspore.layouts import parse_layout
+    from telechat.device import parse_dtype
+
+    options = ConvertOptions(
+        dtype=parse_dtype(args.dtype) if args.dtype else None,
+        max_shard_bytes=args.max_shard_size,
+        length=args.length,
+        gguf_type=args.gguf_type,
+        qkv_concat=args.qkv_concat,
+        gmm=args.gmm,
+        layout=parse_layout(args.layout) if args.layout else None,
+        prefix=args.prefix,
+        crc=args.crc,
+    )
+    check_options(args.to, options)
+    convert(open_source(args.source, args), args.target, args.to, options, on_progress=ByteProgress())
+    print(args.target)
+    return 0
