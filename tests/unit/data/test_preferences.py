@@ -1,0 +1,121 @@
+"""Preference rows to batches: pairs, judged answers, and the mismatched answers KTO needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from telechat.data.preferences import load_preferences
+from telechat.data.samples import BatchArrays
+from telechat.errors import ConfigError
+from telechat.tokenizer import Tokenizer
+
+WriteRows = Callable[..., Path]
+PAIRS = [
+    {"prompt": "q1", "chosen": "好", "rejected": "坏得多"},
+    {
+        "prompt": [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "earlier"},
+            {"role": "user", "content": "q2"},
+        ],
+        "chosen": [{"role": "assistant", "content": "更好"}],
+        "rejected": [{"role": "assistant", "content": "差"}],
+    },
+]
+VOTES = [
+    {"prompt": "q1", "completion": "好", "label": True},
+    {"prompt": "question 2", "completion": "坏得多", "label": False},
+    {"prompt": "q3", "completion": "行", "label": True},
+]
+
+
+def targets(batch: BatchArrays, tokenizer: Tokenizer) -> list[str]:
+    return [tokenizer.decode(row[row != -100].tolist()) for row in batch.targets]
+
+
+def test_pairs_give_chosen_then_rejected(write_rows: WriteRows, demo_tokenizer: Tokenizer) -> None:
+    pairs = load_preferences(write_rows(*PAIRS), demo_tokenizer, max_length=99, paired=True)
+    batch = pairs.batch([1, 0], pad_id=3)
+    # Only the answer itself is learnt, not the earlier turn.
+    assert targets(batch, demo_tokenizer) == ["更好<_end>", "好<_end>", "差<_end>", "坏得多<_end>"]
+    assert len(pairs) == 2 and pairs.is_paired and pairs.labels is None
+    assert pairs.lengths == pairs.sequences.lengths.reshape(2, 2).max(axis=1).tolist()
+    assert pairs.accounting.tokens_read == len(pairs.sequences.ids)
+
+
+def test_rows_of_padding_go_into_both_halves(write_rows: WriteRows, demo_tokenizer: Tokenizer) -> None:
+    pairs = load_preferences(write_rows(*PAIRS), demo_tokenizer, max_length=99, paired=True)
+    batch = pairs.batch([0, 1], pad_id=3, num_rows=3, length=99)
+    assert batch.ids.shape == (6, 99)
+    assert [(row >= 0).any() for row in batch.segments] == [True, True, False] * 2
+
+
+def test_prompt_lengths_end_before_the_answer(write_rows: WriteRows, demo_tokenizer: Tokenizer) -> None:
+    pairs = load_preferences(write_rows(*PAIRS), demo_tokenizer, max_length=99, paired=True)
+    for row, length in enumerate(pairs.prompt_lengths.tolist()):
+        ids = pairs.sequences.ids
+        chosen, rejected = (ids[pairs.sequences.span(2 * row + side)] for side in (0, 1))
+        assert chosen[:length].tolist() == rejected[:length].tolist()
+        assert chosen[length - 1] == demo_tokenizer.special.bot
+
+
+def test_weighted_pairs_stay_together(write_rows: WriteRows, demo_tokenizer: Tokenizer) -> None:
+    path = write_rows(*PAIRS)
+    pairs = load_preferences({str(path): 2.5}, demo_tokenizer, max_length=99, paired=True)
+    assert len(pairs) == 5 and pairs.accounting.rows_used == 5
+    for row in range(5):
+        length = int(pairs.prompt_lengths[row])
+        chosen, rejected = (pairs.sequences.ids[pairs.sequences.span(2 * row + side)] for side in (0, 1))
+        assert chosen[:length].tolist() == rejected[:length].tolist()
+
+
+def test_judged_answers_keep_their_labels(write_rows: WriteRows, demo_tokenizer: Tokenizer) -> None:
+    votes = load_preferences(write_rows(*VOTES), demo_tokenizer, max_length=99, paired=False)
+    assert votes.labels is not None and votes.labels.tolist() == [True, False, True]
+    assert targets(votes.batch([2, 0], pad_id=3), demo_tokenizer) == ["行<_end>", "好<_end>"]
+
+
+def test_a_pair_counts_as_a_good_and_a_bad_answer(write_rows: WriteRows, demo_tokenizer: Tokenizer) -> None:
+    votes = load_preferences(write_rows(*PAIRS), demo_tokenizer, max_length=99, paired=False)
+    assert votes.labels is not None and votes.labels.tolist() == [True, False, True, False]
+    assert targets(votes.batch([0, 1], pad_id=3), demo_tokenizer) == ["好<_end>", "坏得多<_end>"]
+
+
+def test_mismatched_answers_come_from_the_row_before(
+    write_rows: WriteRows, demo_tokenizer: Tokenizer
+) -> None:
+    votes = load_preferences(write_rows(*VOTES), demo_tokenizer, max_length=99, paired=False)
+    batch = votes.mismatched_batch([0, 1, 2], pad_id=3, max_length=99)
+    assert targets(batch, demo_tokenizer) == ["行<_end>", "好<_end>", "坏得多<_end>"]
+    matched = votes.batch([0, 1, 2], pad_id=3)
+    for row, length in enumerate(votes.prompt_lengths.tolist()):
+        assert batch.ids[row, :length].tolist() == matched.ids[row, :length].tolist()
+    longest = int(votes.prompt_lengths.max()) + 1
+    assert votes.mismatched_batch([0, 1, 2], pad_id=3, max_length=longest).ids.shape == (3, longest)
+    larger = votes.mismatched_batch([0, 1], pad_id=3, max_length=99, num_rows=4, length=120)
+    assert larger.ids.shape == (4, 120)
+
+
+def test_judged_answers_cannot_be_compared(write_rows: WriteRows, demo_tokenizer: Tokenizer) -> None:
+    with pytest.raises(ConfigError, match="line 1: it judges one answer"):
+        load_preferences(write_rows(*VOTES), demo_tokenizer, max_length=99, paired=True)
+    with pytest.raises(ConfigError, match="it is no preference row"):
+        load_preferences(write_rows({"text": "t"}), demo_tokenizer, max_length=99, paired=True)
+
+
+def test_long_pairs_are_dropped_whole(write_rows: WriteRows, demo_tokenizer: Tokenizer) -> None:
+    long: dict[str, Any] = {"prompt": "q", "chosen": "a", "rejected": "长" * 90}
+    pairs = load_preferences(write_rows(long, *PAIRS), demo_tokenizer, max_length=80, paired=True)
+    assert len(pairs) == 2 and pairs.accounting.rows_dropped == {"longer than 80 tokens": 1}
+    with pytest.raises(ConfigError, match="None of the 1 rows"):
+        load_preferences(write_rows(long), demo_tokenizer, max_length=80, paired=True)
+    skipped = load_preferences(
+        write_rows(*PAIRS, {"prompt": "q"}), demo_tokenizer, max_length=80, paired=True, on_bad_row="skip"
+    )
+    assert [bad.line for bad in skipped.accounting.bad_rows] == [3]
+    assert np.all(skipped.sequences.num_targets > 0)
