@@ -7,9 +7,10 @@ reference. Shapes: M rows, N outputs, K inputs, G groups of an output.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,14 +55,41 @@ class ReferenceProduct:
         self.weight = weight
 
     def __call__(self, x_MK: Tensor) -> Tensor:
-        """x @ weight.T; differentiable in x."""
-        N, K = self.weight.rows, self.weight.columns
-        step = max(16, _DEQUANTISED_AT_ONCE // K)
-        pieces = [
-            F.linear(x_MK, self.weight.take_rows(start, min(N, start + step)).dequantise(x_MK.dtype))
-            for start in range(0, N, step)
-        ]
+        """x @ weight.T; differentiable in x, for which the weight is turned into floats a second time."""
+        out: Tensor = _FrozenProduct.apply(x_MK, self.weight)  # type: ignore[no-untyped-call]
+        return out
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """x [M, K] @ weight.T -> [M, N] that keeps no float form of the weight for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x_MK: Tensor, weight: QuantizedWeight) -> Tensor:
+        ctx.weight, ctx.x_dtype = weight, x_MK.dtype
+        x = x_MK.to(_product_dtype(x_MK))
+        pieces = [F.linear(x, rows.dequantise(x.dtype)) for _, rows in _row_pieces(weight)]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_MN: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        total = gradient_MN.new_zeros(gradient_MN.shape[0], ctx.weight.columns, dtype=torch.float32)
+        for start, rows in _row_pieces(ctx.weight):
+            part = gradient_MN[:, start : start + rows.rows]
+            total += part @ rows.dequantise(gradient_MN.dtype)
+        return total.to(ctx.x_dtype), None
+
+
+def _row_pieces(weight: QuantizedWeight) -> Iterator[tuple[int, QuantizedWeight]]:
+    """(first row, some rows) of a weight, as many as are turned into floats at a time."""
+    step = max(16, _DEQUANTISED_AT_ONCE // weight.columns)
+    for start in range(0, weight.rows, step):
+        yield start, weight.take_rows(start, min(weight.rows, start + step))
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """What products of `x` are computed in: autocast's format where it is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 class TorchInt4Product:

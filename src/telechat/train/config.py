@@ -169,6 +169,44 @@ class ScheduleSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraSection:
+    """Low-rank updates of frozen linear layers. The result is an adapter in PEFT's format.
+
+    Attributes:
+        rank: inner width of an update.
+        alpha: an update is scaled by alpha / rank.
+        dropout: share of an update's inputs that is dropped in training.
+        targets: layers by the ends of their names.
+        target_regex: layers by one regular expression for whole names; replaces `targets`.
+        rslora: scale by alpha / sqrt(rank) instead.
+        dora: also train the length of each row of a changed weight.
+        rank_pattern, alpha_pattern: rank and alpha of layers whose name ends in a match.
+        quantize: keep the frozen weights in 8 or 4 bits (QLoRA); null leaves them in floats.
+        group_size: inputs that share a scale then: 32, 64 or 128.
+        merge: also write model/, the weights with the adapter in them.
+        mode: `official` swaps rank and alpha, as the original TeleChat-1 program does by mistake.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("query", "key_value", "dense", "gate_proj", "up_proj", "down_proj")
+    target_regex: str = ""
+    rslora: bool = False
+    dora: bool = False
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    quantize: Literal["int8", "int4"] | None = None
+    group_size: int = 32
+    merge: bool = False
+    mode: Literal["default", "official"] = "default"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"lora.dropout is {self.dropout}; it must be in [0, 1).")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationSection:
     """Loss on rows that are not trained on.
 
@@ -212,6 +250,7 @@ class TrainConfig:
     """One training run.
 
     Attributes:
+        lora: train an adapter instead of all weights.
         precision: `fp32`; `bf16` and `fp16` compute matrix products in that format under autocast with fp32
             weights, `fp16` with a loss scale; `bf16-pure` keeps weights and optimiser in bf16 as well.
         attention: form of the attention; a form asked for by name runs or fails.
@@ -229,6 +268,7 @@ class TrainConfig:
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
+    lora: LoraSection | None = None
     precision: PrecisionName = "bf16"
     attention: Literal["auto", "flash", "sdpa", "reference"] = "auto"
     recompute: Literal["none", "selective", "full"] = "none"

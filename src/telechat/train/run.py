@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from telechat.checkpoint import resolve_model
+from telechat.checkpoint import Adapter, resolve_model, write_adapter
 from telechat.checkpoint.save import folder_config, parameter_bytes, write_folder
 from telechat.config import load_config, to_mapping, to_yaml
 from telechat.data.dataset import load_samples
@@ -20,8 +20,9 @@ from telechat.errors import ConfigError
 from telechat.models import TeleChatConfig
 from telechat.tokenizer import Tokenizer, load_tokenizer
 from telechat.tokenizer.load import copy_tokenizer_files
+from telechat.train.adapters import adapter_config, merged_weights, read_out
 from telechat.train.checkpoints import CheckpointStore
-from telechat.train.config import TrainConfig
+from telechat.train.config import LoraSection, TrainConfig
 from telechat.train.engine import LocalEngine, TrainEngine
 from telechat.train.feed import Feed
 from telechat.train.flops import matmul_rate, step_cost
@@ -36,11 +37,16 @@ from telechat.train.setup import model_config, prepare_blocks, prepare_model
 
 log = logging.getLogger(__name__)
 
+ADAPTER_FOLDER = "adapter"
+
 
 def main(config_path: str | None, overrides: Mapping[str, str] | None = None) -> Path:
-    """Run the recipe at `config_path` with `overrides` ("section.key" -> text). Returns the model folder.
+    """Run the recipe at `config_path` with `overrides` ("section.key" -> text).
 
     A folder with a checkpoint is continued; a finished one only writes its results again.
+
+    Returns:
+        The model folder, or that of the adapter where only one is trained.
     """
     config = load_config(TrainConfig, config_path, overrides)
     folder = Path(config.output.folder)
@@ -71,8 +77,14 @@ def main(config_path: str | None, overrides: Mapping[str, str] | None = None) ->
         evaluation=evaluation,
     )
     train(trainer, folder)
+    weights = engine.weights()
+    if config.lora:
+        adapter = save_adapter(engine, model.config, config.lora, config.model.start_from, folder)
+        if not config.lora.merge:
+            return folder / ADAPTER_FOLDER
+        weights = merged_weights(engine.weights(), adapter)
     result = folder / "model"
-    save_weights(engine, model.config, result, dtype=parse_dtype(config.output.dtype))
+    save_weights(weights, model.config, result, dtype=parse_dtype(config.output.dtype))
     copy_tokenizer_files(tokenizer, result)
     write_generation_config(tokenizer_folder, result, tokenizer)
     return result
@@ -137,13 +149,31 @@ def open_feed(config: TrainConfig, file: str, tokenizer: Tokenizer, engine: Trai
     )
 
 
-def save_weights(engine: TrainEngine, config: TeleChatConfig, folder: Path, *, dtype: torch.dtype) -> None:
+def save_adapter(
+    engine: TrainEngine, config: TeleChatConfig, section: LoraSection, base_model: str, folder: Path
+) -> Adapter:
+    """Write what was trained as PEFT folders: adapter/ with official names, adapter-llama/ with Llama's.
+
+    A mixture has no Llama names.
+
+    Raises:
+        CheckpointError: a folder cannot be written.
+    """
+    adapter = read_out(engine.weights(), adapter_config(section, base_model))
+    write_adapter(adapter, folder / ADAPTER_FOLDER, config)
+    if not config.moe:
+        write_adapter(adapter, folder / f"{ADAPTER_FOLDER}-llama", config, spelling="llama")
+    return adapter
+
+
+def save_weights(
+    weights: Iterator[tuple[str, Tensor]], config: TeleChatConfig, folder: Path, *, dtype: torch.dtype
+) -> None:
     """Write an engine's weights as an official model folder, one at a time.
 
     Raises:
         CheckpointError: the folder cannot be written.
     """
-    weights = engine.weights()
 
     def content(names: list[str]) -> dict[str, Tensor]:
         """The next tensors; files are asked for in the order of the table, as the weights come."""

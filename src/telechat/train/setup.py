@@ -19,6 +19,7 @@ from telechat.errors import ConfigError
 from telechat.layers.rotary import RotaryTables
 from telechat.models import TeleChatConfig, TeleChatModel, build_model, initialise
 from telechat.ops.attention import choose_attention
+from telechat.train.adapters import adapter_config, add_adapters
 from telechat.train.config import ModelSection, RopeSection, TrainConfig
 from telechat.train.precision import PRECISIONS
 from telechat.train.recompute import apply_recompute
@@ -30,13 +31,18 @@ def prepare_model(config: TrainConfig, device: torch.device) -> TeleChatModel:
     """The model to train, whole, on a device: weights, rotary settings and attention form."""
     precision = PRECISIONS[config.precision]
     if config.model.start_from:
-        model = load_model(config.model.start_from, device=device, dtype=precision.weights)
+        # Under an adapter, weights of the file's format find theirs later: two bytes each instead of four.
+        dtype = "auto" if config.lora else precision.weights
+        model = load_model(config.model.start_from, device=device, dtype=dtype)
         use_config(model, model_config(config.model))
     else:
         model = build_model(model_config(config.model), device=device)
         initialise(model, seed=config.seed)
         model.to(precision.weights)
     choose_training_attention(model, config.attention, precision.compute)
+    if config.lora:
+        settings = adapter_config(config.lora, config.model.start_from)
+        add_adapters(model, config.lora, settings, precision, seed=config.seed)
     return model.train()
 
 
