@@ -144,6 +144,9 @@ class LocalEngine:
             loss = self._loss(batch)
             (loss * (self.loss_scale.scale / count)).backward()  # type: ignore[no-untyped-call]
             parts.append(loss.detach())
+        for parameter in self.optimizers.parameters:
+            if parameter.grad is None:  # an expert that no token came to: decayed all the same, on any layout
+                parameter.grad = torch.zeros_like(parameter)
         return _step_loss(parts, count)
 
     @torch.no_grad()

@@ -81,14 +81,14 @@ def _all_gather(part: Tensor, group: Group) -> Tensor:
     part = part.transpose(0, 1).contiguous()
     whole = part.new_empty(part.shape[0] * dist.get_world_size(group), *part.shape[1:])
     c10d.all_gather_into_tensor(whole, part, group=group)
-    return whole.transpose(0, 1)
+    return whole.transpose(0, 1).contiguous()
 
 
 def _reduce_scatter(whole: Tensor, group: Group) -> Tensor:
     whole = whole.transpose(0, 1).contiguous()
     part = whole.new_empty(whole.shape[0] // dist.get_world_size(group), *whole.shape[1:])
     c10d.reduce_scatter_tensor(part, whole, group=group)
-    return part.transpose(0, 1)
+    return part.transpose(0, 1).contiguous()
 
 
 def _all_to_all(rows: Tensor, sent: list[int], received: list[int], group: Group) -> Tensor:

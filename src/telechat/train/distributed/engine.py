@@ -129,8 +129,9 @@ class DistributedEngine:
         return self._step_loss(losses, counts, total)
 
     @torch.no_grad()
-    def evaluate(self, batches: Sequence[Batch]) -> StepLoss:
+    def evaluate(self, batches: Iterable[Batch]) -> StepLoss:
         """See `TrainEngine`."""
+        batches = list(batches)
         for stage in self.stages:
             stage.eval()
         counts = [self.objective.count(batch) for batch in batches]

@@ -89,7 +89,8 @@ class Stage(nn.Module):
                 x = _AddLoss.apply(x, balance * (share.balance_weight / self.tp))
             if self.objective is None:
                 return x
-            return self.objective.loss(x, self.model.output_weight, share.batch).reshape(1)
+            # Not a view: FSDP hangs its hooks on what a module returns.
+            return torch.stack([self.objective.loss(x, self.model.output_weight, share.batch)])
 
     def official_names(self) -> dict[str, str]:
         """Name of each parameter in this module -> its official name."""

@@ -12,8 +12,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
-from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.default_planner import (
+    DefaultLoadPlanner,
+    create_default_local_load_plan,
+)
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadPlan, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from telechat.device import CPU
 from telechat.train.distributed.division import Cut, Division
@@ -54,6 +64,30 @@ class Piece(Tensor):
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
         return self.as_subclass(Tensor)
+
+
+class PieceLoadPlanner(DefaultLoadPlanner):
+    """Reads pieces and plain tensors; torch's planner compares a piece's own size with that of the whole."""
+
+    def create_local_plan(self) -> LoadPlan:
+        """What this rank reads.
+
+        Raises:
+            ValueError: the checkpoint has no such tensor, or one of another shape.
+        """
+        assert self.metadata is not None
+        known = self.metadata.state_dict_metadata
+        requests = []
+        for name, piece in self.state_dict.items():
+            if not isinstance(piece, Piece):
+                continue
+            found = known.get(name)
+            if not isinstance(found, TensorStorageMetadata) or tuple(found.size) != piece.whole:
+                size = list(found.size) if isinstance(found, TensorStorageMetadata) else "none"
+                raise ValueError(f"{name} has shape {size} in the checkpoint; expected {list(piece.whole)}")
+            requests += create_read_items_for_chunk_list(name, found, piece.__create_chunk_list__())
+        others = {name: value for name, value in self.state_dict.items() if not isinstance(value, Piece)}
+        return LoadPlan(requests + create_default_local_load_plan(others, self.metadata).items)
 
 
 def pieces_of_optimizer(
