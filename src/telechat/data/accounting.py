@@ -12,7 +12,8 @@ breaks the identity. Padding is no token of the files; it is not counted.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from telechat.data.rows import BadRow
@@ -109,13 +110,19 @@ class Accounting:
         return "\n".join(table)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for metrics and caches; malformed rows as text."""
+        """Plain values, for metrics and caches."""
         return {
             **{name: getattr(self, name) for name in _COUNTS},
             **{name: dict(getattr(self, name)) for name in _BY_REASON},
-            "bad_rows": [str(row) for row in self.bad_rows],
+            "bad_rows": [{**asdict(row), "path": str(row.path)} for row in self.bad_rows],
             "files": dict(self.files),
         }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Accounting:
+        """What `to_json` gave."""
+        bad = tuple(BadRow(Path(row["path"]), row["line"], row["problem"]) for row in values["bad_rows"])
+        return cls(**{**values, "bad_rows": bad})
 
 
 _COUNTS = (

@@ -14,7 +14,8 @@ from telechat.data.accounting import NOTHING_LEARNT, too_long
 from telechat.data.encoding import encode_record
 from telechat.data.loss_mask import LossOn
 from telechat.data.mixing import copies_per_row, used_sequences
-from telechat.data.official.samples import OfficialSettings, load_official
+from telechat.data.official.samples import load_official
+from telechat.data.official.settings import OfficialSettings
 from telechat.data.packing import pack_arrays, pack_best_fit
 from telechat.data.reading import Books, OnBadRow, RecordReader
 from telechat.data.records import Document, TokenRow
@@ -22,6 +23,7 @@ from telechat.data.rows import RowProblem
 from telechat.data.samples import SampleSet
 from telechat.data.sequences import Encoded, SequenceBuilder
 from telechat.data.sources import Source, read_sources
+from telechat.data.store import cached_samples, fingerprint
 from telechat.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ def load_samples(
     on_bad_row: OnBadRow = "stop",
     seed: int = 1234,
     official: OfficialSettings | None = None,
+    cache: Path | None = None,
 ) -> SampleSet:
     """Read files of training rows into samples of at most `max_length` tokens.
 
@@ -61,25 +64,29 @@ def load_samples(
         pack: fill samples with several conversations that do not see one another; False gives each its own.
         on_bad_row: `stop` at a malformed row, or `skip` and count it.
         seed: for rows drawn by weights (and the official shuffle).
+        cache: a folder that keeps the encoded samples. The same files and arguments are then encoded once
+            (by one process, while others wait) and memory-mapped afterwards.
 
     Raises:
         ConfigError: missing, unreadable or empty files, unknown rows, a malformed row (`stop`), and when
             nothing is left or nothing is learnt.
     """
     named = read_sources(sources)
-    books = Books()
-    reader = RecordReader(books, on_bad_row)
-    if mode == "official":
-        samples = load_official(
-            named,
-            reader,
-            tokenizer,
-            max_length=max_length,
-            seed=seed,
-            settings=official or OfficialSettings(),
-        )
+
+    def load() -> SampleSet:
+        reader = RecordReader(Books(), on_bad_row)
+        if mode == "official":
+            settings = official or OfficialSettings()
+            return load_official(
+                named, reader, tokenizer, max_length=max_length, seed=seed, settings=settings
+            )
+        return _load(named, reader, tokenizer, max_length, loss_on, pack, seed)
+
+    if cache is None:
+        samples = load()
     else:
-        samples = _load(named, reader, tokenizer, max_length, loss_on, pack, seed)
+        arguments = (max_length, mode, loss_on, pack, on_bad_row, seed, official)
+        samples = cached_samples(cache, fingerprint(named, tokenizer, arguments), load)
     log.info("training data:\n%s", samples.accounting)
     return samples
 

@@ -16,8 +16,8 @@ from telechat.data.official.samples import (
     AFTER_LAST_SAMPLE,
     LEFT_PADDING,
     REPEATED_PASSES,
-    OfficialSettings,
 )
+from telechat.data.official.settings import OfficialSettings
 from telechat.errors import ConfigError
 from telechat.tokenizer import Tokenizer
 

@@ -16,7 +16,8 @@ import pytest
 from telechat.data.dataset import load_samples
 from telechat.data.loss_mask import answer_mask, answer_spans, turn_mask
 from telechat.data.official import pretraining, telechat1, telechat2
-from telechat.data.official.samples import LOST_IN_PACKING, OfficialSettings
+from telechat.data.official.samples import LOST_IN_PACKING
+from telechat.data.official.settings import OfficialSettings
 from telechat.data.rows import RowProblem
 from telechat.errors import ConfigError
 from telechat.tokenizer import Tokenizer

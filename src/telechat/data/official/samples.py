@@ -1,6 +1,6 @@
 """Files of rows as the samples the original scripts make of them.
 
-One generation at a time; the settings that its command line has and ours has not are in `OfficialSettings`.
+One generation at a time; the options that its command line has and ours has not are in `settings`.
 The original shuffles before it packs, with a seed; the same seed gives the same rows here as long as Python's
 generator is asked in the same order, which is how the scripts are written.
 """
@@ -24,6 +24,7 @@ from telechat.data.families import telechat2 as telechat2_rows
 from telechat.data.families.fields import text_field
 from telechat.data.loss_mask import turn_mask
 from telechat.data.official import pretraining, telechat1, telechat2
+from telechat.data.official.settings import OfficialSettings
 from telechat.data.reading import RecordReader
 from telechat.data.records import Conversation
 from telechat.data.rows import Row, RowProblem
@@ -43,23 +44,6 @@ ENDS_OF_PACKS = "newlines at the ends of packs (official)"
 SYSTEM_TEXTS = "system texts of packs (official)"
 CUT_AT_LENGTH = "past the length, cut off (official)"
 REMAINDER = "left over after grouping (official)"
-
-
-@dataclass(frozen=True, kw_only=True)
-class OfficialSettings:
-    """Options of the original command lines.
-
-    Attributes:
-        num_samples: TeleChat1: samples to make, in passes over the same rows; None for one pass.
-        num_workers: shards that are packed on their own.
-        with_loss_mask: TeleChat1: learn the turns; else every token, padding included.
-        group_texts: pre-training: all texts end to end, cut at the length.
-    """
-
-    num_samples: int | None = None
-    num_workers: int = 1
-    with_loss_mask: bool = True
-    group_texts: bool = False
 
 
 def load_official(
@@ -177,7 +161,7 @@ class _TeleChat1(_Maker):
         packs = telechat1.pack_lines(
             lengths,
             self.max_length,
-            num_samples=self.settings.num_samples,
+            num_samples=self.settings.num_samples or None,
             num_workers=self.settings.num_workers,
         )
         limit = self.max_length - telechat1.SPARE
