@@ -17,6 +17,9 @@ LOG_LEVEL = "info"
 def add_arguments(parser: CommandParser) -> None:
     """Declare the options of `telechat train`."""
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the recipe, a YAML file")
+    parser.add_argument(
+        "--on-bad-row", choices=("skip", "stop"), help="at malformed rows; short for --data.on-bad-row"
+    )
     from telechat.config import dotted_keys
     from telechat.train.config import TrainConfig
 
@@ -32,5 +35,6 @@ def run(args: argparse.Namespace) -> int:
     """Hand over to the trainer."""
     from telechat.train.run import main
 
-    main(str(args.config), args.overrides)
+    short = {} if args.on_bad_row is None else {"data.on_bad_row": args.on_bad_row}
+    main(str(args.config), {**short, **args.overrides})
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from telechat.data.official.settings import OfficialSettings
 from telechat.errors import ConfigError
 
 PrecisionName = Literal["fp32", "bf16", "bf16-pure", "fp16"]
@@ -69,6 +70,8 @@ class DataSection:
         loss_on: tokens that are learnt: the assistant's `answers`, the `turns` of the official mask, or
             `all`. `official` mode has its own.
         on_bad_row: `stop` at a malformed row, or `skip` and count it.
+        cache: a folder that keeps encoded samples, so that they are encoded once; empty for none.
+        official: further settings of the official mode.
     """
 
     train_file: str
@@ -76,6 +79,8 @@ class DataSection:
     mode: Literal["default", "official"] = "default"
     loss_on: Literal["answers", "turns", "all"] = "answers"
     on_bad_row: Literal["skip", "stop"] = "stop"
+    cache: str = ""
+    official: OfficialSettings = field(default_factory=OfficialSettings)
 
 
 @dataclass(frozen=True, kw_only=True)

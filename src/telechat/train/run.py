@@ -137,6 +137,8 @@ def open_feed(config: TrainConfig, file: str, tokenizer: Tokenizer, engine: Trai
         pack=config.batch.packing,
         on_bad_row=data.on_bad_row,
         seed=config.seed,
+        official=data.official,
+        cache=Path(data.cache) if data.cache else None,
     )
     return Feed(
         samples,
