@@ -3,7 +3,8 @@
 The library offers no way to stop it from recognising user-defined pieces in text; turning them into control
 pieces in a copy of the model does, because control pieces are never produced from text. The file is a
 protocol buffer, of which this module understands exactly what that needs: the list of pieces (field 1), each
-with a name (field 1) and a type (field 3), and a few settings of how it was trained. Knows nothing about which pieces ought to be hidden.
+with a name (field 1) and a type (field 3); and three facts that the library keeps to itself. Knows nothing
+about which pieces ought to be hidden.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Checkpoints of torch.distributed.checkpoint, as our training writes them, whatever the number of ranks.
 
-Weights are under `model.`; an optimiser's state beside them is left alone. Tensors are read and written one at
-a time.
+Weights are under `model.`; an optimiser's state beside them is left alone. Tensors are read and written one
+at a time.
 """
 
 from __future__ import annotations

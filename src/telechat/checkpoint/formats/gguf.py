@@ -133,14 +133,18 @@ def gguf_tensors(checkpoint: Checkpoint, kind: str, length: int) -> dict[str, St
 def in_rotary_order(tensor: LazyTensor, head_dim: int) -> LazyTensor:
     """Rows of queries or keys with the pairs that are turned together side by side."""
     return mapped(
-        tensor, lambda rows: rows.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2), block=head_dim
+        tensor,
+        lambda rows: rows.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2),
+        block=head_dim,
     )
 
 
 def in_half_order(tensor: LazyTensor, head_dim: int) -> LazyTensor:
     """The opposite of `in_rotary_order`: pairs half a head apart."""
     return mapped(
-        tensor, lambda rows: rows.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2), block=head_dim
+        tensor,
+        lambda rows: rows.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2),
+        block=head_dim,
     )
 
 

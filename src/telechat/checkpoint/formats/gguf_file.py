@@ -111,12 +111,13 @@ def _text(text: str) -> bytes:
 def _typed(value: Any) -> Iterator[bytes]:
     """A value preceded by its type."""
     if isinstance(value, list | tuple):
-        first = value[0] if value else 0
-        yield struct.pack("<IIQ", _ARRAY, _type_of(first), len(value))
-        yield from (_encoded(item) for item in value)
+        kind = _type_of(value[0]) if value else _INT32
+        kind = _INT32 if kind == _UINT32 else kind  # as llama.cpp wants the types of tokens
+        yield struct.pack("<IIQ", _ARRAY, kind, len(value))
+        yield from (_encoded(item, kind) for item in value)
     else:
         yield struct.pack("<I", _type_of(value))
-        yield _encoded(value)
+        yield _encoded(value, _type_of(value))
 
 
 def _type_of(value: Any) -> int:
@@ -127,8 +128,7 @@ def _type_of(value: Any) -> int:
     return _FLOAT32 if isinstance(value, float) else _STRING
 
 
-def _encoded(value: Any) -> bytes:
-    kind = _type_of(value)
+def _encoded(value: Any, kind: int) -> bytes:
     return _text(value) if kind == _STRING else struct.pack(_SCALARS[kind], value)
 
 

@@ -70,7 +70,9 @@ def _config(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Store
             hidden_size=metadata["llama.embedding_length"],
             num_layers=metadata["llama.block_count"],
             num_heads=metadata["llama.attention.head_count"],
-            num_kv_heads=metadata.get("llama.attention.head_count_kv", metadata["llama.attention.head_count"]),
+            num_kv_heads=metadata.get(
+                "llama.attention.head_count_kv", metadata["llama.attention.head_count"]
+            ),
             ffn_hidden_size=metadata["llama.feed_forward_length"],
             norm_eps=metadata["llama.attention.layer_norm_rms_epsilon"],
             tie_word_embeddings="output.weight" not in tensors,
@@ -81,9 +83,7 @@ def _config(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Store
         raise CheckpointError(f"{path.name} lacks {error.args[0]}.") from error
 
 
-def from_gguf(
-    stored: Mapping[str, LazyTensor], config: TeleChatConfig, source: str
-) -> dict[str, LazyTensor]:
+def from_gguf(stored: Mapping[str, LazyTensor], config: TeleChatConfig, source: str) -> dict[str, LazyTensor]:
     """The tensors under our names."""
     rest = {name: tensor for name, tensor in stored.items() if name not in _TABLES}
 

@@ -1,0 +1,92 @@
+"""Stock llama.cpp runs the demo model from our GGUF files: same words in, same answer out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from telechat import load_model
+from telechat.checkpoint.hub import demo_folder
+from telechat.cli.main import main
+from telechat.tokenizer import load_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+PEER = ROOT / ".oracles" / "bench-peers" / "bin" / "python"
+CASES = ROOT / "tests" / "golden" / "data" / "tokenizer" / "cases.json"
+STEPS = 64
+# Largest difference of a logit (they reach 28): fp32 and fp16 differ from ours by the rounded rotary tables,
+# bf16 because llama.cpp rounds activations too, the others by their weights.
+TOLERANCE = {"F32": 0.02, "F16": 0.02, "BF16": 0.2, "Q8_0": 1.0, "Q4_0": 5.0}
+
+pytestmark = [
+    pytest.mark.oracle,
+    pytest.mark.skipif(not PEER.exists(), reason="llama-cpp-python is not built; run: make bench-peers"),
+]
+
+
+@cache
+def prompt() -> list[int]:
+    tokenizer = load_tokenizer(demo_folder())
+    return tokenizer.apply_chat_template([{"role": "user", "content": "生抽与老抽的区别？"}])
+
+
+@cache
+def ours() -> tuple[np.ndarray, list[int]]:
+    """(logits of the prompt, greedy answer) in fp32."""
+    model = load_model("demo", device="cpu", dtype="float32")
+    ids, made = list(prompt()), []
+    with torch.no_grad():
+        logits = model(torch.tensor([ids]))[0].numpy()
+        while len(made) < STEPS and (not made or made[-1] != model.config.eos_token_id):
+            made.append(int(model(torch.tensor([ids + made]))[0, -1].argmax()))
+    return logits, made
+
+
+def golden_texts() -> list[str]:
+    """The recorded texts without anything that looks like a control token."""
+    content = json.loads(CASES.read_text(encoding="utf-8"))
+    texts: list[str] = []
+
+    def collect(value: Any) -> None:
+        if isinstance(value, dict):
+            texts.extend(part for key, part in value.items() if key == "text" and isinstance(part, str))
+            value = list(value.values())
+        if isinstance(value, list):
+            for part in value:
+                collect(part)
+
+    collect(content)
+    return [text for text in texts if "<" not in text]
+
+
+def run_peer(path: Path, logits: Path, **request: object) -> dict[str, Any]:
+    request |= {"model": str(path), "n_ctx": 512, "prompt": prompt(), "steps": STEPS, "eos": 2}
+    done = subprocess.run(
+        [PEER, Path(__file__).with_name("llama_cpp.py")],
+        input=json.dumps({**request, "logits": str(logits)}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("kind", TOLERANCE)
+def test_demo_model(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "demo.gguf"
+    assert main(["checkpoint", "convert", "demo", str(path), "--to", "gguf", "--gguf-type", kind]) == 0
+    texts = golden_texts() if kind == "F32" else []
+    answer = run_peer(path, tmp_path / "logits.npy", texts=texts)
+    logits, made = ours()
+    assert answer["made"] == made
+    assert np.abs(np.load(tmp_path / "logits.npy") - logits).max() < TOLERANCE[kind]
+    tokenizer = load_tokenizer(demo_folder())
+    assert answer["ids"] == [tokenizer.encode(text) for text in texts]
+    assert len(texts) > 50 or kind != "F32"
