@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from telechat.device import CPU, synchronize
-from telechat.models import TeleChatConfig, count_active_parameters
+from telechat.models import TeleChatConfig, parameter_table
 from telechat.train.batch import IGNORED, Batch
 
 _CPU_EXTENT, _ACCELERATOR_EXTENT = 1024, 8192
@@ -51,11 +51,16 @@ class StepCost:
 
 def step_cost(config: TeleChatConfig, named: Iterable[tuple[str, nn.Parameter]]) -> StepCost:
     """The cost of a model's steps, given its parameters and which of them are trained."""
+    table = parameter_table(config)
     trained = sum(p.numel() for _, p in named if p.requires_grad and p.dim() > 1)
+    share = min(1.0, trained / sum(p.size for p in table if len(p.shape) > 1))
+    active = config.moe.num_experts_per_token / config.moe.num_experts if config.moe else 1.0
+    body = sum(
+        p.size * (active if ".local_experts." in p.name else 1.0)
+        for p in table
+        if p.kind in ("linear", "router")
+    )
     head = config.vocab_size * config.hidden_size
-    embeddings = head if config.tie_word_embeddings else 2 * head
-    body = count_active_parameters(config) - embeddings
-    share = min(1.0, trained / (body + embeddings))
     weight_factor = 2 * (2 + share)
     return StepCost(
         per_token=weight_factor * body,
