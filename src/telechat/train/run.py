@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from telechat.checkpoint import Adapter, resolve_model, write_adapter
-from telechat.checkpoint.save import folder_config, parameter_bytes, write_folder
+from telechat.checkpoint import resolve_model
 from telechat.config import load_config, to_mapping, to_yaml
 from telechat.data.dataset import load_samples
 from telechat.device import parse_dtype, resolve_device
@@ -20,9 +14,9 @@ from telechat.errors import ConfigError
 from telechat.models import TeleChatConfig
 from telechat.tokenizer import Tokenizer, load_tokenizer
 from telechat.tokenizer.load import copy_tokenizer_files
-from telechat.train.adapters import adapter_config, merged_weights, read_out
+from telechat.train.adapters import merged_weights
 from telechat.train.checkpoints import CheckpointStore
-from telechat.train.config import LoraSection, TrainConfig
+from telechat.train.config import TrainConfig
 from telechat.train.engine import LocalEngine, TrainEngine
 from telechat.train.feed import Feed
 from telechat.train.flops import matmul_rate, step_cost
@@ -32,12 +26,11 @@ from telechat.train.metrics import Metrics, Progress
 from telechat.train.objective import CrossEntropy
 from telechat.train.precision import PRECISIONS
 from telechat.train.report import write_loss_page
+from telechat.train.results import ADAPTER_FOLDER, save_adapter, save_weights, write_generation_config
 from telechat.train.schedule import plan_schedule
 from telechat.train.setup import model_config, prepare_blocks, prepare_model
 
 log = logging.getLogger(__name__)
-
-ADAPTER_FOLDER = "adapter"
 
 
 def main(config_path: str | None, overrides: Mapping[str, str] | None = None) -> Path:
@@ -57,7 +50,7 @@ def main(config_path: str | None, overrides: Mapping[str, str] | None = None) ->
     check_length(config, model_config(config.model))
     device = resolve_device(config.device)
     model = prepare_model(config, device)
-    prepare_blocks(model, config)
+    prepare_blocks(model.transformer.blocks, config)
     engine = LocalEngine(model, CrossEntropy(), config.optimizer, config.precision)
     feed = open_feed(config, config.data.train_file, tokenizer, engine)
     evaluation = None
@@ -149,60 +142,3 @@ def open_feed(config: TrainConfig, file: str, tokenizer: Tokenizer, engine: Trai
         rank=engine.data_rank,
         num_ranks=engine.data_size,
     )
-
-
-def save_adapter(
-    engine: TrainEngine, config: TeleChatConfig, section: LoraSection, base_model: str, folder: Path
-) -> Adapter:
-    """Write what was trained as PEFT folders: adapter/ with official names, adapter-llama/ with Llama's.
-
-    A mixture has no Llama names.
-
-    Raises:
-        CheckpointError: a folder cannot be written.
-    """
-    adapter = read_out(engine.weights(), adapter_config(section, base_model))
-    write_adapter(adapter, folder / ADAPTER_FOLDER, config)
-    if not config.moe:
-        write_adapter(adapter, folder / f"{ADAPTER_FOLDER}-llama", config, spelling="llama")
-    return adapter
-
-
-def save_weights(
-    weights: Iterator[tuple[str, Tensor]], config: TeleChatConfig, folder: Path, *, dtype: torch.dtype
-) -> None:
-    """Write an engine's weights as an official model folder, one at a time.
-
-    Raises:
-        CheckpointError: the folder cannot be written.
-    """
-
-    def content(names: list[str]) -> dict[str, Tensor]:
-        """The next tensors; files are asked for in the order of the table, as the weights come."""
-        tensors = {}
-        for expected in names:
-            name, tensor = next(weights)
-            assert name == expected, f"the engine gave {name} where {expected} is due"
-            tensors[name] = tensor.to(dtype).contiguous()
-        return tensors
-
-    write_folder(folder, folder_config(config, dtype, None), parameter_bytes(config, dtype, None), content)
-
-
-def write_generation_config(source: Path, target: Path, tokenizer: Tokenizer) -> None:
-    """Keep the generation defaults of the model that was continued; a fresh one decodes greedily."""
-    name = "generation_config.json"
-    if (source / name).exists():
-        shutil.copyfile(source / name, target / name)
-        return
-    special = tokenizer.special
-    defaults = {
-        "do_sample": False,
-        "repetition_penalty": 1.0,
-        "bos_token_id": special.bos,
-        "eos_token_id": special.eos,
-        "pad_token_id": special.pad,
-        "user_token_id": special.user,
-        "bot_token_id": special.bot,
-    }
-    (target / name).write_text(json.dumps(defaults, indent=2) + "\n", encoding="utf-8")

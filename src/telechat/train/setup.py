@@ -10,9 +10,11 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from telechat.checkpoint import load_model, read_config
 from telechat.errors import ConfigError
@@ -39,7 +41,7 @@ def prepare_model(config: TrainConfig, device: torch.device) -> TeleChatModel:
         model = build_model(model_config(config.model), device=device)
         initialise(model, seed=config.seed)
         model.to(precision.weights)
-    choose_training_attention(model, config.attention, precision.compute)
+    choose_training_attention(model, config.attention, precision.compute, device.type)
     if config.lora:
         settings = adapter_config(config.lora, config.model.start_from)
         add_adapters(model, config.lora, settings, precision, seed=config.seed)
@@ -83,27 +85,28 @@ def use_config(model: TeleChatModel, config: TeleChatConfig) -> None:
     model.static_length = config.training_seqlen
 
 
-def choose_training_attention(model: TeleChatModel, name: str, dtype: torch.dtype) -> None:
+def choose_training_attention(model: TeleChatModel, name: str, dtype: torch.dtype, device_type: str) -> None:
     """Bind an attention form to every layer, chosen for the format that queries are computed in.
+
+    Args:
+        device_type: where the model will run.
 
     Raises:
         DeviceError: a form asked for by name cannot run.
     """
-    choice = choose_attention(
-        name, device_type=model.device.type, dtype=dtype, head_dim=model.config.head_dim
-    )
+    choice = choose_attention(name, device_type=device_type, dtype=dtype, head_dim=model.config.head_dim)
     for block in model.transformer.blocks:
         block.self_attention.attention = choice.function
     model.attention_choice = choice
     log.info("attention: %s (%s)", choice.name, choice.reason)
 
 
-def prepare_blocks(model: TeleChatModel, config: TrainConfig) -> None:
-    """Recomputation and compilation of the blocks; last, when nothing else changes them any more."""
-    apply_recompute(model.transformer.blocks, config.recompute)
+def prepare_blocks(blocks: Sequence[nn.Module], config: TrainConfig) -> None:
+    """Recomputation and compilation of decoder blocks; last, when nothing else changes them any more."""
+    apply_recompute(blocks, config.recompute)
     if config.compile and has_compiler():
         # Block by block: one compilation serves all layers, and the mask logic outside stays in Python.
-        for block in model.transformer.blocks:
+        for block in blocks:
             block.compile(dynamic=True)
 
 
