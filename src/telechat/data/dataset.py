@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -72,66 +73,65 @@ def load_samples(
             nothing is left or nothing is learnt.
     """
     named = read_sources(sources)
+    settings = _Settings(max_length, mode, loss_on, pack, on_bad_row, seed, official or OfficialSettings())
 
     def load() -> SampleSet:
-        reader = RecordReader(Books(), on_bad_row)
-        if mode == "official":
-            settings = official or OfficialSettings()
-            return load_official(
-                named, reader, tokenizer, max_length=max_length, seed=seed, settings=settings
-            )
-        return _load(named, reader, tokenizer, max_length, loss_on, pack, seed)
+        return _load(named, tokenizer, settings)
 
     if cache is None:
         samples = load()
     else:
-        arguments = (max_length, mode, loss_on, pack, on_bad_row, seed, official)
-        samples = cached_samples(cache, fingerprint(named, tokenizer, arguments), load)
+        samples = cached_samples(cache, fingerprint(named, tokenizer, settings), load)
     log.info("training data:\n%s", samples.accounting)
     return samples
 
 
-def _load(
-    sources: Sequence[Source],
-    reader: RecordReader,
-    tokenizer: Tokenizer,
-    max_length: int,
-    loss_on: LossOn,
-    pack: bool,
-    seed: int,
-) -> SampleSet:
-    books = reader.books
+@dataclass(frozen=True)
+class _Settings:
+    """What besides files and tokenizer decides about the samples; as in `load_samples`."""
+
+    max_length: int
+    mode: Mode
+    loss_on: LossOn
+    pack: bool
+    on_bad_row: OnBadRow
+    seed: int
+    official: OfficialSettings
+
+
+def _load(sources: Sequence[Source], tokenizer: Tokenizer, settings: _Settings) -> SampleSet:
+    books = Books()
+    reader = RecordReader(books, settings.on_bad_row)
+    max_length = settings.max_length
+    if settings.mode == "official":
+        return load_official(
+            sources,
+            reader,
+            tokenizer,
+            max_length=max_length,
+            seed=settings.seed,
+            settings=settings.official,
+        )
     builder = SequenceBuilder()
     row_starts: list[int] = []  # number of each usable row's first sequence; rows that were cut have several
-    copies: list[npt.NDArray[np.int64]] = []
+    per_source: list[npt.NDArray[np.int64]] = []
     for source in sources:
         first_row = len(row_starts)
-        for read in reader.read(source):
-            try:
-                encoded = encode_record(read.record, tokenizer, loss_on)
-            except RowProblem as problem:
-                reader.reject(read.row, problem)
-                continue
-            books.tokens_read += len(encoded.ids)
-            if isinstance(read.record, TokenRow):
-                encoded = _without_padding(encoded, tokenizer.special.pad, books)
-            pieces = _fitting(encoded, max_length, books, may_cut=isinstance(read.record, Document))
-            if pieces:
-                row_starts.append(builder.add(pieces[0]))
-                for piece in pieces[1:]:
-                    builder.add(piece)
+        for pieces in _read_pieces(source, reader, tokenizer, settings):
+            numbers = [builder.add(piece) for piece in pieces]
+            row_starts.append(numbers[0])
         num_rows = len(row_starts) - first_row
-        copies.append(copies_per_row(num_rows, source.weight, seed=seed, name=source.path.name))
-    sequences = builder.finish()
-    used = used_sequences(sequences, row_starts, np.concatenate(copies), books)
+        per_source.append(copies_per_row(num_rows, source.weight, seed=settings.seed, name=source.path.name))
+    sequences, copies = builder.finish(), np.concatenate(per_source)
+    used = used_sequences(sequences, row_starts, copies, books)
     if not len(used):
         raise books.nothing_left()
-    lengths = sequences.lengths[used]
-    groups = pack_best_fit(lengths.tolist(), max_length) if pack else [[index] for index in range(len(used))]
-    members, starts = pack_arrays(groups)
-    members = used[members]
+    lengths = sequences.lengths[used].tolist()
+    groups = pack_best_fit(lengths, max_length) if settings.pack else [[index] for index in range(len(used))]
+    places, starts = pack_arrays(groups)
+    members = used[places]
     accounting = books.close(
-        rows_used=int(np.concatenate(copies).sum()),
+        rows_used=int(copies.sum()),
         trained=int(sequences.num_targets[members].sum()),
         in_samples=int(sequences.lengths[members].sum()),
         sequences=len(members),
@@ -139,6 +139,25 @@ def _load(
         max_length=max_length,
     )
     return SampleSet(sequences, members, starts, accounting)
+
+
+def _read_pieces(
+    source: Source, reader: RecordReader, tokenizer: Tokenizer, settings: _Settings
+) -> Iterator[list[Encoded]]:
+    """For each row of a file that can be used, its sequence, or the pieces of a long text."""
+    books = reader.books
+    for read in reader.read(source):
+        try:
+            encoded = encode_record(read.record, tokenizer, settings.loss_on)
+        except RowProblem as problem:
+            reader.reject(read.row, problem)
+            continue
+        books.tokens_read += len(encoded.ids)
+        if isinstance(read.record, TokenRow):
+            encoded = _without_padding(encoded, tokenizer.special.pad, books)
+        pieces = _fitting(encoded, settings.max_length, books, may_cut=isinstance(read.record, Document))
+        if pieces:
+            yield pieces
 
 
 def _without_padding(encoded: Encoded, pad_id: int, books: Books) -> Encoded:

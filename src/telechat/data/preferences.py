@@ -79,33 +79,26 @@ class PreferenceSet:
             members = [[row] for row in rows] + padding
         return fill_batch(self.sequences, members, pad_id=pad_id, length=length)
 
-    def mismatched_batch(
-        self,
-        rows: Sequence[int],
-        *,
-        pad_id: int,
-        max_length: int,
-        num_rows: int | None = None,
-        length: int | None = None,
-    ) -> BatchArrays:
-        """Each prompt with the answer of the row before it (the first with the last's), for KTO's baseline.
+    def mismatched(self, *, max_length: int, seed: int) -> Sequences:
+        """For each judged answer its prompt with some other row's answer, for KTO's baseline.
 
         Args:
-            rows: numbers of judged answers.
             max_length: longer sequences are cut at the end.
-            pad_id, num_rows, length: as `SampleSet.batch`.
+            seed: of who gets whose answer; no row gets its own, unless it is the only one.
         """
-        assert not self.is_paired, "only judged answers have a mismatched batch"
+        assert not self.is_paired, "only judged answers have mismatched ones"
+        ring = np.random.default_rng(seed).permutation(len(self))
+        others = np.empty_like(ring)
+        others[ring] = np.roll(ring, 1)
         builder = SequenceBuilder()
-        for row, other in zip(rows, [*rows[-1:], *rows[:-1]], strict=True):
+        for row, other in enumerate(others.tolist()):
             prompt = self.sequences.ids[self.sequences.span(row)][: int(self.prompt_lengths[row])]
             answer = self.sequences.span(other)
             answer = slice(answer.start + int(self.prompt_lengths[other]), answer.stop)
             ids = [*prompt.tolist(), *self.sequences.ids[answer].tolist()]
             learnt = [False] * len(prompt) + self.sequences.learnt[answer].tolist()
             builder.add(Encoded(ids[:max_length], learnt[:max_length]))
-        members = [[number] for number in range(len(rows))]
-        return fill_batch(builder.finish(), members, pad_id=pad_id, num_rows=num_rows, length=length)
+        return builder.finish()
 
 
 def load_preferences(

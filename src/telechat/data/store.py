@@ -1,6 +1,6 @@
 """Keeps encoded samples in a folder as plain arrays, and maps them into memory.
 
-A folder is found by a fingerprint of the files' contents, the tokenizer and the arguments, so that whatever
+A folder is found by a fingerprint of the files' contents, the tokenizer and the settings, so that whatever
 changes one of them is encoded anew. Several processes may ask at once: one encodes, the others wait.
 """
 
@@ -33,10 +33,14 @@ _BOOKS = "accounting.json"
 _WEIGHTS = "weights"
 
 
-def fingerprint(sources: Sequence[Source], tokenizer: Tokenizer, arguments: tuple[object, ...]) -> str:
-    """A name for what these arguments make of these files, 32 hex digits."""
+def fingerprint(sources: Sequence[Source], tokenizer: Tokenizer, settings: object) -> str:
+    """A name for what these settings make of these files, 32 hex digits.
+
+    Args:
+        settings: a record whose `repr` shows every value.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr((_VERSION, tokenizer.chat_format.name, arguments)).encode())
+    digest.update(repr((_VERSION, tokenizer.chat_format.name, settings)).encode())
     names = (*TOKENIZER_FILES, "generation_config.json")
     files = [tokenizer.folder / name for name in names if (tokenizer.folder / name).is_file()]
     for path in files:

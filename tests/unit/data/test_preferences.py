@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from telechat.data.preferences import load_preferences
-from telechat.data.samples import BatchArrays
+from telechat.data.samples import BatchArrays, fill_batch
 from telechat.errors import ConfigError
 from telechat.tokenizer import Tokenizer
 
@@ -86,19 +86,19 @@ def test_a_pair_counts_as_a_good_and_a_bad_answer(write_rows: WriteRows, demo_to
     assert targets(votes.batch([0, 1], pad_id=3), demo_tokenizer) == ["好<_end>", "坏得多<_end>"]
 
 
-def test_mismatched_answers_come_from_the_row_before(
-    write_rows: WriteRows, demo_tokenizer: Tokenizer
-) -> None:
+def test_mismatched_answers_belong_to_other_prompts(write_rows: WriteRows, demo_tokenizer: Tokenizer) -> None:
     votes = load_preferences(write_rows(*VOTES), demo_tokenizer, max_length=99, paired=False)
-    batch = votes.mismatched_batch([0, 1, 2], pad_id=3, max_length=99)
-    assert targets(batch, demo_tokenizer) == ["行<_end>", "好<_end>", "坏得多<_end>"]
+    others = votes.mismatched(max_length=99, seed=1)
+    assert others.ids.tolist() == votes.mismatched(max_length=99, seed=1).ids.tolist()
+    batch = fill_batch(others, [[0], [1], [2]], pad_id=3)
+    answers = targets(batch, demo_tokenizer)
+    assert sorted(answers) == sorted(["行<_end>", "好<_end>", "坏得多<_end>"])
     matched = votes.batch([0, 1, 2], pad_id=3)
+    assert all(map(str.__ne__, answers, targets(matched, demo_tokenizer)))
     for row, length in enumerate(votes.prompt_lengths.tolist()):
         assert batch.ids[row, :length].tolist() == matched.ids[row, :length].tolist()
     longest = int(votes.prompt_lengths.max()) + 1
-    assert votes.mismatched_batch([0, 1, 2], pad_id=3, max_length=longest).ids.shape == (3, longest)
-    larger = votes.mismatched_batch([0, 1], pad_id=3, max_length=99, num_rows=4, length=120)
-    assert larger.ids.shape == (4, 120)
+    assert votes.mismatched(max_length=longest, seed=1).lengths.max() == longest
 
 
 def test_judged_answers_cannot_be_compared(write_rows: WriteRows, demo_tokenizer: Tokenizer) -> None:
