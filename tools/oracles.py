@@ -75,6 +75,8 @@ ENVIRONMENTS = (
     Environment("venv", "langchain.txt", ("e2e/test_langchain.py",)),
     # Its client of OpenAI's interface wants an older openai than the project is tested with.
     Environment("llamaindex", "llamaindex.txt", ("e2e/test_llamaindex.py",), free=("openai",)),
+    Environment("peft", "peft.txt", ("e2e/test_peft.py",)),
+    Environment("trl", "trl.txt", ("unit/train/losses/test_trl.py",)),
 )
 
 

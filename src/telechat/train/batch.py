@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from telechat.data.samples import BatchArrays
+
 IGNORED = -100
 PADDING_SEGMENT = -1
 
@@ -36,6 +38,18 @@ class Batch:
     targets: Tensor
     weights: Tensor | None = None
     is_packed: bool = False
+
+    @classmethod
+    def from_arrays(cls, arrays: BatchArrays) -> Batch:
+        """The same as tensors, which share the arrays' memory."""
+        return cls(
+            ids=torch.from_numpy(arrays.ids),
+            positions=torch.from_numpy(arrays.positions),
+            segments=torch.from_numpy(arrays.segments),
+            targets=torch.from_numpy(arrays.targets),
+            weights=None if arrays.weights is None else torch.from_numpy(arrays.weights),
+            is_packed=arrays.is_packed,
+        )
 
     @property
     def num_tokens(self) -> int:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from telechat.data.official.settings import OfficialSettings
 from telechat.errors import ConfigError
+from telechat.train.distributed.layout import ParallelLayout
 
 PrecisionName = Literal["fp32", "bf16", "bf16-pure", "fp16"]
 RopeScheme = Literal["telechat", "none", "ntk-static", "pi", "mindformers-dynamic"]
@@ -212,6 +213,58 @@ class LoraSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PreferenceSection:
+    """Learning from pairs of a better and a worse answer, or from answers judged good or bad.
+
+    Attributes:
+        loss: `dpo`, `orpo` or `simpo` on pairs; `kto` on judged answers. DPO and KTO compare with the weights
+            that the run starts from.
+        beta: strength, by the loss's own meaning; null means 0.1, and 2 for `simpo`.
+        gamma: margin of `simpo`; null means 1.
+        desirable_weight, undesirable_weight: of good and of bad answers in `kto`; null means 1.
+    """
+
+    loss: Literal["dpo", "orpo", "simpo", "kto"] = "dpo"
+    beta: float | None = None
+    gamma: float | None = None
+    desirable_weight: float | None = None
+    undesirable_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, loss in (("gamma", "simpo"), ("desirable_weight", "kto"), ("undesirable_weight", "kto")):
+            if getattr(self, name) is not None and self.loss != loss:
+                raise ConfigError(f"preference.{name} belongs to the loss {loss}; the loss is {self.loss}.")
+        if self.strength <= 0:
+            raise ConfigError(f"preference.beta is {self.beta}; it must be positive.")
+
+    @property
+    def strength(self) -> float:
+        """`beta`, or its default."""
+        return self.beta if self.beta is not None else (2.0 if self.loss == "simpo" else 0.1)
+
+    @property
+    def margin(self) -> float:
+        """`gamma`, or its default."""
+        return self.gamma if self.gamma is not None else 1.0
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Of good and of bad answers."""
+        good, bad = self.desirable_weight, self.undesirable_weight
+        return (1.0 if good is None else good, 1.0 if bad is None else bad)
+
+    @property
+    def is_paired(self) -> bool:
+        """Rows are pairs."""
+        return self.loss != "kto"
+
+    @property
+    def needs_reference(self) -> bool:
+        """The loss compares with the start weights."""
+        return self.loss in ("dpo", "kto")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationSection:
     """Loss on rows that are not trained on.
 
@@ -256,6 +309,8 @@ class TrainConfig:
 
     Attributes:
         lora: train an adapter instead of all weights.
+        parallel: how the run is spread over the processes that a launcher started.
+        preference: learn from preferences instead of from texts.
         precision: `fp32`; `bf16` and `fp16` compute matrix products in that format under autocast with fp32
             weights, `fp16` with a loss scale; `bf16-pure` keeps weights and optimiser in bf16 as well.
         attention: form of the attention; a form asked for by name runs or fails.
@@ -274,9 +329,17 @@ class TrainConfig:
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
     lora: LoraSection | None = None
+    parallel: ParallelLayout = field(default_factory=ParallelLayout)
+    preference: PreferenceSection | None = None
     precision: PrecisionName = "bf16"
     attention: Literal["auto", "flash", "sdpa", "reference"] = "auto"
     recompute: Literal["none", "selective", "full"] = "none"
     compile: bool = False
     device: str = "auto"
     seed: int = 1234
+
+    def __post_init__(self) -> None:
+        if self.preference and (self.batch.packing or self.data.mode != "default"):
+            raise ConfigError(
+                "preference compares whole answers: batch.packing must be false and data.mode default."
+            )

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-
 from telechat.data.samples import BatchArrays
 from telechat.errors import ConfigError
 from telechat.train.batch import Batch
@@ -69,6 +67,10 @@ class Feed:
         seed: of the order.
         rank, num_ranks: this rank's share of each step's batches, of how many.
 
+    Attributes:
+        lengths: tokens of each sample, which decide what is shown together.
+        num_tokens: tokens of each sample for the count of a step's.
+
     Raises:
         ConfigError: ranks cannot share the batches, or a batch has no room for one row.
     """
@@ -99,11 +101,12 @@ class Feed:
             )
         if row_length is not None and self.max_tokens < row_length:
             raise ConfigError(
-                f"A micro batch holds {self.max_tokens} tokens (batch.tokens_per_step / batch.micro_batches); "
+                f"A micro batch holds {self.max_tokens} tokens (batch.tokens_per_step / micro_batches); "
                 f"one row has {row_length}.",
                 hint="Raise batch.tokens_per_step or lower batch.micro_batches or data.max_length.",
             )
         self.lengths = samples.lengths
+        self.num_tokens = self.lengths
         # Rows of one length each count as full, so that every batch has as many of them as fit.
         self._places = self.lengths if row_length is None else [row_length] * len(self.lengths)
 
@@ -127,7 +130,7 @@ class Feed:
             first_step=first_step,
         ):
             share = groups[self.rank :: self.num_ranks]
-            num_tokens = sum(self.lengths[sample] for group in groups for sample in group)
+            num_tokens = sum(self.num_tokens[sample] for group in groups for sample in group)
             yield StepBatches(epoch, [self.collate(group) for group in share], share, num_tokens)
 
     def describe(self, samples: Sequence[int]) -> str:
@@ -145,21 +148,14 @@ class Feed:
         """The samples of these numbers as one batch. Padding comes last, so causality hides it."""
         num_rows, length = self._shape(samples)
         arrays = self.samples.batch(samples, pad_id=self.pad_id, num_rows=num_rows, length=length)
-        return Batch(
-            ids=torch.from_numpy(arrays.ids),
-            positions=torch.from_numpy(arrays.positions),
-            segments=torch.from_numpy(arrays.segments),
-            targets=torch.from_numpy(arrays.targets),
-            weights=None if arrays.weights is None else torch.from_numpy(arrays.weights),
-            is_packed=arrays.is_packed,
-        )
+        return Batch.from_arrays(arrays)
 
     def _shape(self, samples: Sequence[int]) -> tuple[int, int]:
         """Rows and tokens per row."""
         if self.row_length is not None:
             return self.max_tokens // self.row_length, self.row_length
         longest = max((self.lengths[sample] for sample in samples), default=1)
-        return _round_up(max(1, len(samples)), _ROW_STEP), _round_up(longest, _LENGTH_STEP)
+        return -(-max(1, len(samples)) // _ROW_STEP) * _ROW_STEP, padded_length(longest)
 
     def _epoch(self, epoch: int) -> list[list[int]]:
         return epoch_batches(
@@ -171,5 +167,6 @@ class Feed:
         )
 
 
-def _round_up(count: int, step: int) -> int:
-    return -(-count // step) * step
+def padded_length(longest: int) -> int:
+    """Tokens of a padded row."""
+    return -(-longest // _LENGTH_STEP) * _LENGTH_STEP

@@ -22,7 +22,7 @@ from telechat.train.distributed.stages import stage_layers
 EMBEDDING = "transformer.word_embeddings.weight"
 _LAYER = re.compile(r"^transformer\.h\.(\d+)\.")
 _EXPERT = re.compile(r"\.local_experts\.(\d+)\.")
-_ADAPTER = re.compile(r"^(.*)\.(lora_A|lora_B)(\..*)?$")
+_ADAPTER = re.compile(r"^(.*)\.lora\.(a|b|magnitude)$")
 Copies = Literal["none", "tp", "kv_heads"]
 
 
@@ -124,7 +124,7 @@ class Division:
         tp = self.layout.tp
         if self._table[base].kind == "bias":  # added once, after the sum over ranks
             return whole if place.tp == 0 else None
-        if shard.dim is None or (adapter and shard.dim != (1 if adapter[2] == "lora_A" else 0)):
+        if shard.dim is None or (adapter and shard.dim != (1 if adapter[2] == "a" else 0)):
             return dataclasses.replace(whole, copies="tp" if tp > 1 else "none")
         shared_head = "kv_heads" in self._table[base].axes and self.config.num_kv_heads < tp
         cut = whole.narrow(shard.dim, shard.start, shard.stop)

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from telechat.device import CPU
 from telechat.train.batch import IGNORED
 
 # Logits held at a time, in elements. On a CPU a chunk should stay near its caches; an accelerator wants large
@@ -96,8 +95,7 @@ def _token_losses(
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy and log-sum-exp, fp32, of the tokens at `places`."""
     count = len(places)
-    num_padded = -count % _TOKEN_STEP if hidden_NH.device.type == CPU.type else 0
-    padded = F.pad(places, (0, num_padded))
+    padded = F.pad(places, (0, padded_tokens(count, on_cpu=hidden_NH.is_cpu) - count))
     losses: Tensor
     lse: Tensor
     losses, lse = _TokenLoss.apply(  # type: ignore[no-untyped-call]
@@ -180,8 +178,7 @@ class _Chunk:
 def _logit_chunks(hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor) -> Iterator[_Chunk]:
     """The logits chunk after chunk, from the first word to the last."""
     N, V = len(hidden_NH), len(weight_VH)
-    elements = _CHUNK_ELEMENTS_CPU if hidden_NH.device.type == CPU.type else _CHUNK_ELEMENTS
-    width = min(V, max(_LEAST_WIDTH, elements // max(1, N)))
+    width = chunk_width(N, V, on_cpu=hidden_NH.is_cpu)
     product_buffer = hidden_NH.new_empty(N * width)
     logit_buffer = product_buffer.float()  # itself where it is fp32
     for start in range(0, V, width):
@@ -195,6 +192,17 @@ def _logit_chunks(hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor) -> It
         place = targets_N - start
         has_target = (place >= 0) & (place < columns)
         yield _Chunk(start, weight, product, logits, has_target, place.clamp(0, columns - 1))
+
+
+def chunk_width(num_tokens: int, vocab_size: int, *, on_cpu: bool) -> int:
+    """Words whose logits are held at a time."""
+    elements = _CHUNK_ELEMENTS_CPU if on_cpu else _CHUNK_ELEMENTS
+    return min(vocab_size, max(_LEAST_WIDTH, elements // max(1, num_tokens)))
+
+
+def padded_tokens(num_tokens: int, *, on_cpu: bool) -> int:
+    """Tokens that are computed for so many that count."""
+    return num_tokens + (-num_tokens % _TOKEN_STEP if on_cpu else 0)
 
 
 def _product_dtype(hidden: Tensor) -> torch.dtype:
