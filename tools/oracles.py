@@ -72,7 +72,7 @@ class Environment:
 
 
 ENVIRONMENTS = (
-    Environment("venv", "langchain.txt", ("e2e/test_langchain.py",)),
+    Environment("venv", "langchain.txt", ("e2e/test_langchain.py", "golden/test_gguf_oracle.py")),
     # Its client of OpenAI's interface wants an older openai than the project is tested with.
     Environment("llamaindex", "llamaindex.txt", ("e2e/test_llamaindex.py",), free=("openai",)),
     Environment("peft", "peft.txt", ("e2e/test_peft.py",)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sysconfig
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -69,13 +70,25 @@ def golden_texts() -> list[str]:
 def run_peer(path: Path, logits: Path, **request: object) -> dict[str, Any]:
     request |= {"model": str(path), "n_ctx": 512, "prompt": prompt(), "steps": STEPS, "eos": 2}
     done = subprocess.run(
-        [PEER, Path(__file__).with_name("llama_cpp.py")],
+        [PEER, Path(__file__).with_name("run_llama_cpp.py")],
         input=json.dumps({**request, "logits": str(logits)}),
         capture_output=True,
         text=True,
         check=True,
     )
     return json.loads(done.stdout)
+
+
+def test_k_quants(tmp_path: Path) -> None:
+    """llama.cpp's own quantiser, called by us in its environment, makes a file that it answers from."""
+    path = tmp_path / "demo.gguf"
+    words = ["checkpoint", "convert", "demo", str(path), "--to", "gguf", "--gguf-type", "Q6_K"]
+    borrowed = [str(ROOT / "src"), sysconfig.get_path("purelib")]
+    code = f"import sys; sys.path += {borrowed}; from telechat.cli.main import main; sys.exit(main({words}))"
+    subprocess.run([PEER, "-c", code], check=True)
+    answer = run_peer(path, tmp_path / "logits.npy")
+    assert answer["made"] == ours()[1]
+    assert path.stat().st_size < 6_000_000
 
 
 @pytest.mark.parametrize("kind", TOLERANCE)

@@ -23,7 +23,10 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("--to", required=True, choices=_FORMATS, help="the format to write")
     add_dtype(parser)
     parser.add_argument(
-        "--max-shard-size", type=byte_size, metavar="SIZE", help="hf, llama: largest weight file (default: 5GB)"
+        "--max-shard-size",
+        type=byte_size,
+        metavar="SIZE",
+        help="hf, llama: largest weight file (default: 5GB)",
     )
     parser.add_argument(
         "--length",

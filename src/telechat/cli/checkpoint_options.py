@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from telechat.cli.parser import CommandParser
+from telechat.errors import UsageError
 
 if TYPE_CHECKING:
     from telechat.checkpoint.formats.table import Checkpoint
+    from telechat.checkpoint.mindspore.strategy import Strategy
 
 SOURCE_HELP = "a file, a folder, a folder with rank_0, rank_1, …, a hub id, or `demo`"
 _SECONDS_BETWEEN_LINES = 1.0
@@ -73,3 +75,52 @@ class ByteProgress:
             print(f"\r{line:<48}", end="\n" if is_last else "", file=sys.stderr, flush=True)
         else:
             print(line, file=sys.stderr)
+
+
+def add_slicing_options(parser: CommandParser) -> None:
+    """Add the options that say how a target is sliced."""
+    group = parser.add_argument_group("slicing", "by strategy files, or by a layout and the model's config")
+    group.add_argument(
+        "--to-strategy", type=Path, metavar="PATH", help="strategy file, or folder of them, to slice by"
+    )
+    group.add_argument(
+        "--layout", metavar="AXES", help="ranks to slice for, such as dp2,mp4,pp2,ep2,opt, instead"
+    )
+    group.add_argument(
+        "--model-config",
+        type=Path,
+        metavar="FILE",
+        help="with --layout: config.json or MindFormers' predict_*.yaml (default: config.json in SRC)",
+    )
+    add_prefix(group)
+
+
+def add_prefix(parser: argparse._ActionsContainer) -> None:
+    """Add --prefix."""
+    parser.add_argument(
+        "--prefix",
+        default="checkpoint_",
+        metavar="TEXT",
+        help="beginning of file names (default: checkpoint_)",
+    )
+
+
+def wanted_strategy(args: argparse.Namespace) -> Strategy:
+    """The strategy that the options of `add_slicing_options` ask for."""
+    from telechat.checkpoint.formats.opening import read_model_config
+    from telechat.checkpoint.formats.transform import target_strategy
+    from telechat.checkpoint.mindspore.layouts import parse_layout
+
+    if (args.to_strategy is None) == (args.layout is None):
+        raise UsageError("Say how to slice: --to-strategy PATH, or --layout dp2,mp4.")
+    if args.layout is None:
+        return target_strategy(args.to_strategy, None, None)
+    source: Path = args.source
+    beside = (source if source.is_dir() else source.parent) / "config.json"
+    config = read_model_config(args.model_config or beside)
+    return target_strategy(None, parse_layout(args.layout), config)
+
+
+def named_target(source: Path) -> str:
+    """The folder that slices are put into: the source's name up to the first dot, as MindFormers does."""
+    return source.resolve().name.partition(".")[0]

@@ -8,14 +8,17 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from telechat.checkpoint.formats.dcp import write_dcp
+from telechat.checkpoint.formats.gguf import SUFFIX as GGUF_SUFFIX
 from telechat.checkpoint.formats.gguf import plan_gguf_file
+from telechat.checkpoint.formats.gguf_kquants import FILE_TYPES as K_QUANTS
+from telechat.checkpoint.formats.gguf_kquants import SOURCE_TYPE, quantise, require_quantiser
 from telechat.checkpoint.formats.hf import plan_hf
 from telechat.checkpoint.formats.llama import plan_llama
 from telechat.checkpoint.formats.mindspore import DEFAULT_PREFIX, plan_mindspore
@@ -100,6 +103,9 @@ def convert(
     options = options or ConvertOptions()
     check_options(to, options)
     check_target(target)
+    if options.gguf_type in K_QUANTS:
+        _write_k_quants(source, target, options, on_progress)
+        return
     if to == "dcp":
         _write_dcp(source, target, options, on_progress)
     else:
@@ -127,6 +133,35 @@ def plan(source: Checkpoint, target: Path, to: str, options: ConvertOptions) -> 
     }
     planned: TargetPlan = planners[to]()
     return planned
+
+
+def _write_k_quants(
+    source: Checkpoint, target: Path, options: ConvertOptions, on_progress: OnProgress | None
+) -> None:
+    """By way of a file in fp16, which llama.cpp's quantiser reads."""
+    require_quantiser()
+    assert options.gguf_type is not None
+    work = target.with_name(target.name + ".quantising")
+    plain = replace(options, gguf_type=SOURCE_TYPE)
+    try:
+        planned = plan(source, work / "plain", "gguf", plain)
+        write_target(work / "plain", planned, on_progress)
+        [wide] = (work / "plain").glob(f"*{GGUF_SUFFIX}")
+        narrow = wide.with_name(wide.name.replace(SOURCE_TYPE, options.gguf_type))
+        quantise(wide, narrow, options.gguf_type)
+        wide.unlink()
+        if target.suffix == GGUF_SUFFIX:
+            narrow.replace(target)
+            return
+        model_file = work / "plain" / "Modelfile"
+        model_file.write_text(model_file.read_text("utf-8").replace(wide.name, narrow.name), "utf-8")
+        with contextlib.suppress(FileNotFoundError):
+            target.rmdir()
+        (work / "plain").rename(target)
+    except OSError as error:
+        raise CheckpointError(f"Cannot write {target}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _write_dcp(

@@ -6,7 +6,9 @@ at a time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -32,6 +34,14 @@ METADATA = ".metadata"
 _MODEL = "model."
 
 
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Torch warns of being used in one process, which is what is meant."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
 class _Folder:
     """Reads whole tensors, and keeps the last one: its windows are asked for one after the other."""
 
@@ -46,7 +56,8 @@ class _Folder:
             if self._last is None or self._last[0] != key:
                 self._last = None
                 tensor = torch.empty(shape, dtype=dtype)
-                load({key: tensor}, storage_reader=FileSystemReader(self.path), no_dist=True)
+                with _alone():
+                    load({key: tensor}, storage_reader=FileSystemReader(self.path), no_dist=True)
                 self._last = key, tensor
             return self._last[1]
 
@@ -127,7 +138,8 @@ def write_dcp(
         name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in tensors.items()
     }
     planner = _LazyPlanner(tensors, on_progress)
-    save(state, storage_writer=FileSystemWriter(folder), planner=planner, no_dist=True)
+    with _alone():
+        save(state, storage_writer=FileSystemWriter(folder), planner=planner, no_dist=True)
     config = folder_config(checkpoint.config, dtype or checkpoint.dtype, None)
     for name, content in {**companions(checkpoint), "config.json": json_bytes(config)}.items():
         (folder / name).write_bytes(content)

@@ -115,11 +115,17 @@ def index_file(tensors: Mapping[str, LazyTensor], max_shard_bytes: int) -> dict[
 
 def companions(checkpoint: Checkpoint) -> dict[str, bytes]:
     """Tokenizer and generation settings by file name."""
-    folder = checkpoint.folder
-    if folder is None:
-        return {}
+    return companion_files(checkpoint.folder) if checkpoint.folder is not None else {}
+
+
+def companion_files(folder: Path, *, also: tuple[str, ...] = ()) -> dict[str, bytes]:
+    """Tokenizer and generation settings of a folder by file name, and the files `also` names."""
     paths = {path for pattern in _COPIED for path in folder.glob(pattern) if path.is_file()}
-    return {path.name: path.read_bytes() for path in sorted(paths) if path.name not in _NOT_COPIED}
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(paths)
+        if path.name in also or path.name not in _NOT_COPIED
+    }
 
 
 def json_bytes(value: object) -> bytes:

@@ -148,7 +148,9 @@ def plan_mindspore(
     if strategy is not None:
         small |= {f"{STRATEGY_FOLDER}/{name}": v for name, v in strategy_files(strategy).items()}
         ranks = _sliced(named, config, form, strategy)
-    return TargetPlan(files=plan_ranks(ranks, prefix, with_crc), small={**companions(checkpoint), **small})
+    return TargetPlan(
+        files=plan_ranks(ranks, "", prefix, with_crc), small={**companions(checkpoint), **small}
+    )
 
 
 def _sliced(
@@ -168,11 +170,11 @@ def _sliced(
 
 
 def plan_ranks(
-    ranks: Sequence[dict[str, Value]], prefix: str, with_crc: bool = False
+    ranks: Sequence[dict[str, Value]], folder: str, prefix: str, with_crc: bool = False
 ) -> tuple[FilePlan, ...]:
-    """The files of all ranks: `rank_N/PREFIXN.ckpt`."""
+    """The files of all ranks: `rank_N/PREFIXN.ckpt`, below `folder`, which ends with a slash or is empty."""
     return tuple(
-        plan_ckpt(f"rank_{number}/{prefix}{number}{SUFFIX}", values, with_crc=with_crc)
+        plan_ckpt(f"{folder}rank_{number}/{prefix}{number}{SUFFIX}", values, with_crc=with_crc)
         for number, values in enumerate(ranks)
     )
 

@@ -119,9 +119,7 @@ def _any_file(path: Path) -> Path:
 def _config_for(path: Path, named: Path | None) -> dict[str, Any]:
     """Contents of a config.json: the one named, else the one beside the weights."""
     if named is not None:
-        if named.is_dir():
-            named = named / CONFIG
-        return read_run_config(named) if named.suffix in _YAML else read_json(named)
+        return _read_config_file(named)
     places = [path / CONFIG] if path.is_dir() else [path.parent / CONFIG]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
@@ -130,6 +128,20 @@ def _config_for(path: Path, named: Path | None) -> dict[str, Any]:
             hint="Name one with --model-config: a config.json, or MindFormers' predict_*.yaml.",
         )
     return read_json(found)
+
+
+def _read_config_file(named: Path) -> dict[str, Any]:
+    path = named / CONFIG if named.is_dir() else named
+    return read_run_config(path) if path.suffix in _YAML else read_json(path)
+
+
+def read_model_config(path: Path) -> TeleChatConfig:
+    """The model described by a config.json, a folder with one, or a MindFormers run file.
+
+    Raises:
+        ConfigError: there is none, or it describes no TeleChat model.
+    """
+    return config_from(_read_config_file(path), {})
 
 
 def _config(raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> TeleChatConfig:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import struct
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,6 +79,36 @@ def test_quantised_gguf(kind: str, error: float, model: Path, tmp_path: Path) ->
     # Rows of 48 do not fill blocks of 32: those stay fp16.
     name = "transformer.h.0.mlp.down_proj.weight"
     assert torch.equal(found.tensors[name].read(), expected.tensors[name].read().half())
+
+
+def test_k_quants_need_a_package(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    assert convert(model, tmp_path / "out", "--to", "gguf", "--gguf-type", "Q4_K_M") == 1
+    assert "llama-cpp-python" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_k_quants_by_llama_cpp(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for its quantiser, which copies; the real one is in the oracle tests."""
+
+    def quantise(source: bytes, target: bytes, params: SimpleNamespace) -> int:
+        assert params.ftype == 15
+        shutil.copy(source, target)
+        return 0
+
+    stand_in = SimpleNamespace(
+        llama_model_quantize=quantise,
+        llama_model_quantize_default_params=lambda: SimpleNamespace(ftype=0),
+    )
+    monkeypatch.setitem(sys.modules, "llama_cpp", stand_in)
+    assert convert(model, tmp_path / "one.gguf", "--to", "gguf", "--gguf-type", "Q4_K_M") == 0
+    assert convert(model, tmp_path / "out", "--to", "gguf", "--gguf-type", "Q4_K_M") == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["Modelfile", "model-Q4_K_M.gguf"]
+    assert "FROM ./model-Q4_K_M.gguf" in (tmp_path / "out/Modelfile").read_text("utf-8")
+    assert (tmp_path / "one.gguf").stat().st_size > 100_000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "one.gguf", "out"]
 
 
 def test_modelfile(model: Path, tmp_path: Path) -> None:
@@ -265,14 +300,14 @@ def break_shape(ms: Path) -> None:
         (break_shape, r"has shape \[32, 16\] in rank_1 and \[16, 32\] in rank_0"),
     ],
 )
-def test_damaged_sources(damage, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+def test_damaged_sources(
+    damage: Callable[[Path], None], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ms = sliced(tmp_path)
     damage(ms)
     before = {path: path.read_bytes() for path in ms.rglob("*") if path.is_file()}
     capsys.readouterr()
     assert convert(ms, tmp_path / "out", "--to", "hf") == 1
-    import re
-
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
     assert before == {path: path.read_bytes() for path in ms.rglob("*") if path.is_file()}
@@ -290,6 +325,7 @@ def test_other_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     (tmp_path / "encrypted.ckpt").write_bytes(struct.pack("<I", 0x7F3A5ED8) + bytes(100))
     (tmp_path / "text.ckpt").write_bytes(b"not a checkpoint at all")
     (tmp_path / "empty").mkdir()
+    config = ("--to", "hf", "--model-config", source)
     cases = [
         ((tmp_path / "nothing", tmp_path / "o", "--to", "hf"), "There is no"),
         ((tmp_path / "empty", tmp_path / "o", "--to", "hf"), "holds no checkpoint"),
@@ -297,7 +333,7 @@ def test_other_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
             (tmp_path / "encrypted.ckpt", tmp_path / "o", "--to", "hf", "--model-config", source),
             "is encrypted",
         ),
-        ((tmp_path / "text.ckpt", tmp_path / "o", "--to", "hf", "--model-config", source), "is no MindSpore"),
+        ((tmp_path / "text.ckpt", tmp_path / "o", *config), "is no MindSpore"),
         ((source, tmp_path / "o", "--to", "mindspore", "--layout", "mp4"), "cannot be shared by 4 ranks"),
         ((source, tmp_path / "o", "--to", "mindspore", "--layout", "xp4"), "is no layout"),
         ((source, tmp_path / "o.ckpt", "--to", "mindspore", "--layout", "mp2"), "needs a folder"),

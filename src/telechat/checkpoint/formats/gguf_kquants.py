@@ -1,0 +1,40 @@
+"""llama.cpp's K-quants, by llama.cpp's own quantiser from the package llama-cpp-python.
+
+The quantiser reads a GGUF file in fp16 or fp32 and writes another; both are plain files.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+
+from telechat.errors import CheckpointError, MissingExtraError
+
+# Name -> llama.cpp's number for a file of it.
+FILE_TYPES = {"Q2_K": 10, "Q3_K_M": 12, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18}
+SOURCE_TYPE = "F16"
+
+
+def require_quantiser() -> None:
+    """Raise MissingExtraError where llama-cpp-python is not installed."""
+    try:
+        importlib.import_module("llama_cpp")
+    except ImportError as error:
+        raise MissingExtraError("llama-cpp-python", "gguf") from error
+
+
+def quantise(source: Path, target: Path, kind: str) -> None:
+    """Write a K-quantised copy of a GGUF file.
+
+    Raises:
+        MissingExtraError: llama-cpp-python is not installed.
+        CheckpointError: the quantiser refuses the file.
+    """
+    require_quantiser()
+    llama_cpp = importlib.import_module("llama_cpp")
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = FILE_TYPES[kind]
+    status = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), params)
+    if status:
+        raise CheckpointError(f"llama.cpp could not quantise {source.name} to {kind} (status {status}).")
