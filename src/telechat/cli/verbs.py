@@ -60,6 +60,26 @@ VERBS: tuple[Verb, ...] = (
         summary="write a checkpoint in another format",
     ),
     Verb(
+        words=("checkpoint", "split"),
+        module="telechat.cli.checkpoint_split",
+        summary="cut a MindSpore checkpoint into the slices of ranks",
+    ),
+    Verb(
+        words=("checkpoint", "merge"),
+        module="telechat.cli.checkpoint_merge",
+        summary="join the slices of ranks into one checkpoint",
+    ),
+    Verb(
+        words=("checkpoint", "reshard"),
+        module="telechat.cli.checkpoint_reshard",
+        summary="cut the slices of ranks anew for other ranks",
+    ),
+    Verb(
+        words=("checkpoint", "strategy"),
+        module="telechat.cli.checkpoint_strategy",
+        summary="write the strategy files of a layout",
+    ),
+    Verb(
         words=("data", "demo"),
         module="telechat.cli.data_demo",
         summary="write the demo model's training rows",
