@@ -95,7 +95,10 @@ _OLLAMA = {
     "telechat1": _TURNS_OLLAMA % "",
     "telechat2-115b": "<_start>" + _TURNS_OLLAMA % "",
     "telechat2": (
-        "<_system>{{ if .System }}{{ .System }}{{ else }}" + DEFAULT_SYSTEM + "{{ end }}\n" + _TURNS_OLLAMA % "\n"
+        "<_system>{{ if .System }}{{ .System }}{{ else }}"
+        + DEFAULT_SYSTEM
+        + "{{ end }}\n"
+        + _TURNS_OLLAMA % "\n"
     ),
 }
 
