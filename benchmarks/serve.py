@@ -192,7 +192,7 @@ def load_rows(num_clients: int, result: dict[str, Any], bare: Sequence[dict[str,
     )
     return [
         least("answers that failed or differ from the request made alone", float(result["wrong"]), "", 0.0),
-        least("growth of memory after the warm-up", 100 * result["growth"], "%", 5.0),
+        least("growth of memory after the warm-up", result["growth"], "%", 0.05),
         Outcome(throughput, value=ours / alone, ours=ours, peer=alone),
         least("first token, p50", result["first_p50"], "s", None),
         least("first token, p99", result["first_p99"], "s", None),

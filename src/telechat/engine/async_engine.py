@@ -201,14 +201,14 @@ class AsyncEngine:
         # A stream dropped by the garbage collector cancels itself, perhaps while this thread holds the lock.
         self._lock = threading.RLock()
         self._open: dict[int, _Open] = {}
+        self._num_pending = 0
         self._is_closed = False
         self.stats: EngineStats | None = None
 
     @property
     def num_pending(self) -> int:
         """Answers being computed or waiting."""
-        with self._lock:
-            return sum(request.num_answers for request in self._open.values())
+        return self._num_pending
 
     @property
     def num_running(self) -> int:
@@ -298,6 +298,7 @@ class AsyncEngine:
             key = next(self._keys)
             stream = Stream(key, num_answers, self._cancel, asyncio.get_running_loop())
             self._open[key] = _Open(weakref.ref(stream), num_answers)
+            self._num_pending += num_answers
             self.worker.send(make_order(key))
         return stream
 
@@ -310,7 +311,9 @@ class AsyncEngine:
 
     def _cancel(self, key: int) -> None:
         with self._lock:
-            if self._open.pop(key, None) is not None:
+            request = self._open.pop(key, None)
+            if request is not None:
+                self._num_pending -= request.num_answers
                 self.worker.send(Cancel(key))
 
     def _lose_engine(self, error: Exception) -> None:
@@ -333,8 +336,10 @@ class AsyncEngine:
                     continue
                 if isinstance(letter.item, Exception):
                     del self._open[letter.key]
+                    self._num_pending -= request.num_answers
                 elif letter.item.finish_reason is not None:
                     request.num_answers -= 1
+                    self._num_pending -= 1
                     if not request.num_answers:
                         del self._open[letter.key]
                 stream = request.stream()

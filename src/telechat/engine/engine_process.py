@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import logging
 import multiprocessing
 import queue
@@ -229,6 +230,9 @@ def run_engine(connection: Connection, load: Callable[[], LLM], log_level: int) 
         connection.send(Failed(error))
         return
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # The model lives as long as the process: no use in searching it for garbage.
+    gc.collect()
+    gc.freeze()
 
     def receive(must_wait: bool) -> Sequence[Order]:
         orders: list[Order] = []

@@ -7,6 +7,7 @@ neither who sends orders nor how they arrive.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 
 from telechat.engine.channel import Add, Cancel, Close, Embed, Letter, Order, Report
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 
 # Called with whether to wait for an order; without waiting, it may return none.
 Receive = Callable[[bool], Sequence[Order]]
+
+# Each delta costs whoever passes it on to a client about 0.1 ms: so many a second are a tenth of a core.
+DELTAS_PER_SECOND = 1000.0
 
 
 class EngineClosedError(TelechatError):
@@ -37,14 +41,21 @@ class EngineLoop:
     Args:
         engine: touched by nobody else from now on.
         intake: makes the requests of prompts.
+        deltas_per_second: of all answers together. With many of them at once, the tokens that one gains
+            within its share of time come in one delta; the first and the last never wait.
 
     Attributes:
         failure: what ended the loop, where it was not told to close.
     """
 
-    def __init__(self, engine: Engine, intake: Intake) -> None:
+    def __init__(
+        self, engine: Engine, intake: Intake, *, deltas_per_second: float = DELTAS_PER_SECOND
+    ) -> None:
         self.engine = engine
         self._intake = intake
+        self._deltas_per_second = deltas_per_second
+        # When each answer that has begun may show its next tokens.
+        self._due: dict[Request, float] = {}
         self._requests: dict[int, list[Request]] = {}
         self._key_of: dict[Request, int] = {}
         self._normalized: set[Request] = set()
@@ -101,6 +112,7 @@ class EngineLoop:
         for request in self._requests.pop(key, []):
             self.engine.cancel(request)
             self._key_of.pop(request, None)
+            self._due.pop(request, None)
             self._normalized.discard(request)
 
     def _step(self) -> list[Letter]:
@@ -114,13 +126,23 @@ class EngineLoop:
             log.exception("a step failed")
             failure = EngineStepError(f"The model failed: {type(error).__name__}: {error}")
             stepped = self.engine.fail_running(failure)
-        return [letter for request in stepped for letter in self._letters(request)]
+        now = time.monotonic()
+        next_due = now + len(self._key_of) / self._deltas_per_second
+        letters: list[Letter] = []
+        for request in stepped:
+            if request.is_finished or self._due.get(request, 0.0) <= now:
+                letters += self._letters(request, next_due)
+        return letters
 
-    def _letters(self, request: Request) -> list[Letter]:
+    def _letters(self, request: Request, next_due: float) -> list[Letter]:
+        """News of one request; after them it is silent until `next_due`."""
         key = self._key_of[request]
         item = request.error or (request.take_delta() if request.pooling is None else self._vector(request))
+        if item is not None:
+            self._due[request] = next_due
         if request.is_finished:
             self._normalized.discard(request)
+            self._due.pop(request, None)
             del self._key_of[request]
             siblings = self._requests[key]
             siblings.remove(request)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from telechat.errors import ConfigError
+from telechat.ops.rows import take_rows
 
 RopeScheme = Literal["telechat", "none", "ntk-static", "pi", "mindformers-dynamic"]
 
@@ -87,7 +88,7 @@ class RotaryTables:
         """cos and sin, fp32 [*positions.shape, head_dim], for positions in a call of effective `length`."""
         alpha, mscale = self.settings.stretch(length)
         cos, sin = self._table(alpha, length, positions.device)
-        cos, sin = cos[positions], sin[positions]
+        cos, sin = take_rows(cos, positions), take_rows(sin, positions)
         if mscale != 1.0:
             cos, sin = cos * mscale, sin * mscale
         return cos.float(), sin.float()

@@ -23,6 +23,7 @@ from telechat.ops.cpu.cache import allocate_cache, form_obstacle
 from telechat.ops.cpu.context import Context, shared_context
 from telechat.ops.cpu.decoder import Decoder
 from telechat.ops.paged import PagedCache
+from telechat.ops.rows import take_rows
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ class NativeExecutor:
         check_batch(batch, self._num_blocks, self._block_size)
         model = self.weights.model
         transformer = model.transformer
-        x = transformer.word_embeddings(batch.token_ids_T)
+        x = take_rows(transformer.word_embeddings.weight, batch.token_ids_T)
         if transformer.word_embeddings_layernorm is not None:
             x = transformer.word_embeddings_layernorm(x)
         x = x.float()

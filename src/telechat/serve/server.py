@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import os
 import signal
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 # Longer than the idle time of common gateways, so that they and not we close a connection both still use.
 KEEP_ALIVE_SECONDS = 75
+NICE = 5
 # What MindIE's daemon says once it is ready.
 MINDIE_READY = "Daemon start success!"
 
@@ -60,6 +62,7 @@ def run_server(start_engine: Callable[[], ServiceEngine], settings: ServeSetting
         admission = Admission(settings.max_pending_requests)
         app = create_app(engine, settings, ring=ring, admission=admission, access_log=log)
         server = Server(app, settings, admission, listeners[0].getsockname()[1])
+        settle()
         try:
             asyncio.run(server.serve(sockets=listeners))
         except OSError as error:
@@ -72,6 +75,17 @@ def run_server(start_engine: Callable[[], ServiceEngine], settings: ServeSetting
     if server.was_interrupted:
         raise KeyboardInterrupt
     return 0
+
+
+def settle() -> None:
+    """Prepare this thread for a long life beside the engine's process, which has been started."""
+    # What lives as long as the service need not be searched for garbage again and again.
+    gc.collect()
+    gc.freeze()
+    if hasattr(os, "setpriority"):
+        # The engine's threads wait for one another: a core taken from one of them stops all. This thread,
+        # which seldom has much to do, gives way.
+        os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -14,6 +14,9 @@ DONE = b"data: [DONE]\n\n"
 # A comment, which clients pass over.
 KEEP_ALIVE = b": keep-alive\n\n"
 
+# `json.dumps` would make one for every event.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
 # no-cache and X-Accel-Buffering keep proxies from collecting a stream before they pass it on.
 HEADERS: Mapping[str, str] = {
     "Content-Type": "text/event-stream",
@@ -24,8 +27,7 @@ HEADERS: Mapping[str, str] = {
 
 def event(data: Mapping[str, Any]) -> bytes:
     """One event; JSON escapes line ends, so the data is one line whatever the text holds."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    return b"data: " + text.encode("utf-8") + b"\n\n"
+    return b"data: " + _ENCODER.encode(data).encode("utf-8") + b"\n\n"
 
 
 def named_event(name: str, data: Mapping[str, Any]) -> bytes:
