@@ -1,32 +1,35 @@
-"""A model folder made into a quantised one, one file at a time.
+"""A model folder made into a quantised one.
 
 The source is never held whole, so models larger than memory pass. The result appears under its name when it
-is complete. Knows no method of rounding; these come from `config.METHODS`.
+is complete. Knows no method of rounding.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from telechat.checkpoint import read_config, resolve_model, save_model
-from telechat.checkpoint.folder import CONFIG, LAYOUTS, read_json
-from telechat.checkpoint.matching import match_tensors
+from telechat.checkpoint import resolve_model, save_model
+from telechat.checkpoint.folder import CONFIG, LAYOUTS
 from telechat.checkpoint.names import EMBEDDING, HEAD
-from telechat.checkpoint.packing_choice import read_packing
 from telechat.checkpoint.quantized import stored_tensors
 from telechat.checkpoint.save import folder_config, parameter_bytes, write_folder
-from telechat.checkpoint.weights import StoredWeights, open_weights
 from telechat.errors import CheckpointError, ConfigError
-from telechat.models import TeleChatConfig, TeleChatModel
+from telechat.models import TeleChatModel
 from telechat.models.parameters import parameter_table
 from telechat.models.quantized import check_scheme, is_quantisable, untied
-from telechat.quant.config import METHODS, QuantizeConfig
-from telechat.quant.rtn import RoundParameter, quantize_model
+from telechat.quant.blockwise import OnLayer, quantise_blocks
+from telechat.quant.calibration import Calibration, from_examples, from_texts
+from telechat.quant.config import QuantizeConfig
+from telechat.quant.gptq_output import write_gptq_folder
+from telechat.quant.rtn import quantize_model, round_nearest
+from telechat.quant.source import Source
+from telechat.tokenizer import load_tokenizer
 
 # Small, because a file's tensors are in memory together.
 SHARD_BYTES = 1_000_000_000
@@ -41,40 +44,60 @@ def quantize(
     out: str | Path,
     config: QuantizeConfig | None = None,
     *,
+    examples: Sequence[Any] | None = None,
+    texts: Sequence[Any] | None = None,
+    calibration: Calibration | None = None,
     on_progress: OnProgress | None = None,
+    on_layer: OnLayer | None = None,
     max_shard_bytes: int = SHARD_BYTES,
 ) -> Path:
     """Write a quantised model folder.
 
     Args:
-        model: a folder, a hub id or `demo`, read a file at a time; its tokenizer and generation settings are
-            copied. Or a model in memory, which is left quantised; then only weights and config.json are
-            written.
+        model: a folder, a hub id or `demo`, read piece by piece; its tokenizer and generation settings are
+            copied. For rounding to nearest also a model in memory, which is left quantised; then only weights
+            and config.json are written.
         out: made; must not exist, or be empty.
         config: by default round to nearest, 4 bits in groups of 32.
+        examples: calibration as token ids, one list (or tokenizer's dictionary) per row. GPTQ needs
+            calibration; give one of the three.
+        texts: calibration as texts or conversations.
+        calibration: calibration that was read already.
         on_progress: called with (parameters done, of how many).
+        on_layer: GPTQ: called after each layer.
 
     Returns:
         The folder.
 
     Raises:
         ConfigError: a layer that does not divide into groups, numbers that are not finite, a model that is
-            quantised already.
-        CheckpointError: the source cannot be read, or `out` cannot be written. Nothing is left half-written.
+            quantised already, calibration that is missing, malformed or not needed.
+        CheckpointError: the source cannot be read, or `out` cannot be written. Nothing is left half-written;
+            a GPTQ run that is killed leaves `OUT.unfinished`, and the same call goes on from there.
     """
     config = config or QuantizeConfig()
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out} exists already.", hint="Name a folder that does not.")
+    given = [name for name, value in _named(examples, texts, calibration) if value is not None]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} both say what to calibrate with.", hint="Give one of them.")
     unfinished = out.with_name(f"{out.name}.writing-{os.getpid()}")
     try:
-        if isinstance(model, TeleChatModel):
-            quantize_model(model, config.bits, config.group_size)
-            save_model(model, unfinished, max_shard_bytes=max_shard_bytes)
+        if config.method == "rtn":
+            if given:
+                raise ConfigError(
+                    "Rounding to nearest looks at no calibration rows.", hint="Choose the method gptq."
+                )
+            _round(model, unfinished, config, on_progress, max_shard_bytes)
+        elif isinstance(model, TeleChatModel):
+            raise ConfigError(
+                "GPTQ reads a folder block by block.", hint="Save the model, and name its folder."
+            )
         else:
-            source = _Source(resolve_model(model), config)
-            source.write(unfinished, max_shard_bytes, on_progress)
-            _copy_rest(source.folder, unfinished)
+            folder = resolve_model(model)
+            rows = calibration or _calibration(folder, examples, texts)
+            _gptq(Source(folder), unfinished, out, config, rows, on_layer, max_shard_bytes)
         if out.exists():
             out.rmdir()
         unfinished.rename(out)
@@ -82,59 +105,76 @@ def quantize(
         raise CheckpointError(f"Cannot write {out}: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.rmtree(out.with_name(f"{out.name}.unfinished"), ignore_errors=True)
     return out
 
 
-class _Source:
-    """The folder to quantise, checked before anything is written."""
+def _named(
+    examples: Sequence[Any] | None, texts: Sequence[Any] | None, calibration: Calibration | None
+) -> list[tuple[str, object]]:
+    return [("examples", examples), ("texts", texts), ("calibration", calibration)]
 
-    def __init__(self, folder: Path, config: QuantizeConfig) -> None:
-        self.folder = folder
-        self.scheme = config.scheme
-        self.round_weight: RoundParameter = METHODS.resolve(config.method)(self.scheme)
-        raw = read_json(folder / CONFIG)
-        stored = read_packing(folder, raw)
-        if stored is not None:
-            raise ConfigError(
-                f"{folder.name} is quantised already, to {stored.summary}.",
-                hint="Start from the unquantised model.",
-            )
-        self.weights: StoredWeights = open_weights(folder)
-        self.stored_config: TeleChatConfig = read_config(folder)
-        check_scheme(self.stored_config, self.scheme)
-        self.names = match_tensors(self.stored_config, self.weights)
-        # What stays as it is keeps its dtype; where there are several, the commonest.
-        dtypes = [stored.dtype for stored in self.weights.tensors.values() if stored.dtype.is_floating_point]
-        self.dtype = max(set(dtypes), key=dtypes.count)
 
-    def write(self, out: Path, max_shard_bytes: int, on_progress: OnProgress | None) -> None:
-        config = untied(self.stored_config)
-        sizes = parameter_bytes(config, self.dtype, self.scheme)
-        quantisable = {p.name for p in parameter_table(config) if is_quantisable(p)}
-        num_done = 0
+def _calibration(folder: Path, examples: Sequence[Any] | None, texts: Sequence[Any] | None) -> Calibration:
+    if examples is not None:
+        return from_examples(examples)
+    if texts is not None:
+        return from_texts(texts, load_tokenizer(folder))
+    return Calibration(())  # which says what to do
 
-        def content(names: list[str]) -> dict[str, Tensor]:
-            nonlocal num_done
-            tensors: dict[str, Tensor] = {}
-            for name in names:
-                source = EMBEDDING if name == HEAD and self.stored_config.tie_word_embeddings else name
-                [(_, tensor)] = self.weights.stream({self.names[source]})
-                if name in quantisable:
-                    tensors.update(stored_tensors(name, self.round_weight(name, tensor)))
-                else:
-                    tensors[name] = tensor.to(self.dtype).contiguous()
-                num_done += 1
-                if on_progress is not None:
-                    on_progress(num_done, len(sizes))
-            return tensors
 
-        write_folder(
-            out,
-            folder_config(config, self.dtype, self.scheme),
-            sizes,
-            content,
-            max_shard_bytes=max_shard_bytes,
-        )
+def _gptq(
+    source: Source,
+    folder: Path,
+    out: Path,
+    config: QuantizeConfig,
+    calibration: Calibration,
+    on_layer: OnLayer | None,
+    max_shard_bytes: int,
+) -> None:
+    blocks, layers = quantise_blocks(source, out, config, calibration, on_layer)
+    write_gptq_folder(folder, source, config, layers, blocks, max_shard_bytes=max_shard_bytes)
+    _copy_rest(source.folder, folder)
+
+
+def _round(
+    model: str | Path | TeleChatModel,
+    folder: Path,
+    config: QuantizeConfig,
+    on_progress: OnProgress | None,
+    max_shard_bytes: int,
+) -> None:
+    """Round to nearest into `folder`."""
+    if isinstance(model, TeleChatModel):
+        quantize_model(model, config.bits, config.groups)
+        save_model(model, folder, max_shard_bytes=max_shard_bytes)
+        return
+    source, scheme = Source(resolve_model(model)), config.scheme
+    check_scheme(source.config, scheme)
+    round_weight = round_nearest(scheme)
+    written = untied(source.config)
+    sizes = parameter_bytes(written, source.dtype, scheme)
+    quantisable = {p.name for p in parameter_table(written) if is_quantisable(p)}
+    num_done = 0
+
+    def content(names: list[str]) -> dict[str, Tensor]:
+        nonlocal num_done
+        tensors: dict[str, Tensor] = {}
+        for name in names:
+            is_tied_head = name == HEAD and source.config.tie_word_embeddings
+            tensor = source.read(EMBEDDING if is_tied_head else name)
+            if name in quantisable:
+                tensors.update(stored_tensors(name, round_weight(name, tensor)))
+            else:
+                tensors[name] = tensor.to(source.dtype).contiguous()
+            num_done += 1
+            if on_progress is not None:
+                on_progress(num_done, len(sizes))
+        return tensors
+
+    fields = folder_config(written, source.dtype, scheme)
+    write_folder(folder, fields, sizes, content, max_shard_bytes=max_shard_bytes)
+    _copy_rest(source.folder, folder)
 
 
 def _copy_rest(source: Path, out: Path) -> None:
