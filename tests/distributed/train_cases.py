@@ -17,11 +17,17 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
+from telechat.config import from_mapping
+from telechat.device import CPU
 from telechat.layers.moe import MoeConfig
 from telechat.layers.rotary import RopeSettings
 from telechat.models import TeleChatConfig, TeleChatModel, build_model, initialise
 from telechat.train.batch import IGNORED, PADDING_SEGMENT, Batch
 from telechat.train.config import OptimizerSection
+from telechat.train.distributed.deepspeed import DeepSpeedEngine
+from telechat.train.distributed.engine import DistributedEngine
+from telechat.train.distributed.layout import ParallelLayout
+from telechat.train.distributed.sources import model_source
 from telechat.train.distributed.state import PieceLoadPlanner
 from telechat.train.engine import LocalEngine, TrainEngine
 from telechat.train.objective import CrossEntropy
@@ -175,17 +181,18 @@ def make_engine(case: Case, layout: dict[str, Any]) -> TrainEngine:
     precision: Any = case.precision
     if layout.get("local"):
         return LocalEngine(model, CrossEntropy(), OPTIMIZER, precision)
-    from telechat.config import from_mapping
-    from telechat.train.distributed.engine import DistributedEngine
-    from telechat.train.distributed.layout import ParallelLayout
+    parallel = from_mapping(ParallelLayout, layout).for_world(dist.get_world_size())
+    if parallel.engine == "deepspeed":
+        return DeepSpeedEngine(model, CrossEntropy(), OPTIMIZER, precision, layout=parallel, device=CPU)
 
     return DistributedEngine(
         model,
         CrossEntropy(),
         OPTIMIZER,
         precision,
-        layout=from_mapping(ParallelLayout, layout).for_world(dist.get_world_size()),
-        device=torch.device("cpu"),
+        layout=parallel,
+        device=CPU,
+        source=model_source(model),
     )
 
 

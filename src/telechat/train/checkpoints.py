@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_state
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from telechat.errors import CheckpointError
+from telechat.train.distributed.state import PieceLoadPlanner
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +112,11 @@ class CheckpointStore:
         try:
             progress: dict[str, Any] = json.loads((path / _PROGRESS).read_text(encoding="utf-8"))
             load_state(
-                dict(state), checkpoint_id=path, process_group=self._group, no_dist=not self._is_spread
+                dict(state),
+                checkpoint_id=path,
+                planner=PieceLoadPlanner(),
+                process_group=self._group,
+                no_dist=not self._is_spread,
             )
         except (OSError, ValueError, CheckpointException) as error:
             raise CheckpointError(

@@ -16,6 +16,7 @@ from telechat.models import TeleChatConfig
 from telechat.tokenizer import Tokenizer
 from telechat.train.adapters import adapter_config, read_out
 from telechat.train.config import LoraSection
+from telechat.train.distributed.groups import is_first
 from telechat.train.engine import TrainEngine
 
 ADAPTER_FOLDER = "adapter"
@@ -23,14 +24,17 @@ ADAPTER_FOLDER = "adapter"
 
 def save_adapter(
     engine: TrainEngine, config: TeleChatConfig, section: LoraSection, base_model: str, folder: Path
-) -> Adapter:
+) -> Adapter | None:
     """Write what was trained as PEFT folders: adapter/ with official names, adapter-llama/ with Llama's.
 
-    A mixture has no Llama names.
+    A mixture has no Llama names. All ranks call this; the first writes, and gets the adapter.
 
     Raises:
         CheckpointError: a folder cannot be written.
     """
+    if not is_first():
+        _follow(engine.weights())
+        return None
     adapter = read_out(engine.weights(), adapter_config(section, base_model))
     write_adapter(adapter, folder / ADAPTER_FOLDER, config)
     if not config.moe:
@@ -43,9 +47,15 @@ def save_weights(
 ) -> None:
     """Write an engine's weights as an official model folder, one at a time.
 
+    All ranks call this; the first, which is given whole tensors, writes.
+
     Raises:
         CheckpointError: the folder cannot be written.
     """
+
+    if not is_first():
+        _follow(weights)
+        return
 
     def content(names: list[str]) -> dict[str, Tensor]:
         """The next tensors; files are asked for in the order of the table, as the weights come."""
@@ -57,6 +67,12 @@ def save_weights(
         return tensors
 
     write_folder(folder, folder_config(config, dtype, None), parameter_bytes(config, dtype, None), content)
+
+
+def _follow(weights: Iterator[tuple[str, Tensor]]) -> None:
+    """Do this rank's share in making tensors whole that the first rank writes."""
+    for _ in weights:
+        pass
 
 
 def write_generation_config(source: Path, target: Path, tokenizer: Tokenizer) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from telechat.checkpoint import resolve_model
 from telechat.config import load_config, to_mapping, to_yaml
 from telechat.data.dataset import load_samples
-from telechat.device import parse_dtype, resolve_device
+from telechat.device import parse_dtype
 from telechat.errors import ConfigError
 from telechat.models import TeleChatConfig
 from telechat.tokenizer import Tokenizer, load_tokenizer
@@ -17,7 +17,9 @@ from telechat.tokenizer.load import copy_tokenizer_files
 from telechat.train.adapters import merged_weights
 from telechat.train.checkpoints import CheckpointStore
 from telechat.train.config import TrainConfig
-from telechat.train.engine import LocalEngine, TrainEngine
+from telechat.train.distributed.groups import is_first, leave
+from telechat.train.distributed.start import open_engine
+from telechat.train.engine import TrainEngine
 from telechat.train.feed import Feed
 from telechat.train.flops import matmul_rate, step_cost
 from telechat.train.loggers import open_loggers
@@ -28,7 +30,7 @@ from telechat.train.precision import PRECISIONS
 from telechat.train.report import write_loss_page
 from telechat.train.results import ADAPTER_FOLDER, save_adapter, save_weights, write_generation_config
 from telechat.train.schedule import plan_schedule
-from telechat.train.setup import model_config, prepare_blocks, prepare_model
+from telechat.train.setup import model_config
 
 log = logging.getLogger(__name__)
 
@@ -43,15 +45,14 @@ def main(config_path: str | None, overrides: Mapping[str, str] | None = None) ->
     """
     config = load_config(TrainConfig, config_path, overrides)
     folder = Path(config.output.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.yaml").write_text(to_yaml(config), encoding="utf-8")
+    if is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "run.yaml").write_text(to_yaml(config), encoding="utf-8")
     tokenizer_folder = resolve_model(config.model.tokenizer or config.model.start_from)
     tokenizer = load_tokenizer(tokenizer_folder)
     check_length(config, model_config(config.model))
-    device = resolve_device(config.device)
-    model = prepare_model(config, device)
-    prepare_blocks(model.transformer.blocks, config)
-    engine = LocalEngine(model, CrossEntropy(), config.optimizer, config.precision)
+    start = open_engine(config, CrossEntropy())
+    engine = start.engine
     feed = open_feed(config, config.data.train_file, tokenizer, engine)
     evaluation = None
     if config.evaluation.file:
@@ -63,30 +64,40 @@ def main(config_path: str | None, overrides: Mapping[str, str] | None = None) ->
         config,
         checkpoints=CheckpointStore(folder, keep_last=config.output.keep_last),
         meter=Meter(
-            step_cost(model.config, model.named_parameters()),
-            matmul_rate(device, PRECISIONS[config.precision].compute),
-            num_devices=1,
+            step_cost(start.model.config, start.model.named_parameters()),
+            matmul_rate(engine.device, PRECISIONS[config.precision].compute),
+            num_devices=start.num_devices,
         ),
         evaluation=evaluation,
     )
     train(trainer, folder)
-    weights = engine.weights()
+    adapter = None
     if config.lora:
-        adapter = save_adapter(engine, model.config, config.lora, config.model.start_from, folder)
-        if not config.lora.merge:
-            return folder / ADAPTER_FOLDER
-        weights = merged_weights(engine.weights(), adapter)
-    result = folder / "model"
-    save_weights(weights, model.config, result, dtype=parse_dtype(config.output.dtype))
-    copy_tokenizer_files(tokenizer, result)
-    write_generation_config(tokenizer_folder, result, tokenizer)
+        adapter = save_adapter(engine, start.model.config, config.lora, config.model.start_from, folder)
+    result = folder / "model" if config.lora is None or config.lora.merge else folder / ADAPTER_FOLDER
+    if result.name == "model":
+        weights = engine.weights() if adapter is None else merged_weights(engine.weights(), adapter)
+        save_weights(weights, start.model.config, result, dtype=parse_dtype(config.output.dtype))
+    if result.name == "model" and is_first():
+        copy_tokenizer_files(tokenizer, result)
+        write_generation_config(tokenizer_folder, result, tokenizer)
+    leave()
     return result
 
 
 def train(trainer: Trainer, folder: Path) -> None:
-    """Resume where the folder left off, train to the end, and draw the curves."""
+    """Resume where the folder left off, train to the end, and draw the curves.
+
+    Of several processes, the first keeps the metrics; the losses it has are those of all.
+    """
     config = trainer.config
     trainer.resume()
+    if not is_first():
+        try:
+            trainer.run()
+        finally:
+            trainer.checkpoints.close()
+        return
     loggers = open_loggers(config.output.loggers, folder, to_mapping(config))
     metrics = Metrics(folder, resumed_step=trainer.step, loggers=loggers)
     log.info(

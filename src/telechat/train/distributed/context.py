@@ -116,7 +116,13 @@ class ContextShare:
         mask = None
         if share.segments is not None and (self.layout.cp == 1 or self.layout.context == "heads"):
             mask = segment_mask(share.segments, self.dtype)
-        inputs = AttentionInputs(cos, sin, mask, is_causal=mask is None and S > 1)
+        inputs = AttentionInputs(
+            cos,
+            sin,
+            mask,
+            is_causal=mask is None and S > 1,
+            is_real=share.batch.segments != PADDING_SEGMENT,
+        )
         if self.layout.cp == 1:
             return inputs, None
 

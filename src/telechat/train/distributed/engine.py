@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,8 @@ from telechat.train.distributed.groups import TrainGroups
 from telechat.train.distributed.layout import ParallelLayout
 from telechat.train.distributed.pipeline import Pipeline
 from telechat.train.distributed.sharded import prepare_backward, release_weights, shard_stage
-from telechat.train.distributed.stage import Stage, part_of, shared_objective
+from telechat.train.distributed.sources import WeightSource
+from telechat.train.distributed.stage import LayerElsewhere, Stage, part_of, put_on_meta, shared_objective
 from telechat.train.distributed.state import Piece, box, pieces_of_optimizer, whole_tensors
 from telechat.train.engine import StepLoss
 from telechat.train.objective import Objective
@@ -41,18 +42,18 @@ class DistributedEngine:
     """This rank's part of the weights and of the optimiser; see `TrainEngine`.
 
     Args:
-        model: the whole model. Where its parameters are on `meta`, `weights` gives them; else they are taken
-            from it, and it is left without.
+        model: the whole model; its parameters, which may be on `meta`, are left there.
         objective: what is minimised.
         optimizer: settings of the optimiser.
         precision: a name from `PRECISIONS`.
         layout: complete, see `ParallelLayout.for_world`; torch.distributed is initialised with its size.
         device: where this rank computes.
-        weights: whole tensors by official name, in any order; read one at a time.
+        source: gives the weights, whole tensors one at a time; see `telechat.train.distributed.sources`.
+        prepare: called with this rank's blocks before they are divided, to compile them and the like.
 
     Raises:
         ConfigError: model, objective or optimiser do not go with the layout.
-        CheckpointError: `weights` lacks a tensor.
+        CheckpointError: `source` lacks a tensor.
     """
 
     def __init__(
@@ -64,13 +65,9 @@ class DistributedEngine:
         *,
         layout: ParallelLayout,
         device: torch.device,
-        weights: Iterable[tuple[str, Tensor]] | None = None,
+        source: WeightSource,
+        prepare: Callable[[Iterable[nn.Module]], None] | None = None,
     ) -> None:
-        if optimizer.name == "muon":
-            raise ConfigError(
-                "optimizer.name muon needs whole matrices on one process; the layout divides them.",
-                hint="Use optimizer.name adamw on several processes.",
-            )
         self.layout = layout
         self.device = device
         self.objective = objective
@@ -79,14 +76,15 @@ class DistributedEngine:
         place = self.groups.place
         assert layout.dp is not None
         self.data_rank, self.data_size = place.ep * layout.dp + place.dp, layout.ep * layout.dp
-        source = dict(model.named_parameters()) if weights is None else None
-        self._whole = {name: p.detach().to("meta") for name, p in model.named_parameters()}
-        self._frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-        model = _on_meta(model)
+        put_on_meta(model)
+        self._whole = {name: parameter.detach() for name, parameter in model.named_parameters()}
         self.division = Division(
             model.config, layout, {name: tuple(p.shape) for name, p in self._whole.items()}
         )
         self.cuts = self.division.held(self.groups.rank)
+        check_optimizer(
+            optimizer, self.division, [name for name, p in model.named_parameters() if p.requires_grad]
+        )
         self.context = ContextShare(
             layout,
             place,
@@ -94,9 +92,9 @@ class DistributedEngine:
             model.transformer.blocks[0].self_attention.attention,
             self.precision.compute,
         )
-        self.stages = self._make_stages(model)
+        self.stages = self._make_stages(model, prepare)
         self._parameters = self._materialise()
-        self._fill(source.items() if source is not None else weights or ())
+        self._fill(source(set(self._parameters)))
         self._local = {
             name: nn.Parameter(_local(p), requires_grad=p.requires_grad)
             for name, p in self._parameters.items()
@@ -191,14 +189,18 @@ class DistributedEngine:
         local: dict[str, Tensor] = dict(self._local)
         yield from whole_tensors(self._whole, local, self.division)
 
-    def _make_stages(self, model: TeleChatModel) -> list[Stage]:
-        """This process's stages, divided by FSDP where the layout says so; parameters on `meta`."""
+    def _make_stages(
+        self, model: TeleChatModel, prepare: Callable[[Iterable[nn.Module]], None] | None
+    ) -> list[Stage]:
+        """This process's stages; parameters on `meta`."""
         layout, groups = self.layout, self.groups
         last = len(self.division.stages) - 1
         stages = []
         for number in range(groups.place.pp, last + 1, layout.pp):
             objective = shared_objective(self.objective, self.division, groups) if number == last else None
             part = part_of(model, self.division, groups, number)
+            if prepare is not None:
+                prepare(block for block in part.transformer.blocks if not isinstance(block, LayerElsewhere))
             stage = Stage(part, objective, self.context, self.precision, tp=layout.tp)
             stages.append(stage)
         return stages
@@ -312,13 +314,28 @@ class DistributedEngine:
         return float(number)
 
 
-def _on_meta(model: TeleChatModel) -> TeleChatModel:
-    """The same model with its parameters on `meta`; buffers stay. Tied parameters stay one."""
-    for name, parameter in list(model.named_parameters()):
-        owner, _, leaf = name.rpartition(".")
-        empty = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
-        model.get_submodule(owner).register_parameter(leaf, empty)
-    return model
+def check_optimizer(section: OptimizerSection, division: Division, trained: Iterable[str]) -> None:
+    """Refuse an optimiser that needs what this layout divides.
+
+    Raises:
+        ConfigError: says what it needs.
+    """
+    if section.name == "muon":
+        raise ConfigError(
+            "optimizer.name muon needs whole matrices on one process; the layout divides them.",
+            hint="Use optimizer.name adamw on several processes.",
+        )
+    if section.name != "adamw-8bit":
+        return
+    for name in trained:
+        for process in range(division.layout.world_size):
+            cut = division.held(process).get(name)
+            if cut is not None and len(cut.whole) > 1 and division.num_copies(cut) > 1:
+                raise ConfigError(
+                    f"optimizer.name adamw-8bit rounds by chance, so the copies of {name} on "
+                    f"{division.num_copies(cut)} processes would part.",
+                    hint="Use optimizer.name adamw, or zero_stage 1 to 3 with dp, cp and pp alone.",
+                )
 
 
 def _without_rows(batch: Batch) -> Batch:

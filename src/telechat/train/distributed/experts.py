@@ -35,8 +35,8 @@ class LocalExperts(nn.ModuleDict):
 class ContextRouter(Router):
     """A router whose tokens are one rank's part of the sequences.
 
-    Its balancing loss is this rank's term of the loss over all of them: the shares of assignments are those
-    of all ranks, the probabilities its own, over the number of ranks.
+    Its balancing loss is this rank's term of the loss over all of them: counts are those of all ranks, the
+    probabilities its own.
     """
 
     def __init__(self, weight: nn.Parameter, config: MoeConfig, group: Any) -> None:
@@ -44,12 +44,9 @@ class ContextRouter(Router):
         self.weight = weight
         self.group = group
 
-    def _balance_loss(self, probabilities_NE: Tensor, experts_Nk: Tensor) -> Tensor:
-        E, size = self.config.num_experts, dist.get_world_size(self.group)
-        counts = torch.bincount(experts_Nk.reshape(-1), minlength=E).float()
+    def _over_ranks(self, counts: Tensor) -> Tensor:
         c10d.all_reduce(counts, group=self.group)
-        share = counts / (experts_Nk.numel() * size)
-        return self.config.aux_loss_factor * E * (probabilities_NE.mean(0) / size * share).sum()
+        return counts
 
 
 class SharedMixture(MixtureOfExperts):
@@ -74,10 +71,12 @@ class SharedMixture(MixtureOfExperts):
         self.group = expert_group
         self.local_experts: Any = LocalExperts({str(number): whole.local_experts[number] for number in held})
 
-    def forward(self, x: Tensor, routings: list[Routing] | None = None) -> Tensor:
-        """[..., hidden] -> [..., hidden]; appends the layer's Routing to `routings` when given."""
+    def forward(
+        self, x: Tensor, routings: list[Routing] | None = None, is_real: Tensor | None = None
+    ) -> Tensor:
+        """[..., hidden] -> [..., hidden]; arguments as `MixtureOfExperts.forward`."""
         flat = x.reshape(-1, x.shape[-1])
-        routing = self.router(flat)
+        routing = self.router(flat, None if is_real is None else is_real.reshape(-1))
         if routings is not None:
             routings.append(routing)
         experts, weights = routing.experts.flatten(), routing.weights.to(x.dtype).flatten()

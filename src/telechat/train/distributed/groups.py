@@ -100,6 +100,11 @@ def world_size() -> int:
     return size
 
 
+def is_first() -> bool:
+    """Whether this process writes what there is one of, such as metrics and models."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def join(device: torch.device) -> None:
     """Meet the other processes that the launcher started, if this was not done yet."""
     if dist.is_initialized():
@@ -109,7 +114,10 @@ def join(device: torch.device) -> None:
         torch.accelerator.set_device_index(device.index or 0)
         # Numbers and offloaded gradients are on the host.
         backend = f"cpu:gloo,{device.type}:{c10d.get_default_backend_for_device(device.type)}"
-    dist.init_process_group(backend)
+    if world_size() == 1:  # no launcher, so nobody to meet
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    else:
+        dist.init_process_group(backend)
 
 
 def leave() -> None:

@@ -18,6 +18,7 @@ from telechat.layers.moe import MixtureOfExperts
 from telechat.layers.quantized import QuantizedLinear
 from telechat.models import TeleChatModel, Trace
 from telechat.parallel.sharding import Layout, local_heads, vocab_range
+from telechat.train.adapters import updates
 from telechat.train.distributed.collectives import gather_sequence, scatter_sequence_sum
 from telechat.train.distributed.context import ContextShare, Share
 from telechat.train.distributed.division import EMBEDDING, Division
@@ -79,7 +80,7 @@ class Stage(nn.Module):
         """
         place = int(number)
         share = self.shares[place]
-        trace = Trace() if self.model.config.moe else None
+        trace = Trace() if self.model.config.moe and self.training else None
         with torch.autocast(x.device.type, self.precision.compute, enabled=self.precision.autocasts):
             inputs, attend = self.context.inputs(self.model.rotary, share)
             x = self.model.transformer(x, inputs, None, trace, attend=attend)
@@ -122,7 +123,7 @@ def part_of(whole: TeleChatModel, division: Division, groups: TrainGroups, stage
         whole: with all parameters on `meta`; stays as it is.
 
     Raises:
-        ConfigError: quantised weights, where ranks would have to cut them.
+        ConfigError: quantised weights or DoRA, where ranks would have to cut them.
     """
     model = copy.deepcopy(whole)
     layout, place, config = division.layout, groups.place, model.config
@@ -130,6 +131,11 @@ def part_of(whole: TeleChatModel, division: Division, groups: TrainGroups, stage
         raise ConfigError(
             f"parallel.tp {layout.tp} and ep {layout.ep} cannot cut quantised weights.",
             hint="Use parallel.dp, pp or cp for training on quantised weights.",
+        )
+    if layout.tp > 1 and any(update.magnitude is not None for update in updates(model)):
+        raise ConfigError(
+            f"lora.dora needs whole rows of every weight; parallel.tp {layout.tp} cuts them.",
+            hint="Use parallel.dp, pp or cp with DoRA.",
         )
     _keep_layers(model, division, stage)
     heads, kv_heads = local_heads(config, Layout(tp=layout.tp))
@@ -154,6 +160,14 @@ def part_of(whole: TeleChatModel, division: Division, groups: TrainGroups, stage
     return model
 
 
+def put_on_meta(model: TeleChatModel) -> None:
+    """Leave a model its structure and buffers, without the memory of its parameters."""
+    for name, parameter in list(model.named_parameters()):
+        owner, _, leaf = name.rpartition(".")
+        empty = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+        model.get_submodule(owner).register_parameter(leaf, empty)
+
+
 def shared_objective(
     objective: Objective, division: Division, groups: TrainGroups
 ) -> Objective | VocabularyCrossEntropy:
@@ -172,7 +186,8 @@ def shared_objective(
     if groups.tp is None:
         return objective
     start, _ = vocab_range(division.config, Layout(tp=layout.tp), groups.place.tp)
-    return VocabularyCrossEntropy(start, groups.tp)
+    assert isinstance(objective, CrossEntropy)
+    return VocabularyCrossEntropy(start, groups.tp, z_loss=objective.z_loss)
 
 
 def _keep_layers(model: TeleChatModel, division: Division, stage: int) -> None:

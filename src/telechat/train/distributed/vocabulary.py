@@ -45,11 +45,13 @@ class VocabularyCrossEntropy:
 
     Args:
         start: the first id of this rank's range.
+        z_loss: as `CrossEntropy`.
     """
 
-    def __init__(self, start: int, group: Any) -> None:
+    def __init__(self, start: int, group: Any, *, z_loss: float = 0.0) -> None:
         self.start = start
         self.group = group
+        self.z_loss = z_loss
 
     def loss(self, hidden_BSH: Tensor, head_vH: Tensor, batch: Batch) -> Tensor:
         """Summed loss [] of this rank's part of the hidden states, [B, S / n, hidden], and of the head."""
@@ -59,6 +61,7 @@ class VocabularyCrossEntropy:
             head_vH,
             batch.targets.flatten(),
             weights_N=None if batch.weights is None else batch.weights.flatten(),
+            z_loss=self.z_loss,
             first_word=self.start,
             merge=self._merge,
         )
