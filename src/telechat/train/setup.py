@@ -16,13 +16,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from telechat.checkpoint import load_model, read_config
+from telechat.checkpoint import load_model, read_config, resolve_model
 from telechat.errors import ConfigError
+from telechat.layers.moe import Router
 from telechat.layers.rotary import RotaryTables
 from telechat.models import TeleChatConfig, TeleChatModel, build_model, initialise
 from telechat.ops.attention import choose_attention
 from telechat.train.adapters import adapter_config, add_adapters
 from telechat.train.config import ModelSection, RopeSection, TrainConfig
+from telechat.train.noise import add_noise
 from telechat.train.precision import PRECISIONS
 from telechat.train.recompute import apply_recompute
 
@@ -45,6 +47,7 @@ def prepare_model(config: TrainConfig, device: torch.device) -> TeleChatModel:
     if config.lora:
         settings = adapter_config(config.lora, config.model.start_from)
         add_adapters(model, config.lora, settings, precision, seed=config.seed)
+    add_noise(model, config.neftune_alpha)
     return model.train()
 
 
@@ -55,13 +58,27 @@ def model_config(section: ModelSection) -> TeleChatConfig:
         ConfigError: the file cannot be read or is malformed.
     """
     if section.start_from:
-        return with_rope(read_config(section.start_from), section.rope)
+        return with_changes(read_config(resolve_model(section.start_from)), section)
     path = Path(section.config)
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise ConfigError(f"Cannot read the model configuration {path}: {error}.") from error
-    return with_rope(TeleChatConfig.from_hf(raw), section.rope)
+    return with_changes(TeleChatConfig.from_hf(raw), section)
+
+
+def with_changes(config: TeleChatConfig, section: ModelSection) -> TeleChatConfig:
+    """A configuration with the recipe's changes.
+
+    Raises:
+        ConfigError: settings of a mixture for a dense model.
+    """
+    given = {name: value for name, value in vars(section.moe).items() if value is not None}
+    if given and config.moe is None:
+        raise ConfigError(f"model.moe.{next(iter(given))} is set; this model is no mixture of experts.")
+    if config.moe is not None:
+        config = config.replace(moe=dataclasses.replace(config.moe, **given))
+    return with_rope(config, section.rope)
 
 
 def with_rope(config: TeleChatConfig, rope: RopeSection) -> TeleChatConfig:
@@ -79,8 +96,11 @@ def with_rope(config: TeleChatConfig, rope: RopeSection) -> TeleChatConfig:
 
 
 def use_config(model: TeleChatModel, config: TeleChatConfig) -> None:
-    """Give a loaded model a configuration with other rotary settings."""
+    """Give a loaded model a configuration with other settings of rotary tables and mixtures."""
     model.config = config
+    for module in model.modules():
+        if isinstance(module, Router) and config.moe is not None:
+            module.config = config.moe
     model.rotary = RotaryTables(config.rope, config.head_dim)
     model.static_length = config.training_seqlen
 
