@@ -36,6 +36,26 @@ class RopeSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MoeSection:
+    """Settings that replace a mixture's own. What is null is kept.
+
+    Attributes:
+        capacity_factor: an expert takes at most its even share of a batch's assignments times this; the rest
+            is dropped. 0 drops none.
+        aux_loss_factor: weight of the load-balancing loss of each layer.
+    """
+
+    capacity_factor: float | None = None
+    aux_loss_factor: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("capacity_factor", "aux_loss_factor"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ConfigError(f"model.moe.{name} is {value}; it must not be negative.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSection:
     """What to train.
 
@@ -44,12 +64,14 @@ class ModelSection:
         start_from: a model folder whose weights to continue from; empty for fresh weights.
         tokenizer: a folder with the tokenizer; empty means the folder `start_from`.
         rope: changes to the rotary settings.
+        moe: changes to the settings of a mixture of experts.
     """
 
     config: str = ""
     start_from: str = ""
     tokenizer: str = ""
     rope: RopeSection = field(default_factory=RopeSection)
+    moe: MoeSection = field(default_factory=MoeSection)
 
     def __post_init__(self) -> None:
         if bool(self.config) == bool(self.start_from):
@@ -311,6 +333,8 @@ class TrainConfig:
         lora: train an adapter instead of all weights.
         parallel: how the run is spread over the processes that a launcher started.
         preference: learn from preferences instead of from texts.
+        neftune_alpha: strength of the noise on embeddings in training (NEFTune); 0 for none.
+        z_loss: factor on the squared log-sum-exp of each token's logits, which keeps them near 0.
         precision: `fp32`; `bf16` and `fp16` compute matrix products in that format under autocast with fp32
             weights, `fp16` with a loss scale; `bf16-pure` keeps weights and optimiser in bf16 as well.
         attention: form of the attention; a form asked for by name runs or fails.
@@ -331,6 +355,8 @@ class TrainConfig:
     lora: LoraSection | None = None
     parallel: ParallelLayout = field(default_factory=ParallelLayout)
     preference: PreferenceSection | None = None
+    neftune_alpha: float = 0.0
+    z_loss: float = 0.0
     precision: PrecisionName = "bf16"
     attention: Literal["auto", "flash", "sdpa", "reference"] = "auto"
     recompute: Literal["none", "selective", "full"] = "none"
@@ -342,4 +368,13 @@ class TrainConfig:
         if self.preference and (self.batch.packing or self.data.mode != "default"):
             raise ConfigError(
                 "preference compares whole answers: batch.packing must be false and data.mode default."
+            )
+        if self.preference and self.z_loss:
+            raise ConfigError("z_loss belongs to plain training; the losses of preference have none.")
+        if self.neftune_alpha < 0 or self.z_loss < 0:
+            raise ConfigError("neftune_alpha and z_loss must not be negative.")
+        if self.neftune_alpha and self.parallel.tp * self.parallel.cp > 1:
+            raise ConfigError(
+                f"neftune_alpha needs whole rows on one process; the layout has tp {self.parallel.tp} and "
+                f"cp {self.parallel.cp}."
             )
