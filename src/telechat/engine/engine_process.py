@@ -246,5 +246,6 @@ def run_engine(connection: Connection, load: Callable[[], LLM], log_level: int) 
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         connection.send(ready)
         loop.run(receive, connection.send)
+    gc.unfreeze()  # libraries look at the end for what was never freed
     if loop.failure is not None:
         sys.exit(1)  # the owner starts another

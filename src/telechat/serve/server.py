@@ -69,6 +69,7 @@ def run_server(start_engine: Callable[[], ServiceEngine], settings: ServeSetting
             # Another program that also held the port without listening was faster.
             raise _refused(settings.host, settings.port, error) from error
         finally:
+            gc.unfreeze()
             engine.close()
             if log is not None:
                 log.close()
