@@ -28,12 +28,15 @@ class AttentionInputs:
         cos_BSd, sin_BSd: fp32 rotary rows of the new tokens.
         mask: additive mask [B or 1, 1, S, T], or None.
         is_causal: the square causal mask applies; excludes `mask`.
+        is_real: bool [B, S], False for padding, which a mixture leaves out of balance and capacity; None
+            where there is none.
     """
 
     cos_BSd: Tensor
     sin_BSd: Tensor
     mask: Tensor | None
     is_causal: bool
+    is_real: Tensor | None = None
 
 
 class SelfAttention(nn.Module):

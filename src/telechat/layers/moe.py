@@ -6,7 +6,6 @@ Knows nothing of ranks; expert parallelism places experts from outside.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +24,8 @@ class MoeConfig:
         norm_topk_prob: renormalise the chosen probabilities to sum to one.
         routed_scaling_factor: factor on the probabilities when they are not renormalised.
         aux_loss_factor: weight of the load-balancing loss in training.
-        capacity_factor: in training an expert takes at most ceil(k*N*factor/E) assignments; 0 drops none.
+        capacity_factor: in training an expert takes at most ceil(k*N*factor/E) assignments of the call's N
+            tokens that are no padding; 0 drops none.
     """
 
     num_experts: int
@@ -53,35 +53,51 @@ class Router(nn.Module):
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.num_experts, hidden_size))
 
-    def forward(self, x_ND: Tensor) -> Routing:
-        """Route N tokens; over-capacity assignments get weight 0 in training."""
+    def forward(self, x_ND: Tensor, is_real_N: Tensor | None = None) -> Routing:
+        """Route N tokens; over-capacity assignments get weight 0 in training.
+
+        Args:
+            is_real_N: bool, False for padding, which counts for neither capacity nor balance.
+        """
         config = self.config
         # Autocast would lower this product to bf16; the official router multiplies in fp32.
         with torch.autocast(x_ND.device.type, enabled=False):
             probabilities = torch.softmax(x_ND.float() @ self.weight.float().T, dim=-1)
         weights, experts = probabilities.topk(config.num_experts_per_token, dim=-1)
+        real_N = torch.ones_like(weights[:, 0]) if is_real_N is None else is_real_N.float()
         if self.training and config.capacity_factor > 0:
-            weights = weights * self._within_capacity(experts)
+            weights = weights * self._within_capacity(experts, real_N)
         if config.norm_topk_prob:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-9)
         else:
             weights = weights * config.routed_scaling_factor
-        return Routing(experts, weights, self._balance_loss(probabilities, experts))
+        return Routing(experts, weights, self._balance_loss(probabilities, experts, real_N))
 
-    def _within_capacity(self, experts_Nk: Tensor) -> Tensor:
+    def _within_capacity(self, experts_Nk: Tensor, real_N: Tensor) -> Tensor:
         """1 where an assignment fits its expert's capacity, else 0; first choices first, then token order."""
         N, k = experts_Nk.shape
-        capacity = min(N, math.ceil(k * N * self.config.capacity_factor / self.config.num_experts))
+        num_real = real_N.sum(dtype=torch.float64)
+        factor = self.config.capacity_factor / self.config.num_experts
+        capacity = torch.minimum(num_real, torch.ceil(k * num_real * factor))
         by_choice = experts_Nk.T.reshape(-1)  # all first choices, then all second choices, …
-        taken = nn.functional.one_hot(by_choice, self.config.num_experts).cumsum(0)
+        real = real_N.repeat(k)
+        taken = (nn.functional.one_hot(by_choice, self.config.num_experts) * real[:, None]).cumsum(0)
         place = taken.gather(1, by_choice[:, None])[:, 0]
-        return (place <= capacity).view(k, N).T.float()
+        return ((place <= capacity) * real).view(k, N).T.float()
 
-    def _balance_loss(self, probabilities_NE: Tensor, experts_Nk: Tensor) -> Tensor:
+    def _balance_loss(self, probabilities_NE: Tensor, experts_Nk: Tensor, real_N: Tensor) -> Tensor:
         """alpha * E * sum_e(mean probability of e * share of assignments to e); alpha when balanced."""
-        E = self.config.num_experts
-        share = torch.bincount(experts_Nk.reshape(-1), minlength=E).float() / experts_Nk.numel()
-        return self.config.aux_loss_factor * E * (probabilities_NE.mean(0) * share).sum()
+        k, E = self.config.num_experts_per_token, self.config.num_experts
+        assigned = torch.bincount(experts_Nk.reshape(-1), real_N.repeat_interleave(k), minlength=E)
+        counts = self._over_ranks(torch.cat([assigned.float(), real_N.sum()[None]]))
+        num_real = counts[-1].clamp(min=1)
+        share = counts[:-1] / (k * num_real)
+        means = (probabilities_NE * real_N[:, None]).sum(0) / num_real
+        return self.config.aux_loss_factor * E * (means * share).sum()
+
+    def _over_ranks(self, counts: Tensor) -> Tensor:
+        """Counts of the call's tokens; of all ranks', where each has a part of the sequences."""
+        return counts
 
 
 class MixtureOfExperts(nn.Module):
@@ -94,10 +110,16 @@ class MixtureOfExperts(nn.Module):
             SwiGLU(hidden_size, expert_hidden_size) for _ in range(config.num_experts)
         )
 
-    def forward(self, x: Tensor, routings: list[Routing] | None = None) -> Tensor:
-        """[..., hidden] -> [..., hidden]; appends the layer's Routing to `routings` when given."""
+    def forward(
+        self, x: Tensor, routings: list[Routing] | None = None, is_real: Tensor | None = None
+    ) -> Tensor:
+        """[..., hidden] -> [..., hidden]; appends the layer's Routing to `routings` when given.
+
+        Args:
+            is_real: bool [...], see `Router.forward`.
+        """
         flat = x.reshape(-1, x.shape[-1])
-        routing = self.router(flat)
+        routing = self.router(flat, None if is_real is None else is_real.reshape(-1))
         if routings is not None:
             routings.append(routing)
         weights = routing.weights.to(x.dtype)

@@ -78,7 +78,7 @@ class DecoderBlock(nn.Module):
         normed = self.post_attention_layernorm(x_BSD)
         residual = normed if self.residual_post_layernorm else x_BSD
         if isinstance(self.mlp, MixtureOfExperts):
-            out: Tensor = self.mlp(normed, routings)
+            out: Tensor = self.mlp(normed, routings, inputs.is_real)
         else:
             out = self.mlp(normed)
         out = residual + self.dropout(out)

@@ -11,18 +11,18 @@ from torch import Tensor
 from telechat.layers.attention import AttentionInputs
 from telechat.layers.rotary import RotaryTables
 from telechat.models import TeleChatModel, Trace
-from telechat.train.batch import Batch
+from telechat.train.batch import PADDING_SEGMENT, Batch
 
 
 def hidden_states(model: TeleChatModel, batch: Batch, *, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Final hidden states [B, S, hidden] and the summed load-balancing loss [] of a mixture's layers.
+    """Final hidden states [B, S, hidden] and, in training, the load-balancing loss [] of a mixture's layers.
 
     Args:
         batch: on the model's device.
         dtype: what queries and keys are computed in, under autocast or not.
     """
     inputs = attention_inputs(model.rotary, batch, dtype=dtype)
-    trace = Trace() if model.config.moe else None
+    trace = Trace() if model.config.moe and model.training else None
     hidden: Tensor = model.transformer(batch.ids, inputs, None, trace)
     if trace is None:
         return hidden, None
@@ -35,9 +35,10 @@ def attention_inputs(rotary: RotaryTables, batch: Batch, *, dtype: torch.dtype) 
     No conversation is longer than the training length, so one rotary table serves all.
     """
     cos, sin = rotary.rows(batch.positions, rotary.settings.training_length)
+    is_real = batch.segments != PADDING_SEGMENT
     if not batch.is_packed:
-        return AttentionInputs(cos, sin, None, is_causal=batch.ids.shape[1] > 1)
-    return AttentionInputs(cos, sin, segment_mask(batch.segments, dtype), is_causal=False)
+        return AttentionInputs(cos, sin, None, is_causal=batch.ids.shape[1] > 1, is_real=is_real)
+    return AttentionInputs(cos, sin, segment_mask(batch.segments, dtype), is_causal=False, is_real=is_real)
 
 
 def segment_mask(segments_BS: Tensor, dtype: torch.dtype) -> Tensor:

@@ -26,7 +26,14 @@ class Objective(Protocol):
 
 
 class CrossEntropy:
-    """Next-token cross-entropy; every learnt token weighs alike, or as `Batch.weights` says."""
+    """Next-token cross-entropy; every learnt token weighs alike, or as `Batch.weights` says.
+
+    Args:
+        z_loss: factor on the squared log-sum-exp of each token's logits, added to its loss.
+    """
+
+    def __init__(self, *, z_loss: float = 0.0) -> None:
+        self.z_loss = z_loss
 
     def count(self, batch: Batch) -> float:
         """Learnt positions, or the sum of their weights."""
@@ -37,5 +44,5 @@ class CrossEntropy:
         """Summed loss []."""
         weights = None if batch.weights is None else batch.weights.flatten()
         return chunked_cross_entropy(
-            hidden_BSH.flatten(0, 1), head_VH, batch.targets.flatten(), weights_N=weights
+            hidden_BSH.flatten(0, 1), head_VH, batch.targets.flatten(), weights_N=weights, z_loss=self.z_loss
         )

@@ -25,8 +25,10 @@ from telechat.train.flops import matmul_rate, step_cost
 from telechat.train.loggers import open_loggers
 from telechat.train.loop import Meter, Trainer
 from telechat.train.metrics import Metrics, Progress
-from telechat.train.objective import CrossEntropy
+from telechat.train.objective import CrossEntropy, Objective
 from telechat.train.precision import PRECISIONS
+from telechat.train.preference import PreferenceObjective
+from telechat.train.preference_data import open_preferences
 from telechat.train.report import write_loss_page
 from telechat.train.results import ADAPTER_FOLDER, save_adapter, save_weights, write_generation_config
 from telechat.train.schedule import plan_schedule
@@ -51,7 +53,7 @@ def main(config_path: str | None, overrides: Mapping[str, str] | None = None) ->
     tokenizer_folder = resolve_model(config.model.tokenizer or config.model.start_from)
     tokenizer = load_tokenizer(tokenizer_folder)
     check_length(config, model_config(config.model))
-    start = open_engine(config, CrossEntropy())
+    start = open_engine(config, choose_objective(config))
     engine = start.engine
     feed = open_feed(config, config.data.train_file, tokenizer, engine)
     evaluation = None
@@ -129,8 +131,17 @@ def check_length(config: TrainConfig, model: TeleChatConfig) -> None:
         )
 
 
+def choose_objective(config: TrainConfig) -> Objective:
+    """What the recipe minimises."""
+    if config.preference:
+        return PreferenceObjective(config.preference)
+    return CrossEntropy(z_loss=config.z_loss)
+
+
 def open_feed(config: TrainConfig, file: str, tokenizer: Tokenizer, engine: TrainEngine) -> Feed:
     """The samples of a file as batches, this rank's share of them."""
+    if config.preference:
+        return open_preferences(config, file, tokenizer, engine)
     data = config.data
     samples = load_samples(
         file,

@@ -19,6 +19,7 @@ from telechat.train.distributed.groups import join, world_size
 from telechat.train.distributed.layout import ParallelLayout
 from telechat.train.distributed.sources import WeightSource, folder_source, fresh_source, model_source
 from telechat.train.engine import LocalEngine, TrainEngine
+from telechat.train.noise import add_noise
 from telechat.train.objective import Objective
 from telechat.train.precision import PRECISIONS
 from telechat.train.setup import choose_training_attention, model_config, prepare_blocks, prepare_model
@@ -102,6 +103,7 @@ def _whole(config: TrainConfig, device: torch.device) -> tuple[TeleChatModel, We
             source = folder_source(section.start_from)
         else:
             source = fresh_source(model.config, seed=config.seed)
+        add_noise(model, config.neftune_alpha)
     choose_training_attention(model, config.attention, precision.compute, device.type)
     return model, source
 
