@@ -55,3 +55,9 @@ def test_public_names_resolve() -> None:
         assert getattr(telechat, name) is not None
     with pytest.raises(AttributeError, match="nothing_such"):
         _ = telechat.nothing_such
+
+
+def test_loading_a_model_does_not_import_the_compiler() -> None:
+    program = "import sys, telechat; telechat.LLM('demo'); print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("False")

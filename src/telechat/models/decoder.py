@@ -90,7 +90,10 @@ class Transformer(nn.Module):
 
     def __init__(self, config: TeleChatConfig, attention: AttentionFunction) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        weight = torch.empty(config.vocab_size, config.hidden_size)
+        if not weight.is_meta:  # drawing numbers for a model without memory imports torch's compiler: a second
+            nn.init.normal_(weight)
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, _weight=weight)
         self.word_embeddings_layernorm = (
             RMSNorm(config.hidden_size, config.norm_eps) if config.embed_layernorm else None
         )
