@@ -1,0 +1,257 @@
+"""Weights, gradients and optimiser state of one rank: held between steps, and gathered to compute.
+
+Reads the division of the parameter table that training itself uses. Knows nothing of activations.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from telechat.models.parameters import Parameter, parameter_table
+from telechat.train.distributed.division import EMBEDDING, Cut, Division
+from telechat.train.distributed.layout import Place
+from telechat.train.plan.formats import Formats, formats_of, uses_master_copy
+from telechat.train.plan.request import PlanRequest
+
+_LAYER = re.compile(r"^transformer\.h\.(\d+)\.")
+_TARGETS = ("query", "key_value", "dense", "gate_proj", "up_proj", "down_proj")
+# DeepSpeed's ZeRO: gradients travel through a buffer of so many numbers, and so many weights of small modules
+# are gathered ahead.
+_BUCKET_NUMBERS = 500_000_000
+_PREFETCHED_NUMBERS = 60_000_000
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes of one rank.
+
+    Attributes:
+        weights: on the device throughout.
+        gathered: of blocks, on the device while they compute (FSDP, ZeRO-3).
+        gathered_ends: of embedding and head, likewise.
+        gradients: of the whole step, on the device.
+        gradient_buffer: further bytes while gradients travel.
+        optimiser: on the device.
+        host_weights, host_gradients, host_optimiser: in the host's memory.
+        head_gradient: of the head, before ranks divide it.
+        late_gradients: of the first block, and of an embedding that is not the head: made last.
+        casts: copies of weights in the format of products, if all blocks have theirs at once.
+        block_casts: of the largest block alone.
+        largest_trained: the largest trained tensor, in numbers.
+    """
+
+    weights: int
+    gathered: int
+    gathered_ends: int
+    gradients: int
+    gradient_buffer: int
+    optimiser: int
+    host_weights: int
+    host_gradients: int
+    host_optimiser: int
+    head_gradient: int
+    late_gradients: int
+    casts: int
+    block_casts: int
+    largest_trained: int
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """Counts of numbers, not bytes: trained and frozen, in blocks and at the ends."""
+
+    trained: int
+    frozen: int
+    other: int
+
+    def bytes(self, formats: Formats) -> float:
+        return (self.trained + self.other) * formats.stored + self.frozen * formats.frozen
+
+
+def hold(request: PlanRequest, rank: int) -> Held:
+    """What one rank of a run holds."""
+    layout, formats = request.layout, formats_of(request)
+    table = parameter_table(request.config)
+    division = Division(request.config, layout, {item.name: item.shape for item in table})
+    place = layout.place(rank)
+    whole = _counts(request, table, {item.name: _size(division, item.name, place) for item in table})
+    held = {name: math.prod(cut.sizes) for name, cut in division.held(rank).items()}
+    kept = _counts(request, table, {item.name: held.get(item.name, 0) for item in table})
+    if not request.trains:
+        return _inference(whole, formats)
+    made = _deepspeed if uses_master_copy(request) else _fsdp
+    return made(request, formats, whole, kept, divides=division.divides_rows)
+
+
+def _size(division: Division, name: str, place: Place) -> int:
+    """Numbers of a tensor's part on a rank while it computes."""
+    if place.pp not in division.processes(name):
+        return 0
+    cut: Cut | None = division.cut(name, place)
+    return 0 if cut is None else math.prod(cut.sizes)
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Numbers of one rank: all blocks, the largest block, embedding with head and last norm."""
+
+    blocks: _Numbers
+    block: _Numbers
+    ends: _Numbers
+    matrices: int
+    block_matrices: int
+    largest_trained: int
+    head_trained: int
+    embedding_trained: int
+
+    @property
+    def trained(self) -> int:
+        return self.blocks.trained + self.ends.trained
+
+
+def _counts(request: PlanRequest, table: tuple[Parameter, ...], sizes: dict[str, int]) -> _Counts:
+    groups: dict[str, list[Parameter]] = {}
+    for item in table:
+        match = _LAYER.match(item.name)
+        groups.setdefault(match[1] if match else "", []).append(item)
+    ends = _sum(request, groups.pop(""), sizes)
+    blocks = [_sum(request, items, sizes) for items in groups.values()]
+    matrices = [sum(sizes[item.name] for item in items if item.kind == "linear") for items in groups.values()]
+    trained = {item.name: sizes[item.name] for item in table if _is_trained(request, item)}
+    embedding = trained.get(EMBEDDING, 0)
+    is_tied = request.config.tie_word_embeddings
+    head = embedding if is_tied else trained.get("lm_head.weight", 0)
+    return _Counts(
+        blocks=_Numbers(
+            sum(block.trained for block in blocks),
+            sum(block.frozen for block in blocks),
+            sum(block.other for block in blocks),
+        ),
+        block=max(blocks, key=lambda block: block.trained + block.frozen),
+        ends=ends,
+        matrices=sum(matrices),
+        block_matrices=max(matrices),
+        largest_trained=max(trained.values(), default=0),
+        head_trained=head,
+        embedding_trained=0 if is_tied else embedding,
+    )
+
+
+def _is_trained(request: PlanRequest, item: Parameter) -> bool:
+    return request.trains and request.lora is None
+
+
+def _sum(request: PlanRequest, items: list[Parameter], sizes: dict[str, int]) -> _Numbers:
+    trained = frozen = other = 0
+    for item in items:
+        size = sizes[item.name]
+        if _is_trained(request, item):
+            trained += size
+        elif item.kind in ("linear", "head"):
+            frozen += size
+        else:
+            other += size
+        if request.lora is not None and is_target(request, item) and size:
+            trained += _adapter_size(request, item, size)
+    return _Numbers(trained, frozen, other)
+
+
+def is_target(request: PlanRequest, item: Parameter) -> bool:
+    """Whether the adapter changes this tensor."""
+    if request.lora is None or item.kind != "linear":
+        return False
+    layer = item.name.removesuffix(".weight")
+    if request.lora.target_regex:
+        return re.fullmatch(request.lora.target_regex, layer) is not None
+    return any(layer == end or layer.endswith(f".{end}") for end in request.lora.targets)
+
+
+def _adapter_size(request: PlanRequest, item: Parameter, size: int) -> int:
+    """Numbers of the low-rank update of a part of a weight, which has its share of rows or columns."""
+    assert request.lora is not None
+    rows, columns = item.shape
+    share = size / item.size
+    # One side is cut with the weight, the other is whole; the longer side is taken to be the cut one.
+    shared, whole = max(rows, columns), min(rows, columns)
+    numbers = request.lora.rank * (shared * share + whole)
+    return round(numbers + (rows * share if request.lora.dora else 0))
+
+
+def _inference(whole: _Counts, formats: Formats) -> Held:
+    weights = whole.blocks.bytes(formats) + whole.ends.bytes(formats)
+    return Held(round(weights), *([0] * 13))
+
+
+def _fsdp(request: PlanRequest, formats: Formats, whole: _Counts, kept: _Counts, *, divides: bool) -> Held:
+    """This project's own engines: FSDP where ranks divide anything, else everything in place."""
+    layout = request.layout
+    gathered = gathered_ends = buffer = 0.0
+    if divides:
+        block = whole.block.bytes(formats) * formats.compute / formats.stored
+        # The next block's weights travel while this one computes.
+        gathered = 2 * block if layout.zero_stage == 3 else block * len_blocks(whole)
+        gathered_ends = whole.ends.bytes(formats)
+        buffer = whole.block.trained * (formats.compute + formats.stored)
+    gradients = (whole if divides and layout.zero_stage == 1 else kept).trained * formats.stored
+    weights = kept.blocks.bytes(formats) + kept.ends.bytes(formats)
+    moments = kept.trained * formats.moments
+    is_away = layout.offload and divides
+    casts = formats.casts and request.lora is None and not divides
+    return Held(
+        weights=0 if is_away else round(weights),
+        gathered=round(gathered),
+        gathered_ends=round(gathered_ends),
+        gradients=0 if is_away else round(gradients),
+        gradient_buffer=round(buffer),
+        optimiser=0 if is_away else round(moments),
+        host_weights=round(weights) if is_away else 0,
+        host_gradients=round(gradients) if is_away else 0,
+        host_optimiser=round(moments) if is_away else 0,
+        head_gradient=round(whole.head_trained * formats.stored),
+        late_gradients=round((whole.block.trained + whole.embedding_trained) * formats.stored),
+        casts=whole.matrices * formats.compute if casts else 0,
+        block_casts=whole.block_matrices * formats.compute if casts else 0,
+        largest_trained=whole.largest_trained,
+    )
+
+
+def len_blocks(counts: _Counts) -> float:
+    """How many blocks of the largest kind a rank's blocks are worth."""
+    largest = counts.block.trained + counts.block.frozen + counts.block.other
+    total = counts.blocks.trained + counts.blocks.frozen + counts.blocks.other
+    return total / largest if largest else 0.0
+
+
+def _deepspeed(
+    request: PlanRequest, formats: Formats, whole: _Counts, kept: _Counts, *, divides: bool
+) -> Held:
+    """DeepSpeed's ZeRO: stage 1 divides the optimiser, 2 also gradients, 3 also weights."""
+    layout = request.layout
+    stage = layout.zero_stage
+    divided = kept if divides else whole
+    weights = divided if stage == 3 else whole
+    weight_bytes = weights.blocks.bytes(formats) + weights.ends.bytes(formats)
+    gradients = (divided if stage >= 2 else whole).trained * formats.stored
+    moments = (divided if stage >= 1 else whole).trained * formats.moments
+    buffer = min(_BUCKET_NUMBERS, whole.trained) * formats.stored if stage else 0
+    ahead = min(_PREFETCHED_NUMBERS, whole.block.trained + whole.block.frozen) * formats.stored
+    gathered_ends = whole.ends.bytes(formats) if stage == 3 else 0
+    weights_away, rest_away = layout.offload and stage == 3, layout.offload
+    return Held(
+        weights=0 if weights_away else round(weight_bytes),
+        gathered=round(ahead + whole.block.bytes(formats)) if stage == 3 else 0,
+        gathered_ends=round(gathered_ends),
+        gradients=0 if rest_away else round(gradients),
+        gradient_buffer=round(buffer),
+        optimiser=0 if rest_away else round(moments),
+        host_weights=round(weight_bytes) if weights_away else 0,
+        host_gradients=round(gradients) if rest_away else 0,
+        host_optimiser=round(moments) if rest_away else 0,
+        head_gradient=round(whole.head_trained * formats.stored),
+        late_gradients=round((whole.block.trained + whole.embedding_trained) * formats.stored),
+        casts=0,
+        block_casts=0,
+        largest_trained=whole.largest_trained,
+    )
