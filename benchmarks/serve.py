@@ -244,6 +244,9 @@ def all_peers(folder: Path) -> list[Peer]:
                 threads,
                 "--verbose",
                 "false",
+                # By default it breaks off the answer under way when another request comes.
+                "--interrupt_requests",
+                "false",
             ),
             "/v1/models",
             "demo",
@@ -330,26 +333,8 @@ def peer_row(
     )
 
 
-def main(words: Sequence[str]) -> int:
-    """Run, print, write JSON."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {MODULE}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--clients", type=int, default=200)
-    parser.add_argument("--seconds", type=float, default=300.0, help="of the measured load")
-    parser.add_argument("--warmup", type=float, default=30.0, help="seconds of load before it")
-    parser.add_argument("--no-peers", action="store_true", help="leave the other servers out")
-    parser.add_argument("--rounds", type=int, default=3, help="of the other servers")
-    parser.add_argument("--peer-seconds", type=float, default=30.0, help="per server, concurrency and round")
-    parser.add_argument("--name", default="serve", help="of the file written; default serve")
-    parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args(words)
-    if args.clients < 1 or args.rounds < 1 or min(args.seconds, args.peer_seconds) <= 0:
-        parser.error("--clients, --rounds, --seconds and --peer-seconds must be above 0")
-    if args.bare:
-        print(json.dumps(asyncio.run(bare_engine(num_clients=args.clients, seconds=args.seconds))))
-        return 0
-    head = record.record(MODULE, words, clients=args.clients)
+def measure_load(args: argparse.Namespace, report: dict[str, Any]) -> list[Outcome]:
+    """The rows of the load, between two looks at the engine alone; what is behind them goes into `report`."""
     bare_seconds = min(60.0, args.seconds)
     say("the engine alone")
     bare = [measure_bare(args.clients, bare_seconds)]
@@ -361,13 +346,39 @@ def main(words: Sequence[str]) -> int:
         )
     say("the engine alone, again")
     bare.append(measure_bare(args.clients, bare_seconds))
-    outcomes = load_rows(args.clients, result, bare)
+    report |= {"load": result, "engine_alone": bare}
+    return load_rows(args.clients, result, bare)
+
+
+def main(words: Sequence[str]) -> int:
+    """Run, print, write JSON."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {MODULE}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=300.0, help="of the measured load")
+    parser.add_argument("--warmup", type=float, default=30.0, help="seconds of load before it")
+    parser.add_argument("--no-peers", action="store_true", help="leave the other servers out")
+    parser.add_argument("--no-load", action="store_true", help="only the other servers")
+    parser.add_argument("--rounds", type=int, default=3, help="of the other servers")
+    parser.add_argument("--peer-seconds", type=float, default=30.0, help="per server, concurrency and round")
+    parser.add_argument("--name", default="serve", help="of the file written; default serve")
+    parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args(words)
+    if args.clients < 1 or args.rounds < 1 or min(args.seconds, args.peer_seconds) <= 0:
+        parser.error("--clients, --rounds, --seconds and --peer-seconds must be above 0")
+    if args.bare:
+        print(json.dumps(asyncio.run(bare_engine(num_clients=args.clients, seconds=args.seconds))))
+        return 0
+    report = record.record(MODULE, words, clients=args.clients)
+    outcomes: list[Outcome] = []
+    if not args.no_load:
+        outcomes = measure_load(args, report)
+        print("\n".join(lines(outcomes)))
     if not args.no_peers:
         outcomes += peer_rows(rounds=args.rounds, seconds=args.peer_seconds)
-    report = {**head, "rows": [each.entry() for each in outcomes], "load": result, "engine_alone": bare}
-    record.write(args.name, report)
-    print("\n".join(lines(outcomes)))
-    print(f"{result['answers']} answers, {rate(result):.0f} tokens per second")
+        print("\n".join(lines(outcomes)))
+    record.write(args.name, {**report, "rows": [each.entry() for each in outcomes]})
     return 0
 
 
