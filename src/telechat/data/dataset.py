@@ -166,7 +166,8 @@ def _without_padding(encoded: Encoded, pad_id: int, books: Books) -> Encoded:
     kept = np.flatnonzero((ids != pad_id) | np.asarray(encoded.learnt))
     start, end = (int(kept[0]), int(kept[-1]) + 1) if len(kept) else (0, 0)
     books.drop(PADDING_IN_ROWS, len(ids) - (end - start), rows=0)
-    return Encoded(encoded.ids[start:end], encoded.learnt[start:end])
+    weights = None if encoded.weights is None else encoded.weights[start:end]
+    return Encoded(encoded.ids[start:end], encoded.learnt[start:end], weights)
 
 
 def _fitting(encoded: Encoded, max_length: int, books: Books, *, may_cut: bool) -> list[Encoded]:

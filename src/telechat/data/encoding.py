@@ -30,7 +30,7 @@ def encode_record(record: Record, tokenizer: Tokenizer, loss_on: LossOn) -> Enco
         return encode_document(record.text, tokenizer)
     if isinstance(record, TokenRow):
         _check_ids(record, tokenizer)
-        return Encoded(record.ids, record.learnt)
+        return Encoded(record.ids, record.learnt, record.weights)
     raise RowProblem("it is a preference row, which is read by preference training only.")
 
 

@@ -17,11 +17,12 @@ import numpy as np
 from telechat.data.accounting import Accounting
 from telechat.data.dataset import Mode, load_samples
 from telechat.data.families import preference
+from telechat.data.files import read_file
 from telechat.data.loss_mask import LossOn
 from telechat.data.preferences import PreferenceSet, load_preferences
 from telechat.data.reading import OnBadRow
 from telechat.data.recognise import recognise_rows
-from telechat.data.rows import Row, read_rows
+from telechat.data.rows import Row
 from telechat.data.samples import SampleSet
 from telechat.data.sequences import Sequences
 from telechat.data.sources import read_sources
@@ -101,8 +102,8 @@ def inspect_file(
         ConfigError: as `load_samples`.
     """
     first = read_sources(path)[0].path
-    if recognise_rows(read_rows(first), first).family.name == preference.NAME:
-        rows = (row.value for row in read_rows(first) if isinstance(row, Row))
+    if recognise_rows(read_file(first), first).family.name == preference.NAME:
+        rows = (row.value for row in read_file(first) if isinstance(row, Row))
         paired = "rejected" in next(row for row in rows if preference.recognise(row))
         preferences = load_preferences(
             path, tokenizer, max_length=max_length, paired=paired, on_bad_row=on_bad_row

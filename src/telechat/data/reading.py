@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from telechat.data.accounting import MALFORMED, Accounting
+from telechat.data.files import read_file
 from telechat.data.recognise import Recognised, recognise_rows
 from telechat.data.records import Record
-from telechat.data.rows import BadRow, Row, RowProblem, read_rows
+from telechat.data.rows import BadRow, Row, RowProblem
 from telechat.data.sources import Source
 from telechat.errors import ConfigError
 
@@ -117,7 +118,7 @@ class RecordReader:
         Raises:
             ConfigError: an unreadable or empty file, unknown rows, or (on_bad_row `stop`) a malformed row.
         """
-        rows = read_rows(source.path)
+        rows = read_file(source.path)
         looked_at = list(itertools.islice(rows, 100))
         found = self.recognised[source.path] = recognise_rows(looked_at, source.path)
         self.books.files[str(source.path)] = str(found)

@@ -38,10 +38,12 @@ class TokenRow:
     Attributes:
         ids: token ids.
         learnt: for each, whether it is a target.
+        weights: for each, what scales its loss; None for all 1.
     """
 
     ids: tuple[int, ...]
     learnt: tuple[bool, ...]
+    weights: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)

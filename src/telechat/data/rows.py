@@ -1,4 +1,4 @@
-"""Reads rows, JSON objects, from files: JSON lines or a JSON array, either of them gzipped; or from arrays.
+"""Reads rows, JSON objects, from files: JSON lines or a JSON array, either of them gzipped.
 
 A row that cannot be read does not end the file: it is given to the caller with file, line and problem, who
 decides. Knows nothing of what the fields mean.
@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import gzip
 import json
-import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-import numpy as np
-
 from telechat.errors import ConfigError
 
 _BOM = b"\xef\xbb\xbf"
-_PICKLES = (".pt", ".pkl", ".bin")
 
 
 class RowProblem(ValueError):
@@ -55,14 +51,6 @@ def read_rows(path: Path) -> Iterator[Row | BadRow]:
         ConfigError: the file is missing or unreadable, or a JSON array is broken (what follows a break cannot
             be found again).
     """
-    if path.suffix in _PICKLES:
-        raise ConfigError(
-            f"{path} is a pickle, which may run code when it is read; it is not opened.",
-            hint="Train on the rows that it was made from: their preparation is part of training here.",
-        )
-    if path.suffix == ".npz":
-        yield from _array_file_rows(path)
-        return
     try:
         with _open(path) as file:
             start = file.read(256).removeprefix(_BOM).lstrip()
@@ -116,20 +104,6 @@ def _array_rows(path: Path, file: IO[bytes]) -> Iterator[Row | BadRow]:
             position = _skip_blanks(text, position + 1)
         elif text[position : position + 1] != "]":
             raise ConfigError(f"{path} line {line}: the JSON array does not end after this element.")
-
-
-def _array_file_rows(path: Path) -> Iterator[Row]:
-    """Rows of arrays [rows, length] under the names of the fields; row numbers stand for lines."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"Cannot read the training file {path}: {error}.") from error
-    sizes = {name: array.shape[:1] for name, array in arrays.items()}
-    if len(set(sizes.values())) != 1 or () in sizes.values():
-        raise ConfigError(f"The arrays of {path} have not the same number of rows: {sizes}.")
-    for number in range(next(iter(sizes.values()))[0]):
-        yield Row(path, number + 1, {name: array[number] for name, array in arrays.items()})
 
 
 def _skip_blanks(text: str, position: int) -> int:

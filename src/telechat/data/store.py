@@ -47,7 +47,9 @@ def fingerprint(sources: Sequence[Source], tokenizer: Tokenizer, settings: objec
         digest.update(_content_digest(path))
     for source in sources:
         # The name counts: rows are drawn with it.
-        digest.update(repr((source.path.name, source.weight)).encode() + _content_digest(source.path))
+        digest.update(repr((source.path.name, source.weight)).encode())
+        for path in sorted(source.path.rglob("*")) if source.path.is_dir() else [source.path]:
+            digest.update(_content_digest(path) if path.is_file() else b"")
     return digest.hexdigest()
 
 

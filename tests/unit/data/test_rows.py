@@ -6,7 +6,6 @@ import gzip
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from telechat.data.rows import BadRow, Row, read_rows
@@ -70,24 +69,3 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.jsonl", broken):
         with pytest.raises(ConfigError, match=path.name):
             list(read_rows(path))
-
-
-def test_arrays_are_rows(tmp_path: Path) -> None:
-    path = tmp_path / "a.npz"
-    np.savez(path, input_ids=np.array([[1, 2], [3, 4]]), labels=np.array([[-100, 2], [-100, 4]]))
-    rows = [row for row in read_rows(path) if isinstance(row, Row)]
-    assert [row.value["input_ids"].tolist() for row in rows] == [[1, 2], [3, 4]]
-    assert [row.line for row in rows] == [1, 2]
-    np.savez(path, input_ids=np.array([[1, 2], [3, 4]]), labels=np.array([[1, 2]]))
-    with pytest.raises(ConfigError, match="not the same number of rows"):
-        list(read_rows(path))
-    path.write_bytes(b"PK no")
-    with pytest.raises(ConfigError, match="Cannot read"):
-        list(read_rows(path))
-
-
-def test_pickles_are_not_opened(tmp_path: Path) -> None:
-    path = tmp_path / "train_data_0.pt"
-    path.write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    with pytest.raises(ConfigError, match="is a pickle"):
-        list(read_rows(path))

@@ -1,6 +1,6 @@
 """Rows that are encoded already: `input_ids`, with `labels` or `loss_mask`.
 
-    {"input_ids": [6, 3921, …], "labels": [-100, …, 2]}
+    {"input_ids": [6, 3921, …], "labels": [-100, …, 2], "weights": [1.0, …]}
 
 Labels stand at the place of their own token, as everywhere in Hugging Face's and MindFormers' files; -100
 marks what is not learnt. A row of a MindRecord file is one of these. Without either every token is learnt.
@@ -8,6 +8,7 @@ marks what is not learnt. A row of a MindRecord file is one of these. Without ei
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from telechat.data.families.fields import RowValue
@@ -43,7 +44,7 @@ def read(row: RowValue) -> TokenRow:
         mask = _integers(row, "loss_mask")
         _same_length("loss_mask", mask, ids)
         learnt = tuple(mark != 0 for mark in mask)
-    return TokenRow(ids, learnt)
+    return TokenRow(ids, learnt, _weights(row, ids))
 
 
 def _integers(row: RowValue, name: str) -> tuple[int, ...]:
@@ -56,6 +57,18 @@ def _integers(row: RowValue, name: str) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _same_length(name: str, values: tuple[int, ...], ids: tuple[int, ...]) -> None:
+def _weights(row: RowValue, ids: tuple[int, ...]) -> tuple[float, ...] | None:
+    """What scales the loss of each token."""
+    value: Any = row.get("weights")
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(number, (int, float)) for number in value):
+        raise RowProblem("the field weights must be a list of numbers.")
+    _same_length("weights", value, ids)
+    return tuple(map(float, value))
+
+
+def _same_length(name: str, values: Sequence[float], ids: tuple[int, ...]) -> None:
     if len(values) != len(ids):
         raise RowProblem(f"{name} has {len(values)} entries and input_ids {len(ids)}.")
