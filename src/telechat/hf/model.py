@@ -22,8 +22,10 @@ from telechat.hf.cache import HostedCache
 from telechat.hf.chat import ChatMixin
 from telechat.hf.config import HUB_ARGUMENTS, TelechatConfig
 from telechat.hf.decoder import HostedDecoder, LateAttention
+from telechat.hf.packed import is_packed_folder, load_packed
 from telechat.layers.moe import Router
-from telechat.models import TeleChatConfig, Trace
+from telechat.layers.quantized import QuantizedLinear
+from telechat.models import TeleChatConfig, TeleChatModel, Trace
 
 # transformers' names of attention forms and ours. None: the caller named none.
 _ATTENTION = {None: "auto", "eager": "reference", "sdpa": "sdpa", "flash_attention_2": "flash"}
@@ -67,6 +69,26 @@ class TelechatForCausalLM(ChatMixin, PreTrainedModel, GenerationMixin):
 
     _decoder: HostedDecoder
 
+    def adopt(self, model: TeleChatModel) -> None:
+        """Take another model's modules in the place of our own, which may be on `meta`."""
+        self._decoder.transformer = self.transformer = model.transformer
+        if model.has_own_head:
+            self.lm_head = model.lm_head
+        else:
+            self.lm_head.weight = model.output_weight  # type: ignore[assignment]
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, for plain weights.
+
+        Raises:
+            CheckpointError: the weights are quantised; their folder is what can be copied.
+        """
+        if any(isinstance(module, QuantizedLinear) for module in self.modules()):
+            raise CheckpointError(
+                "A quantised model is not saved from here.", hint=f"Copy {self.config.name_or_path}."
+            )
+        return super().save_pretrained(*args, **kwargs)
+
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str], *model_args: Any, **kwargs: Any) -> Any:
         """As in transformers, but a tensor that is missing or extra is an error, never filled in or ignored.
@@ -80,6 +102,9 @@ class TelechatForCausalLM(ChatMixin, PreTrainedModel, GenerationMixin):
         kwargs.pop("trust_remote_code", None)  # transformers would run the folder's custom_generate
         wants_info = kwargs.pop("output_loading_info", False)
         config, kwargs = _complete_config(os.fspath(name), kwargs.pop("config", None), kwargs)
+        if is_packed_folder(os.fspath(name)):
+            packed = load_packed(cls, os.fspath(name), config, kwargs)
+            return (packed, {"missing_keys": [], "unexpected_keys": []}) if wants_info else packed
         model, info = super().from_pretrained(
             name, *model_args, config=config, output_loading_info=True, **kwargs
         )
