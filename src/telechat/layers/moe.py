@@ -77,8 +77,8 @@ class Router(nn.Module):
         """1 where an assignment fits its expert's capacity, else 0; first choices first, then token order."""
         N, k = experts_Nk.shape
         num_real = real_N.sum(dtype=torch.float64)
-        factor = self.config.capacity_factor / self.config.num_experts
-        capacity = torch.minimum(num_real, torch.ceil(k * num_real * factor))
+        wanted = k * num_real * self.config.capacity_factor / self.config.num_experts
+        capacity = torch.minimum(num_real, wanted.ceil())
         by_choice = experts_Nk.T.reshape(-1)  # all first choices, then all second choices, …
         real = real_N.repeat(k)
         taken = (nn.functional.one_hot(by_choice, self.config.num_experts) * real[:, None]).cumsum(0)

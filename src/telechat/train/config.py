@@ -365,12 +365,8 @@ class TrainConfig:
     seed: int = 1234
 
     def __post_init__(self) -> None:
-        if self.preference and (self.batch.packing or self.data.mode != "default"):
-            raise ConfigError(
-                "preference compares whole answers: batch.packing must be false and data.mode default."
-            )
-        if self.preference and self.z_loss:
-            raise ConfigError("z_loss belongs to plain training; the losses of preference have none.")
+        if self.preference:
+            self._check_preference()
         if self.neftune_alpha < 0 or self.z_loss < 0:
             raise ConfigError("neftune_alpha and z_loss must not be negative.")
         if self.neftune_alpha and self.parallel.tp * self.parallel.cp > 1:
@@ -378,3 +374,16 @@ class TrainConfig:
                 f"neftune_alpha needs whole rows on one process; the layout has tp {self.parallel.tp} and "
                 f"cp {self.parallel.cp}."
             )
+
+    def _check_preference(self) -> None:
+        """Refuse settings that learning from preferences does not obey."""
+        idle = {
+            "batch.packing": self.batch.packing,
+            "data.mode": self.data.mode != "default",
+            "data.loss_on": self.data.loss_on != "answers",
+            "data.cache": self.data.cache,
+            "z_loss": self.z_loss,
+        }
+        for name, is_set in idle.items():
+            if is_set:
+                raise ConfigError(f"preference compares whole answers; {name} does not go with it.")

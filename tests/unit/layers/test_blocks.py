@@ -139,6 +139,21 @@ class TestMixture:
         collapsed = router(torch.eye(4)[:1].expand(4, 4))
         assert collapsed.aux_loss.item() == pytest.approx(0.04, rel=1e-5)
 
+    def test_padding_counts_for_neither_capacity_nor_balance(self) -> None:
+        block = mixture(capacity_factor=0.75).train()
+        x, routed = torch.randn(6, 8), []
+        expected = block(x, routed)
+        places = torch.tensor([1, 2, 4, 5, 6, 9])  # padding before, between and after
+        padded, is_real = torch.randn(12, 8), torch.zeros(12, dtype=torch.bool)
+        padded[places], is_real[places] = x, True
+        got = block(padded, routed, is_real)
+        torch.testing.assert_close(got[places], expected)
+        assert (routed[0].weights == 0).any() and not routed[1].weights[~is_real].any()
+        torch.testing.assert_close(routed[1].aux_loss, routed[0].aux_loss)
+        nothing: list = []
+        block(padded, nothing, torch.zeros(12, dtype=torch.bool))
+        assert nothing[0].aux_loss == 0
+
     def test_router_stays_in_fp32(self) -> None:
         """Under autocast and with bf16 weights the choice is that of fp32 arithmetic."""
         block = mixture().eval()

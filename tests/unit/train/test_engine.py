@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.unit.train.test_loop import tiny_model
+from tests.unit.train.test_loop import TINY, tiny_model
 
+from telechat.layers.moe import MoeConfig
 from telechat.train.batch import IGNORED, Batch
 from telechat.train.config import OptimizerSection
 from telechat.train.engine import LocalEngine
@@ -105,3 +106,39 @@ def test_a_fresh_state_equals_that_after_a_step_in_names_and_shapes() -> None:
     after = {n: {k: v.shape for k, v in s.items()} for n, s in trained.optimizers.state().items()}
     assert fresh == after
     assert set(of.state()["model"]) == {name for name, _ in of.model.named_parameters()}
+
+
+def test_a_mixture_does_not_see_padding() -> None:
+    """Rows and columns of padding change neither the balancing loss nor what an expert's capacity drops."""
+    moe = MoeConfig(num_experts=4, num_experts_per_token=2, aux_loss_factor=0.5, capacity_factor=0.75)
+    config = TINY.replace(moe=moe)
+
+    def trained(length: int, empty: int) -> tuple[float, dict[str, torch.Tensor]]:
+        of = LocalEngine(tiny_model(config), CrossEntropy(), OptimizerSection(), "fp32")
+        batch = packed_batch([[row] for row in ROWS] + [[]] * empty, length=length)
+        return float(of.backward([batch]).mean), gradients(of)
+
+    loss, expected = trained(7, 0)
+    padded_loss, got = trained(16, 5)
+    assert padded_loss == pytest.approx(loss, rel=1e-5)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_the_balancing_loss_is_for_training_only() -> None:
+    losses = []
+    for factor in (0.0, 5.0):
+        moe = MoeConfig(num_experts=4, num_experts_per_token=2, aux_loss_factor=factor)
+        of = LocalEngine(tiny_model(TINY.replace(moe=moe)), CrossEntropy(), OptimizerSection(), "fp32")
+        batch = rows_batch(ROWS, length=8)
+        losses.append([float(of.evaluate([batch]).mean), float(of.backward([batch]).mean)])
+    assert losses[0][0] == losses[1][0] == pytest.approx(losses[0][1])
+    assert losses[1][1] > losses[0][1] + 5
+
+
+def test_z_loss_is_added() -> None:
+    of = LocalEngine(tiny_model(), CrossEntropy(z_loss=0.1), OptimizerSection(), "fp32")
+    batch = rows_batch(ROWS[:1], length=6)
+    logits = of.model(batch.ids)[0, :-1].detach()
+    expected = engine().evaluate([batch]).mean + 0.1 * logits.logsumexp(-1).square().mean()
+    torch.testing.assert_close(of.evaluate([batch]).mean, expected)
