@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 # Called with whether to wait for an order; without waiting, it may return none.
 Receive = Callable[[bool], Sequence[Order]]
 
-# Each delta costs whoever passes it on to a client about 0.1 ms: so many a second are a tenth of a core.
-DELTAS_PER_SECOND = 1000.0
+# Each delta costs whoever passes it on to a client about 0.1 ms: so many a second are a twentieth of a core.
+DELTAS_PER_SECOND = 600.0
 
 
 class EngineClosedError(TelechatError):
