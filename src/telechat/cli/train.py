@@ -8,17 +8,42 @@ from pathlib import Path
 from telechat.cli.parser import CommandParser
 
 EXAMPLES = (
-    "telechat train --config recipes/demo.yaml",
-    "telechat train --config recipes/demo.yaml --schedule.total-steps 10 --output.folder runs/try",
+    "telechat train --config recipes/sft.yaml",
+    "telechat train --config recipes/lora.yaml --schedule.total-steps 10 --output.folder runs/try",
 )
 LOG_LEVEL = "info"
+
+# Flags of the original commands -> the recipe's fields they are short for.
+_SHORT = {
+    "on_bad_row": "data.on_bad_row",
+    "engine": "parallel.engine",
+    "zero_stage": "parallel.zero_stage",
+    "offload": "parallel.offload",
+}
 
 
 def add_arguments(parser: CommandParser) -> None:
     """Declare the options of `telechat train`."""
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the recipe, a YAML file")
     parser.add_argument(
+        "--dry-run", action="store_true", help="print the recipe with all fields and flags, and train nothing"
+    )
+    parser.add_argument(
         "--on-bad-row", choices=("skip", "stop"), help="at malformed rows; short for --data.on-bad-row"
+    )
+    parser.add_argument(
+        "--engine", choices=("torch", "deepspeed"), help="of several processes; short for --parallel.engine"
+    )
+    parser.add_argument(
+        "--zero-stage",
+        choices=("0", "1", "2", "3"),
+        help="what data-parallel processes divide; short for --parallel.zero-stage",
+    )
+    parser.add_argument(
+        "--offload",
+        action="store_const",
+        const="true",
+        help="keep weights and optimiser in the host's memory; short for --parallel.offload true",
     )
     from telechat.config import dotted_keys
     from telechat.train.config import TrainConfig
@@ -27,14 +52,21 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument_group(
         "fields of the recipe",
         "--section.key value replaces a field, --key value one without a section: "
-        "--schedule.warmup-steps 100, --seed 7",
+        "--schedule.warmup-steps 100, --attention sdpa",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Hand over to the trainer."""
+    short = {field: value for name, field in _SHORT.items() if (value := getattr(args, name)) is not None}
+    overrides = {**short, **args.overrides}
+    if args.dry_run:
+        from telechat.config import load_config, to_yaml
+        from telechat.train.config import TrainConfig
+
+        print(to_yaml(load_config(TrainConfig, args.config, overrides)), end="")
+        return 0
     from telechat.train.run import main
 
-    short = {} if args.on_bad_row is None else {"data.on_bad_row": args.on_bad_row}
-    main(str(args.config), {**short, **args.overrides})
+    main(str(args.config), overrides)
     return 0
