@@ -25,6 +25,7 @@ from telechat.data.samples import SampleSet
 from telechat.data.sequences import Encoded, SequenceBuilder
 from telechat.data.sources import Source, read_sources
 from telechat.data.store import cached_samples, fingerprint
+from telechat.errors import ConfigError
 from telechat.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,11 @@ def _load(sources: Sequence[Source], tokenizer: Tokenizer, settings: _Settings) 
     reader = RecordReader(books, settings.on_bad_row)
     max_length = settings.max_length
     if settings.mode == "official":
+        if settings.loss_on == "all":
+            raise ConfigError(
+                "The official mode has a loss mask of its own; loss_on is 'all'.",
+                hint="For TeleChat1 rows, official.with_loss_mask false learns every token.",
+            )
         return load_official(
             sources,
             reader,

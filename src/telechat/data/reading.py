@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from telechat.data.accounting import MALFORMED, Accounting
 from telechat.data.files import read_file
-from telechat.data.recognise import Recognised, recognise_rows
+from telechat.data.recognise import ROWS_LOOKED_AT, Recognised, recognise_rows
 from telechat.data.records import Record
 from telechat.data.rows import BadRow, Row, RowProblem
 from telechat.data.sources import Source
@@ -119,7 +119,7 @@ class RecordReader:
             ConfigError: an unreadable or empty file, unknown rows, or (on_bad_row `stop`) a malformed row.
         """
         rows = read_file(source.path)
-        looked_at = list(itertools.islice(rows, 100))
+        looked_at = list(itertools.islice(rows, ROWS_LOOKED_AT))
         found = self.recognised[source.path] = recognise_rows(looked_at, source.path)
         self.books.files[str(source.path)] = str(found)
         for number, row in enumerate(itertools.chain(looked_at, rows), 1):

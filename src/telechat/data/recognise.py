@@ -23,7 +23,7 @@ from telechat.data.records import Record
 from telechat.data.rows import BadRow, Row
 from telechat.errors import ConfigError
 
-_ROWS_LOOKED_AT = 100
+ROWS_LOOKED_AT = 100
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def recognise_rows(rows: Iterable[Row | BadRow], path: object) -> Recognised:
     """
     first: Row | BadRow | None = None
     for number, row in enumerate(rows):
-        if number == _ROWS_LOOKED_AT:
+        if number == ROWS_LOOKED_AT:
             break
         first = first or row
         found = recognise_row(row.value) if isinstance(row, Row) else None

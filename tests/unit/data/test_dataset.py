@@ -280,6 +280,17 @@ def test_files_of_several_kinds_are_read_together(write_rows: WriteRows, demo_to
         load_samples([chats, rows], demo_tokenizer, max_length=99, mode="official")
 
 
+def test_the_official_mode_has_its_own_mask(write_rows: WriteRows, telechat1_tokenizer: Tokenizer) -> None:
+    with pytest.raises(ConfigError, match="loss mask of its own"):
+        load_samples(
+            write_rows({"input": "q", "output": "a"}),
+            telechat1_tokenizer,
+            max_length=80,
+            mode="official",
+            loss_on="all",
+        )
+
+
 def test_books_of_the_official_mode(write_rows: WriteRows, telechat1_tokenizer: Tokenizer) -> None:
     path = write_rows({"input": "q", "output": "1" * 40}, {"input": "q", "output": "2" * 40})
     settings = OfficialSettings(num_samples=3)

@@ -199,8 +199,8 @@ def test_columns_of_json_text_are_read() -> None:
         ({"messages": []}, "is empty"),
         ({"messages": ["hello"]}, "message 0 is a str"),
         ({"messages": [{"content": "x"}]}, "no role"),
-        ({"messages": [USER, {**BOT, "weight": -1}]}, "weight -1"),
-        ({"messages": [USER, {**BOT, "weight": True}]}, "weight True"),
+        ({"messages": [USER, {**BOT, "weight": -1}]}, "weight of message 1 is -1"),
+        ({"messages": [USER, {**BOT, "weight": True}]}, "weight of message 1 is True"),
         ({"messages": [USER], "tools": "[oops"}, "tools is text that is not JSON"),
         ({"messages": [USER], "tools": {"a": 1}}, "tools is a dict"),
     ],
@@ -258,6 +258,8 @@ def test_pretraining_and_packed() -> None:
         ({"input_ids": ["a"]}, "whole numbers"),
         ({"input_ids": [1, 2], "labels": [2]}, "labels has 1 entries"),
         ({"input_ids": [1, 2], "labels": [2, -100]}, "label 0 is 2 and its token 1"),
+        ({"input_ids": [1, 2], "weights": [1]}, "weights has 1 entries"),
+        ({"input_ids": [1, 2], "weights": [1, float("nan")]}, "one of the weights is nan"),
     ],
 )
 def test_packed_malformed(row: dict[str, Any], problem: str) -> None:

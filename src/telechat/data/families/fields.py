@@ -9,6 +9,7 @@ from typing import Any
 from telechat.data.rows import RowProblem
 
 RowValue = Mapping[str, Any]
+MOST_WEIGHT = 1_000_000  # what is more is a mistake, and would not survive fp16
 
 
 def text_field(row: RowValue, name: str, *, default: str | None = None) -> str:
@@ -76,6 +77,17 @@ def parsed_json(value: Any, what: str) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
         raise RowProblem(f"{what} is text that is not JSON: {error}.") from error
+
+
+def loss_weight(value: Any, what: str) -> float:
+    """A number that scales a loss.
+
+    Raises:
+        RowProblem: something else, or more than `MOST_WEIGHT`.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MOST_WEIGHT:
+        raise RowProblem(f"{what} is {value!r}; it must be a number from 0 to {MOST_WEIGHT:,}.")
+    return float(value)
 
 
 def _is(row: RowValue, name: str) -> str:

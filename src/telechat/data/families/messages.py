@@ -8,10 +8,16 @@ An assistant message may have a `weight`: 0 keeps it as context, another number 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from telechat.data.families.fields import RowValue, list_field, object_of, parsed_json, tools_field
+from telechat.data.families.fields import (
+    RowValue,
+    list_field,
+    loss_weight,
+    object_of,
+    parsed_json,
+    tools_field,
+)
 from telechat.data.records import Conversation, Message
 from telechat.data.rows import RowProblem
 
@@ -35,7 +41,11 @@ def read(row: RowValue) -> Conversation:
     """The messages as they are, calls and tools as objects even where the row holds their JSON text."""
     field = next((name for name in _FIELDS if name in row), "messages")
     messages = read_messages(list_field(row, field))
-    weights = [_weight(message) for message in messages if message["role"] == "assistant"]
+    weights = [
+        loss_weight(message.get("weight", 1), f"the weight of message {number}")
+        for number, message in enumerate(messages)
+        if message["role"] == "assistant"
+    ]
     plain = all(weight == 1 for weight in weights)
     return Conversation(messages, tools_field(row), None if plain else tuple(weights))
 
@@ -57,10 +67,3 @@ def read_messages(values: list[Any]) -> tuple[Message, ...]:
             message["tool_calls"] = parsed_json(message["tool_calls"], f"tool_calls of message {number}")
         messages.append(message)
     return tuple(messages)
-
-
-def _weight(message: Message) -> float:
-    weight = message.get("weight", 1)
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
-        raise RowProblem(f"an assistant message has the weight {weight!r}; it must be a number from 0 on.")
-    return float(weight)

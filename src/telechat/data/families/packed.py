@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from telechat.data.families.fields import RowValue
+from telechat.data.families.fields import RowValue, loss_weight
 from telechat.data.records import TokenRow
 from telechat.data.rows import RowProblem
 
@@ -63,10 +63,10 @@ def _weights(row: RowValue, ids: tuple[int, ...]) -> tuple[float, ...] | None:
     value = value.tolist() if hasattr(value, "tolist") else value
     if value is None:
         return None
-    if not isinstance(value, list) or not all(isinstance(number, (int, float)) for number in value):
+    if not isinstance(value, list):
         raise RowProblem("the field weights must be a list of numbers.")
     _same_length("weights", value, ids)
-    return tuple(map(float, value))
+    return tuple(loss_weight(number, "one of the weights") for number in value)
 
 
 def _same_length(name: str, values: Sequence[float], ids: tuple[int, ...]) -> None:
