@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,6 @@ from telechat.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 Mode = Literal["default", "official"]
-MODES: tuple[str, ...] = get_args(Mode)
 PADDING_IN_ROWS = "padding in packed rows"
 
 

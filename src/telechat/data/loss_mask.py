@@ -7,14 +7,13 @@ both generations; `answers` leaves out of it what the model is never asked to wr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 from telechat.tokenizer import SpecialTokens
 
 LossOn = Literal["answers", "turns", "all"]
 """`answers`: the assistant's text and `<_end>`. `turns`: also `<_bot>` and every `<_user>`, as the official
 scripts. `all`: every token."""
-LOSS_ON: tuple[str, ...] = get_args(LossOn)
 
 
 def answer_spans(ids: Sequence[int], special: SpecialTokens) -> list[tuple[int, int]]:

@@ -20,7 +20,6 @@ from telechat.data.mixing import copies_per_row, used_sequences
 from telechat.data.reading import Books, OnBadRow, RecordReader
 from telechat.data.records import Preference
 from telechat.data.rows import RowProblem
-from telechat.data.samples import BatchArrays, fill_batch
 from telechat.data.sequences import Encoded, SequenceBuilder, Sequences
 from telechat.data.sources import Source, read_sources
 from telechat.tokenizer import Tokenizer
@@ -52,32 +51,6 @@ class PreferenceSet:
     def is_paired(self) -> bool:
         """Rows are pairs."""
         return self.labels is None
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each row's longer sequence."""
-        longest: list[int] = self.sequences.lengths.reshape(len(self), -1).max(axis=1).tolist()
-        return longest
-
-    def batch(
-        self, rows: Sequence[int], *, pad_id: int, num_rows: int | None = None, length: int | None = None
-    ) -> BatchArrays:
-        """The rows as one batch.
-
-        For pairs B is twice the number of rows: the upper half holds the chosen answers, the lower half the
-        rejected ones, in the same order.
-
-        Args:
-            rows: numbers of pairs, or of judged answers.
-            pad_id, length: as `SampleSet.batch`.
-            num_rows: rows of padding are added up to this number (of each half, for pairs).
-        """
-        padding: list[list[int]] = [[] for _ in range(max(0, (num_rows or 0) - len(rows)))]
-        if self.is_paired:
-            members = [[2 * row] for row in rows] + padding + [[2 * row + 1] for row in rows] + padding
-        else:
-            members = [[row] for row in rows] + padding
-        return fill_batch(self.sequences, members, pad_id=pad_id, length=length)
 
     def mismatched(self, *, max_length: int, seed: int) -> Sequences:
         """For each judged answer its prompt with some other row's answer, for KTO's baseline.

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from telechat.data.accounting import MALFORMED, Accounting
 from telechat.data.files import read_file
@@ -21,7 +21,6 @@ from telechat.errors import ConfigError
 log = logging.getLogger(__name__)
 
 OnBadRow = Literal["skip", "stop"]
-ON_BAD_ROW: tuple[str, ...] = get_args(OnBadRow)
 _BAD_ROWS_KEPT = 100
 _BAD_ROWS_LOGGED = 10
 _ROWS_PER_LINE_OF_LOG = 20_000

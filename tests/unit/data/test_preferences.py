@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from telechat.data.preferences import load_preferences
-from telechat.data.samples import BatchArrays, fill_batch
+from telechat.data.samples import fill_batch
+from telechat.data.sequences import Sequences
 from telechat.errors import ConfigError
 from telechat.tokenizer import Tokenizer
 
@@ -34,25 +35,19 @@ VOTES = [
 ]
 
 
-def targets(batch: BatchArrays, tokenizer: Tokenizer) -> list[str]:
+def answers_of(sequences: Sequences, numbers: list[int], tokenizer: Tokenizer) -> list[str]:
+    """What is learnt of each sequence."""
+    batch = fill_batch(sequences, [[number] for number in numbers], pad_id=3)
     return [tokenizer.decode(row[row != -100].tolist()) for row in batch.targets]
 
 
-def test_pairs_give_chosen_then_rejected(write_rows: WriteRows, demo_tokenizer: Tokenizer) -> None:
+def test_pairs_alternate_chosen_and_rejected(write_rows: WriteRows, demo_tokenizer: Tokenizer) -> None:
     pairs = load_preferences(write_rows(*PAIRS), demo_tokenizer, max_length=99, paired=True)
-    batch = pairs.batch([1, 0], pad_id=3)
     # Only the answer itself is learnt, not the earlier turn.
-    assert targets(batch, demo_tokenizer) == ["更好<_end>", "好<_end>", "差<_end>", "坏得多<_end>"]
+    answers = answers_of(pairs.sequences, [0, 1, 2, 3], demo_tokenizer)
+    assert answers == ["好<_end>", "坏得多<_end>", "更好<_end>", "差<_end>"]
     assert len(pairs) == 2 and pairs.is_paired and pairs.labels is None
-    assert pairs.lengths == pairs.sequences.lengths.reshape(2, 2).max(axis=1).tolist()
     assert pairs.accounting.tokens_read == len(pairs.sequences.ids)
-
-
-def test_rows_of_padding_go_into_both_halves(write_rows: WriteRows, demo_tokenizer: Tokenizer) -> None:
-    pairs = load_preferences(write_rows(*PAIRS), demo_tokenizer, max_length=99, paired=True)
-    batch = pairs.batch([0, 1], pad_id=3, num_rows=3, length=99)
-    assert batch.ids.shape == (6, 99)
-    assert [(row >= 0).any() for row in batch.segments] == [True, True, False] * 2
 
 
 def test_prompt_lengths_end_before_the_answer(write_rows: WriteRows, demo_tokenizer: Tokenizer) -> None:
@@ -77,26 +72,26 @@ def test_weighted_pairs_stay_together(write_rows: WriteRows, demo_tokenizer: Tok
 def test_judged_answers_keep_their_labels(write_rows: WriteRows, demo_tokenizer: Tokenizer) -> None:
     votes = load_preferences(write_rows(*VOTES), demo_tokenizer, max_length=99, paired=False)
     assert votes.labels is not None and votes.labels.tolist() == [True, False, True]
-    assert targets(votes.batch([2, 0], pad_id=3), demo_tokenizer) == ["行<_end>", "好<_end>"]
+    assert answers_of(votes.sequences, [2, 0], demo_tokenizer) == ["行<_end>", "好<_end>"]
 
 
 def test_a_pair_counts_as_a_good_and_a_bad_answer(write_rows: WriteRows, demo_tokenizer: Tokenizer) -> None:
     votes = load_preferences(write_rows(*PAIRS), demo_tokenizer, max_length=99, paired=False)
     assert votes.labels is not None and votes.labels.tolist() == [True, False, True, False]
-    assert targets(votes.batch([0, 1], pad_id=3), demo_tokenizer) == ["好<_end>", "坏得多<_end>"]
+    assert answers_of(votes.sequences, [0, 1], demo_tokenizer) == ["好<_end>", "坏得多<_end>"]
 
 
 def test_mismatched_answers_belong_to_other_prompts(write_rows: WriteRows, demo_tokenizer: Tokenizer) -> None:
     votes = load_preferences(write_rows(*VOTES), demo_tokenizer, max_length=99, paired=False)
     others = votes.mismatched(max_length=99, seed=1)
     assert others.ids.tolist() == votes.mismatched(max_length=99, seed=1).ids.tolist()
-    batch = fill_batch(others, [[0], [1], [2]], pad_id=3)
-    answers = targets(batch, demo_tokenizer)
+    answers = answers_of(others, [0, 1, 2], demo_tokenizer)
     assert sorted(answers) == sorted(["行<_end>", "好<_end>", "坏得多<_end>"])
-    matched = votes.batch([0, 1, 2], pad_id=3)
-    assert all(map(str.__ne__, answers, targets(matched, demo_tokenizer)))
+    own = answers_of(votes.sequences, [0, 1, 2], demo_tokenizer)
+    assert all(map(str.__ne__, answers, own))
     for row, length in enumerate(votes.prompt_lengths.tolist()):
-        assert batch.ids[row, :length].tolist() == matched.ids[row, :length].tolist()
+        prompts = [one.ids[one.span(row)][:length].tolist() for one in (others, votes.sequences)]
+        assert prompts[0] == prompts[1]
     longest = int(votes.prompt_lengths.max()) + 1
     assert votes.mismatched(max_length=longest, seed=1).lengths.max() == longest
 

@@ -6,11 +6,12 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from telechat.cli.main import main
-from telechat.data.loss_mask import LOSS_ON
+from telechat.data.loss_mask import LossOn
 from telechat.data.recognise import FAMILIES, recognise_row
 from telechat.data.sources import read_sources
 
@@ -48,7 +49,7 @@ def test_the_mixing_file_is_one(tmp_path: Path) -> None:
 
 def test_every_choice_of_loss_is_described() -> None:
     described = re.findall(r"^\| `(\w+)`", PAGE.split("## What is learnt")[1].split("\n## ")[0], re.MULTILINE)
-    assert tuple(described) == LOSS_ON
+    assert tuple(described) == get_args(LossOn)
 
 
 def test_the_commands_run(
