@@ -118,6 +118,7 @@ class TelechatForCausalLM(ChatMixin, PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
@@ -133,6 +134,7 @@ class TelechatForCausalLM(ChatMixin, PreTrainedModel, GenerationMixin):
             attention_mask: 1 for real tokens, [B, past + S].
             position_ids: rotary positions int64 [B or 1, S]; by default the columns.
             past_key_values: keys and values of earlier tokens; grows.
+            inputs_embeds: refused: tokens are looked up here. peft always names the argument.
             labels: int64 [B, S]; each is predicted from the tokens before it, -100 counts for nothing.
             use_cache: return keys and values; by default the config's, and never in training.
             output_attentions: refused: attention runs fused and keeps no weights.
@@ -147,6 +149,8 @@ class TelechatForCausalLM(ChatMixin, PreTrainedModel, GenerationMixin):
         """
         if output_attentions or (output_attentions is None and self.config.output_attentions):
             raise ConfigError("output_attentions is not available: attention weights are not kept.")
+        if inputs_embeds is not None:
+            raise ConfigError("inputs_embeds is not available.", hint="Give input_ids.")
         batch_size, num_new = input_ids.shape
         if use_cache is None:
             use_cache = bool(self.config.use_cache) and not self.training

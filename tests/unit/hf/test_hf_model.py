@@ -180,6 +180,9 @@ def test_forward_options() -> None:
     assert not torch.equal(shifted, full)
     with pytest.raises(ConfigError, match="output_attentions"):
         model(tokens, output_attentions=True)
+    with pytest.raises(ConfigError, match="inputs_embeds"):
+        model(tokens, inputs_embeds=torch.zeros(1, 1, 8))
+    assert torch.equal(model(tokens, inputs_embeds=None).logits, model(tokens).logits)
 
 
 @pytest.mark.parametrize("variant", OFFICIAL)
