@@ -16,7 +16,7 @@ BENCH_ARGS ?=
 OPTIONS ?=
 
 .PHONY: help setup test check lint types pages wheel oracles installs options size format demo-model clean
-.PHONY: bench-peers bench-decode bench-soak bench-load bench-gpu bench-page bench-serve
+.PHONY: bench-peers bench-decode bench-soak bench-load bench-gpu bench-page bench-serve bench-train
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -79,6 +79,10 @@ bench-decode: setup ## decoding, prefill and serving beside llama.cpp and transf
 bench-soak: export PYTHONPATH := src:.
 bench-soak: setup ## memory over 20,000 short requests
 	$(RUN) -m benchmarks.soak $(BENCH_ARGS)
+
+bench-train: export PYTHONPATH := src:.
+bench-train: setup ## training beside Hugging Face's Trainer (15 minutes; BENCH_ARGS=--accelerator: a 7B on one)
+	$(RUN) -m benchmarks.train $(BENCH_ARGS)
 
 bench-load: export PYTHONPATH := src:.
 bench-load: setup ## a whole 7B at int4: seconds to load, memory with a 4K context (some minutes, 5.4 GB of disk)
