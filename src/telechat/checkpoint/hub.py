@@ -29,6 +29,7 @@ from telechat.checkpoint.folder import (
     find_weights,
     is_gptq_file,
 )
+from telechat.checkpoint.foreign import is_foreign
 from telechat.checkpoint.hub_api import HUBS, HUGGINGFACE, Hub, HubFile, Listing, huggingface_home
 from telechat.errors import CheckpointError, HubError, UsageError
 
@@ -71,7 +72,8 @@ def resolve_model(name: str | Path) -> Path:
     """The folder that holds a model.
 
     Args:
-        name: `demo`, an existing folder, or a hub id: `org/name` (from the hub that TELECHAT_HUB names, else
+        name: `demo`, an existing folder, a checkpoint in any format that `formats` opens (then the folder is
+            a reference to it), or a hub id: `org/name` (from the hub that TELECHAT_HUB names, else
             Hugging Face), `huggingface:org/name` or `modelscope:org/name`. Ids are downloaded once and kept
             under TELECHAT_CACHE (~/.cache/telechat); a copy in Hugging Face's own cache is used where there
             is one.
@@ -84,6 +86,11 @@ def resolve_model(name: str | Path) -> Path:
     if text == DEMO:
         return demo_folder()
     path = Path(text).expanduser()
+    if is_foreign(path):
+        # Needs torch, which the commands that only want a tokenizer do without.
+        from telechat.checkpoint.formats.reference import reference_folder
+
+        return reference_folder(path)
     if path.is_dir():
         return path
     if path.is_file():

@@ -37,6 +37,8 @@ _SAFETENSORS_DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+# In a folder that stands for a checkpoint elsewhere (`formats.reference`).
+NOTE = "telechat-source.json"
 _READERS = 4
 _LEAST_SHARE_BYTES = 4 << 20
 # Over what torch's reader of pickles stumbles depends on the damaged bytes.
@@ -117,6 +119,11 @@ def open_weights(folder: str | Path) -> StoredWeights:
     Raises:
         CheckpointError: no weights, a file missing, truncated or damaged, or one that would run code.
     """
+    if (Path(folder) / NOTE).is_file():
+        # The formats are made of this module's parts.
+        from telechat.checkpoint.formats.reference import ReferencedWeights
+
+        return ReferencedWeights(Path(folder))
     return StoredWeights(find_weights(Path(folder)))
 
 

@@ -6,6 +6,7 @@ at a time.
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -90,24 +91,33 @@ def open_dcp(folder: Path, raw: Mapping[str, Any]) -> Checkpoint:
     Raises:
         CheckpointError: damaged, or no weights in it.
     """
-    try:
-        metadata: Metadata = FileSystemReader(folder).read_metadata()
-    except (OSError, CheckpointException, ValueError, EOFError) as error:
-        raise CheckpointError(f"{folder / METADATA} is damaged: {error}.") from error
-    entries = metadata.state_dict_metadata
-    prefix = _MODEL if any(key.startswith(_MODEL) for key in entries) else ""
-    opened = _Folder(folder)
-    stored = {
-        key.removeprefix(prefix): _DcpTensor(opened, key, entry)
-        for key, entry in entries.items()
-        if key.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
-    }
+    everything = stored_tensors(folder)
+    prefix = _MODEL if any(key.startswith(_MODEL) for key in everything) else ""
+    stored = {key.removeprefix(prefix): t for key, t in everything.items() if key.startswith(prefix)}
     if not stored:
         raise CheckpointError(f"{folder.name} holds no weights.")
     checkpoint = open_named(stored, raw, folder.name, folder)
     return Checkpoint(
         config=checkpoint.config, tensors=checkpoint.tensors, folder=folder, format="training checkpoint"
     )
+
+
+def stored_tensors(folder: Path) -> dict[str, LazyTensor]:
+    """All tensors of a folder, an optimiser's too, by their keys.
+
+    Raises:
+        CheckpointError: damaged.
+    """
+    try:
+        metadata: Metadata = FileSystemReader(folder).read_metadata()
+    except (OSError, CheckpointException, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{folder / METADATA} is damaged: {error}.") from error
+    opened = _Folder(folder)
+    return {
+        key: _DcpTensor(opened, key, entry)
+        for key, entry in metadata.state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
 
 
 class _LazyPlanner(DefaultSavePlanner):

@@ -41,7 +41,11 @@ def open_gguf(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path.name} is of the architecture {architecture!r}; llama can be read.")
     config = _config(path, file.metadata, file.tensors)
     tensors = from_gguf({name: _numbers(stored) for name, stored in file.tensors.items()}, config, path.name)
-    return Checkpoint(config=config, tensors=tensors, folder=path.parent, format="GGUF file")
+    plain = {key: value for key, value in file.metadata.items() if key != ORIGIN_KEY}
+    declared = _config(path, plain, file.tensors)
+    return Checkpoint(
+        config=config, tensors=tensors, folder=path.parent, format="GGUF file", runs_as=declared
+    )
 
 
 def _numbers(stored: Stored) -> LazyTensor:

@@ -11,7 +11,7 @@ import torch
 
 from telechat.checkpoint.folder import CONFIG, LAYOUTS, SAFETENSORS_INDEX, read_json
 from telechat.checkpoint.formats.lazy import FileTensor, HeldTensor, LazyTensor, same_numbers
-from telechat.checkpoint.formats.safetensors_file import plan_safetensors
+from telechat.checkpoint.formats.safetensors_file import plan_safetensors, read_safetensors
 from telechat.checkpoint.formats.table import Checkpoint, fit_table
 from telechat.checkpoint.formats.writing import FilePlan, TargetPlan
 from telechat.checkpoint.loader import config_from
@@ -70,6 +70,13 @@ def lazy_tensors(weights: StoredWeights) -> dict[str, LazyTensor]:
             pickles[stored.file] = load_pickle(stored.file)
         tensors[name] = HeldTensor(pickles[stored.file][name], stored.file)
     return tensors
+
+
+def read_file(path: Path) -> dict[str, LazyTensor]:
+    """The tensors of one file, pickled or safetensors, by their names on disk."""
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    return {name: HeldTensor(tensor, path) for name, tensor in load_pickle(path).items()}
 
 
 def _in_file(stored: StoredTensor, offset: int) -> FileTensor:

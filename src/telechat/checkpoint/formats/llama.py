@@ -220,7 +220,8 @@ def open_llama(folder: Path) -> Checkpoint:
     raw = read_json(folder / CONFIG)
     config = read_llama_config(raw)
     tensors = from_llama(lazy_tensors(open_weights(folder)), config, folder.name)
-    return Checkpoint(config=config, tensors=tensors, folder=folder, format="Llama folder")
+    declared = read_llama_config({key: value for key, value in raw.items() if key != ORIGIN})
+    return Checkpoint(config=config, tensors=tensors, folder=folder, format="Llama folder", runs_as=declared)
 
 
 def read_llama_config(raw: Mapping[str, Any]) -> TeleChatConfig:

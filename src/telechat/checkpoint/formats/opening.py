@@ -11,8 +11,6 @@ from typing import Any
 
 from telechat.checkpoint.folder import CONFIG, LAYOUTS, read_json
 from telechat.checkpoint.formats import dcp, gguf_reading, hf, llama, mindspore
-from telechat.checkpoint.formats.lazy import HeldTensor, LazyTensor
-from telechat.checkpoint.formats.safetensors_file import read_safetensors
 from telechat.checkpoint.formats.table import Checkpoint
 from telechat.checkpoint.headers import read_header
 from telechat.checkpoint.loader import config_from
@@ -20,7 +18,6 @@ from telechat.checkpoint.mindspore.container import SUFFIX
 from telechat.checkpoint.mindspore.naming import is_mindspore
 from telechat.checkpoint.mindspore.ranks import file_of, find_ranks, read_file
 from telechat.checkpoint.mindspore.run_config import read_run_config
-from telechat.checkpoint.weights import load_pickle
 from telechat.errors import CheckpointError
 from telechat.models import TeleChatConfig
 
@@ -45,19 +42,22 @@ def open_checkpoint(path: Path, *, config: Path | None = None, strategy: Path | 
     if strategy is not None and kind != mindspore.NAME:
         raise CheckpointError(f"{path.name} is no sliced MindSpore checkpoint.", hint="Leave --strategy out.")
     if kind == "gguf":
-        return gguf_reading.open_gguf(path)
+        return gguf_reading.open_gguf(path if path.is_file() else _only_file(path))
     folder = path if path.is_dir() else path.parent
     if kind == llama.NAME:
         return llama.open_llama(folder)
     raw = _config_for(path, config)
     if kind == mindspore.NAME:
-        names = read_file(path if path.is_file() else _any_file(path))
-        shapes = {name: value.tensor.shape for name, value in names.items()}
+        shapes = {
+            name: value.tensor.shape
+            for file in _telling_files(path)
+            for name, value in read_file(file).items()
+        }
         return mindspore.open_mindspore(path, _config(raw, shapes), strategy, folder=folder)
     if kind == dcp.NAME:
         return dcp.open_dcp(path, raw)
     if path.is_file():
-        return hf.open_named(_tensors(path), raw, path.name, folder)
+        return hf.open_named(hf.read_file(path), raw, path.name, folder)
     return hf.open_hf(path, raw)
 
 
@@ -73,7 +73,7 @@ def kind_of(path: Path) -> str:
         if path.suffix == SUFFIX:
             return mindspore.NAME
         if path.suffix in (".safetensors", *_PICKLES):
-            return _kind_by_names(_tensors(path), path)
+            return _kind_by_names(hf.read_file(path), path)
         raise CheckpointError(
             f"{path.name} is no checkpoint.", hint=f"Known are {SUFFIX}, .safetensors, .bin and {GGUF} files."
         )
@@ -83,9 +83,9 @@ def kind_of(path: Path) -> str:
         return mindspore.NAME
     if any((path / name).is_file() for name in LAYOUTS):
         return _kind_of_folder(path)
-    names = [child for child in sorted(path.iterdir()) if child.suffix == SUFFIX]
-    if names:
-        return mindspore.NAME
+    suffixes = {child.suffix for child in path.iterdir() if child.is_file()}
+    if SUFFIX in suffixes or GGUF in suffixes:
+        return mindspore.NAME if SUFFIX in suffixes else "gguf"
     if (path / CONFIG).is_file():
         return hf.NAME  # whose error says what is missing
     raise CheckpointError(f"{path} holds no checkpoint.", hint="Name a model folder, or a checkpoint file.")
@@ -105,15 +105,19 @@ def _kind_by_names(names: Iterable[str], path: Path) -> str:
     return llama.NAME if config.is_file() and llama.is_llama(read_json(config)) else hf.NAME
 
 
-def _tensors(path: Path) -> Mapping[str, LazyTensor]:
-    if path.suffix in _PICKLES:
-        return {name: HeldTensor(tensor, path) for name, tensor in load_pickle(path).items()}
-    return read_safetensors(path)
+def _only_file(folder: Path) -> Path:
+    files = sorted(folder.glob(f"*{GGUF}"))
+    if len(files) > 1:
+        raise CheckpointError(f"{folder} holds {len(files)} GGUF files.", hint="Name one of them.")
+    return files[0]
 
 
-def _any_file(path: Path) -> Path:
-    ranks = find_ranks(path)
-    return file_of(ranks[0] if ranks else path)
+def _telling_files(path: Path) -> list[Path]:
+    """Files that together have all kinds of tensors: of several ranks, the first and the last stage's."""
+    if path.is_file():
+        return [path]
+    ranks = find_ranks(path) or [path]
+    return [file_of(folder) for folder in dict.fromkeys((ranks[0], ranks[-1]))]
 
 
 def _config_for(path: Path, named: Path | None) -> dict[str, Any]:
@@ -146,10 +150,7 @@ def read_model_config(path: Path) -> TeleChatConfig:
 
 def _config(raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> TeleChatConfig:
     """The config completed from what MindSpore's names say: is the head tied, how many experts are there."""
-    names = {name: shape for name, shape in shapes.items() if name == "lm_head.weight"}
-    if not names and shapes:
-        # A rank of the first pipeline stage has no head either; then the config must say it.
-        names = {"model": ()}
+    names: dict[str, tuple[int, ...]] = dict.fromkeys(shapes, ())
     stacked = next((s for name, s in shapes.items() if name.endswith("feed_forward.ffn.w2.bias")), None)
     if stacked is not None:
         names[f"transformer.h.0.mlp.local_experts.{stacked[1] - 1}.down_proj.bias"] = ()

@@ -29,12 +29,15 @@ class Checkpoint:
         tensors: by the names of the parameter table, in its order, shapes and dtypes checked.
         folder: where tokenizer and generation settings lie; None when there is no such place.
         format: what it was read from, in words.
+        runs_as: what another program computes from these files, where they say it in their own words; None
+            where `config` says it.
     """
 
     config: TeleChatConfig
     tensors: dict[str, LazyTensor]
     folder: Path | None
     format: str
+    runs_as: TeleChatConfig | None = None
 
     @property
     def dtype(self) -> torch.dtype:

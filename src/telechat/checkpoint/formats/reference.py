@@ -1,0 +1,124 @@
+"""Checkpoints of any format used as models, without converting them.
+
+A reference is a small folder in the cache that looks like a model's: config.json, tokenizer, generation
+settings, and a note of where the weights are and what they are. Whoever opens its weights reads the
+original, tensor by tensor, under our names; slices of many ranks are joined on the way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from telechat.checkpoint.folder import CONFIG, GENERATION_CONFIG, WeightFiles, read_json
+from telechat.checkpoint.formats.hf import companion_files, json_bytes
+from telechat.checkpoint.formats.lazy import LazyTensor
+from telechat.checkpoint.formats.opening import open_checkpoint
+from telechat.checkpoint.hub import cache_folder
+from telechat.checkpoint.pages import empty_pages
+from telechat.checkpoint.save import folder_config
+from telechat.checkpoint.weights import NOTE, StoredTensor, StoredWeights
+from telechat.errors import CheckpointError
+
+_TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
+
+
+def reference_folder(
+    source: Path,
+    *,
+    config: Path | None = None,
+    strategy: Path | None = None,
+    tokenizer: Path | None = None,
+    generation: Mapping[str, Any] | None = None,
+) -> Path:
+    """A folder that stands for a checkpoint of any format.
+
+    Args:
+        config, strategy: as in `open_checkpoint`.
+        tokenizer: a tokenizer file, or a folder with one; by default what lies beside the weights.
+        generation: settings over those of generation_config.json.
+
+    Raises:
+        CheckpointError, ConfigError: the checkpoint cannot be opened, or there is no such tokenizer.
+    """
+    checkpoint = open_checkpoint(source, config=config, strategy=strategy)
+    files = companion_files(checkpoint.folder) if checkpoint.folder is not None else {}
+    if tokenizer is not None:
+        files = {name: content for name, content in files.items() if name not in _TOKENIZER_FILES}
+        files |= _tokenizer_files(tokenizer)
+    if generation:
+        settings = json.loads(files.get(GENERATION_CONFIG, b"{}"))
+        files[GENERATION_CONFIG] = json_bytes({**settings, **generation})
+    note = {
+        "weights": str(source.resolve()),
+        "config": str(config.resolve()) if config is not None else None,
+        "strategy": str(strategy.resolve()) if strategy is not None else None,
+    }
+    files[CONFIG] = json_bytes(folder_config(checkpoint.config, checkpoint.dtype, None))
+    files[NOTE] = json_bytes(note)
+    key = hashlib.sha256(json.dumps(sorted((n, c.hex()) for n, c in files.items())).encode()).hexdigest()
+    stem = re.sub(r"[^\w.-]", "-", source.resolve().name)
+    folder = cache_folder() / "references" / key[:16] / stem
+    _write(folder, files)
+    return folder
+
+
+def _tokenizer_files(tokenizer: Path) -> dict[str, bytes]:
+    """The files of a tokenizer that the user named."""
+    if tokenizer.is_dir():
+        found = [tokenizer / name for name in _TOKENIZER_FILES if (tokenizer / name).is_file()]
+    else:
+        found = [path for path in (tokenizer, tokenizer.with_name("tokenizer_config.json")) if path.is_file()]
+        if tokenizer not in found:
+            raise CheckpointError(f"There is no tokenizer {tokenizer}.")
+    if not any(path.suffix in (".model", ".json") for path in found):
+        raise CheckpointError(f"{tokenizer} holds no tokenizer.", hint="Name a tokenizer.model.")
+    names = {".model": "tokenizer.model"}
+    return {names.get(path.suffix, path.name): path.read_bytes() for path in found}
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write small files; several processes may do so at once, each the same."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        temporary = folder / f"{name}.{os.getpid()}"
+        temporary.write_bytes(content)
+        temporary.replace(folder / name)
+
+
+class ReferencedWeights(StoredWeights):
+    """The weights that a reference stands for, under the names of the parameter table."""
+
+    def __init__(self, folder: Path) -> None:
+        note = read_json(folder / NOTE)
+        source, config = Path(note["weights"]), note.get("config")
+        checkpoint = open_checkpoint(
+            source,
+            config=Path(config) if config else None,
+            strategy=Path(note["strategy"]) if note.get("strategy") else None,
+        )
+        self._lazy: dict[str, LazyTensor] = checkpoint.tensors
+        paths = sorted(set().union(*(tensor.files() for tensor in self._lazy.values())))
+        self.files = WeightFiles(tuple(paths), {})
+        self.tensors = {
+            name: StoredTensor(name, tensor.shape, tensor.dtype, source)
+            for name, tensor in self._lazy.items()
+        }
+
+    @property
+    def owns_memory(self) -> bool:
+        return True
+
+    def stream(self, wanted: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in self._lazy.items():
+            if name in wanted:
+                memory = empty_pages(tensor.shape, tensor.dtype)
+                tensor.read_into(memory, tuple((0, extent) for extent in tensor.shape))
+                yield name, memory
