@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from telechat.data.accounting import NOTHING_LEARNT, too_long
-from telechat.data.encoding import encode_record
+from telechat.data.encoding_pool import Encoder, open_encoder
 from telechat.data.loss_mask import LossOn
 from telechat.data.mixing import copies_per_row, used_sequences
 from telechat.data.official.samples import load_official
 from telechat.data.official.settings import OfficialSettings
 from telechat.data.packing import pack_arrays, pack_best_fit
-from telechat.data.reading import Books, OnBadRow, RecordReader
+from telechat.data.reading import Books, OnBadRow, ReadRow, RecordReader
 from telechat.data.records import Document, TokenRow
 from telechat.data.rows import RowProblem
 from telechat.data.samples import SampleSet
@@ -46,6 +46,7 @@ def load_samples(
     seed: int = 1234,
     official: OfficialSettings | None = None,
     cache: Path | None = None,
+    num_processes: int = 1,
 ) -> SampleSet:
     """Read files of training rows into samples of at most `max_length` tokens.
 
@@ -67,6 +68,7 @@ def load_samples(
         seed: for rows drawn by weights (and the official shuffle).
         cache: a folder that keeps the encoded samples. The same files and arguments are then encoded once
             (by one process, while others wait) and memory-mapped afterwards.
+        num_processes: processes that encode rows in the default mode; the samples do not depend on it.
 
     Raises:
         ConfigError: missing, unreadable or empty files, unknown rows, a malformed row (`stop`), and when
@@ -76,7 +78,10 @@ def load_samples(
     settings = _Settings(max_length, mode, loss_on, pack, on_bad_row, seed, official or OfficialSettings())
 
     def load() -> SampleSet:
-        return _load(named, tokenizer, settings)
+        if mode == "official":
+            return _load_official(named, tokenizer, settings)
+        with open_encoder(tokenizer, loss_on, num_processes) as encode:
+            return _load(named, tokenizer, settings, encode)
 
     if cache is None:
         samples = load()
@@ -99,30 +104,32 @@ class _Settings:
     official: OfficialSettings
 
 
-def _load(sources: Sequence[Source], tokenizer: Tokenizer, settings: _Settings) -> SampleSet:
+def _load_official(sources: Sequence[Source], tokenizer: Tokenizer, settings: _Settings) -> SampleSet:
+    if settings.loss_on == "all":
+        raise ConfigError(
+            "The official mode has a loss mask of its own; loss_on is 'all'.",
+            hint="For TeleChat1 rows, official.with_loss_mask false learns every token.",
+        )
+    return load_official(
+        sources,
+        RecordReader(Books(), settings.on_bad_row),
+        tokenizer,
+        max_length=settings.max_length,
+        seed=settings.seed,
+        settings=settings.official,
+    )
+
+
+def _load(sources: Sequence[Source], tokenizer: Tokenizer, settings: _Settings, encode: Encoder) -> SampleSet:
     books = Books()
     reader = RecordReader(books, settings.on_bad_row)
     max_length = settings.max_length
-    if settings.mode == "official":
-        if settings.loss_on == "all":
-            raise ConfigError(
-                "The official mode has a loss mask of its own; loss_on is 'all'.",
-                hint="For TeleChat1 rows, official.with_loss_mask false learns every token.",
-            )
-        return load_official(
-            sources,
-            reader,
-            tokenizer,
-            max_length=max_length,
-            seed=settings.seed,
-            settings=settings.official,
-        )
     builder = SequenceBuilder()
     row_starts: list[int] = []  # number of each usable row's first sequence; rows that were cut have several
     per_source: list[npt.NDArray[np.int64]] = []
     for source in sources:
         first_row = len(row_starts)
-        for pieces in _read_pieces(source, reader, tokenizer, settings):
+        for pieces in _read_pieces(encode(reader.read(source)), reader, tokenizer, max_length):
             numbers = [builder.add(piece) for piece in pieces]
             row_starts.append(numbers[0])
         num_rows = len(row_starts) - first_row
@@ -147,20 +154,21 @@ def _load(sources: Sequence[Source], tokenizer: Tokenizer, settings: _Settings) 
 
 
 def _read_pieces(
-    source: Source, reader: RecordReader, tokenizer: Tokenizer, settings: _Settings
+    rows: Iterator[tuple[ReadRow, Encoded | RowProblem]],
+    reader: RecordReader,
+    tokenizer: Tokenizer,
+    max_length: int,
 ) -> Iterator[list[Encoded]]:
     """For each row of a file that can be used, its sequence, or the pieces of a long text."""
     books = reader.books
-    for read in reader.read(source):
-        try:
-            encoded = encode_record(read.record, tokenizer, settings.loss_on)
-        except RowProblem as problem:
-            reader.reject(read.row, problem)
+    for read, encoded in rows:
+        if isinstance(encoded, RowProblem):
+            reader.reject(read.row, encoded)
             continue
         books.tokens_read += len(encoded.ids)
         if isinstance(read.record, TokenRow):
             encoded = _without_padding(encoded, tokenizer.special.pad, books)
-        pieces = _fitting(encoded, settings.max_length, books, may_cut=isinstance(read.record, Document))
+        pieces = _fitting(encoded, max_length, books, may_cut=isinstance(read.record, Document))
         if pieces:
             yield pieces
 

@@ -94,6 +94,7 @@ class DataSection:
             `all`. `official` mode has its own.
         on_bad_row: `stop` at a malformed row, or `skip` and count it.
         cache: a folder that keeps encoded samples, so that they are encoded once; empty for none.
+        processes: how many encode rows, in the default mode; the samples do not depend on it.
         official: further settings of the official mode.
     """
 
@@ -103,7 +104,15 @@ class DataSection:
     loss_on: Literal["answers", "turns", "all"] = "answers"
     on_bad_row: Literal["skip", "stop"] = "stop"
     cache: str = ""
+    processes: int = 1
     official: OfficialSettings = field(default_factory=OfficialSettings)
+
+    def __post_init__(self) -> None:
+        if self.max_length < 2 or self.processes < 1:
+            raise ConfigError(
+                f"data.max_length is {self.max_length} and data.processes {self.processes}; they must be at "
+                "least 2 and 1."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

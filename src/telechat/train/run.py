@@ -154,6 +154,7 @@ def open_feed(config: TrainConfig, file: str, tokenizer: Tokenizer, engine: Trai
         seed=config.seed,
         official=data.official,
         cache=Path(data.cache) if data.cache else None,
+        num_processes=data.processes,
     )
     return Feed(
         samples,

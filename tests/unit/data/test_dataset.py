@@ -271,6 +271,22 @@ def test_the_same_arguments_give_the_same_samples(write_rows: WriteRows, demo_to
     assert first.sequences.ids.tolist() == second.sequences.ids.tolist()
 
 
+def test_several_processes_give_the_same_samples(
+    write_rows: WriteRows, demo_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [chat("问" * (number % 7 + 1), "答" * (number % 5 + 1)) for number in range(150)]
+    rows[70] = chat("", "an empty question")  # only encoding notices
+    path = write_rows(*rows)
+    arguments: dict[str, Any] = {"max_length": 128, "on_bad_row": "skip"}
+    alone = load_samples(path, demo_tokenizer, **arguments)
+    # The rows must not be encoded here.
+    monkeypatch.setattr("telechat.data.encoding_pool.encode_record", None)
+    shared = load_samples(path, demo_tokenizer, **arguments, num_processes=2)
+    assert shared.accounting == alone.accounting and shared.accounting.bad_rows[0].line == 71
+    assert shared.sequences.ids.tolist() == alone.sequences.ids.tolist()
+    assert shared.members.tolist() == alone.members.tolist()
+
+
 def test_files_of_several_kinds_are_read_together(write_rows: WriteRows, demo_tokenizer: Tokenizer) -> None:
     chats = write_rows(chat("a", "b"), name="chats.jsonl")
     rows = write_rows({"input": "q", "output": "a"}, name="rows.jsonl")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from telechat.data import dataset
+from telechat.data import encoding_pool
 from telechat.data.dataset import load_samples
 from telechat.tokenizer import Tokenizer
 
@@ -25,13 +25,13 @@ def chat(question: str, answer: str, **changes: Any) -> dict[str, Any]:
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts how many rows are encoded."""
     calls: list[int] = []
-    original = dataset.encode_record
+    original = encoding_pool.encode_record
 
     def counting(*arguments: Any) -> Any:
         calls.append(1)
         return original(*arguments)
 
-    monkeypatch.setattr(dataset, "encode_record", counting)
+    monkeypatch.setattr(encoding_pool, "encode_record", counting)
     return calls
 
 

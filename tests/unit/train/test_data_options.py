@@ -69,6 +69,22 @@ def test_cache(rows: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert list((tmp_path / "kept").glob("*/ids.npy"))
 
 
+def test_processes(rows: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def pool(processes: int, **others: Any) -> None:
+        asked.append(processes)
+        raise ConfigError("no pool here")
+
+    monkeypatch.setattr("telechat.data.encoding_pool.ProcessPoolExecutor", pool)
+    samples_of(rows, tokenizer)
+    with pytest.raises(ConfigError, match="no pool here"):
+        samples_of(rows, tokenizer, data__processes=3)
+    assert asked == [3]
+    with pytest.raises(ConfigError, match=r"data\.processes 0"):
+        samples_of(rows, tokenizer, data__processes=0)
+
+
 def test_official_settings(rows: Path, tokenizer: Tokenizer) -> None:
     official = {"data__mode": "official", "data__max_length": 64}
     five = samples_of(rows, tokenizer, **official, data__official__num_samples=5)
