@@ -80,6 +80,16 @@ VERBS: tuple[Verb, ...] = (
         summary="write the strategy files of a layout",
     ),
     Verb(
+        words=("checkpoint", "show"),
+        module="telechat.cli.checkpoint_show",
+        summary="show what a checkpoint holds",
+    ),
+    Verb(
+        words=("checkpoint", "verify"),
+        module="telechat.cli.checkpoint_verify",
+        summary="compare two checkpoints and write a certificate",
+    ),
+    Verb(
         words=("data", "demo"),
         module="telechat.cli.data_demo",
         summary="write the demo model's training rows",
@@ -99,6 +109,11 @@ VERBS: tuple[Verb, ...] = (
         words=("tokenizer", "show"),
         module="telechat.cli.tokenizer_show",
         summary="show a vocabulary and its special tokens",
+    ),
+    Verb(
+        words=("template", "diff"),
+        module="telechat.cli.template_diff",
+        summary="find the first token at which two chat formats differ",
     ),
     Verb(
         words=("tokenizer", "encode"),
