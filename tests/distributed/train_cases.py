@@ -22,15 +22,18 @@ from telechat.device import CPU
 from telechat.layers.moe import MoeConfig
 from telechat.layers.rotary import RopeSettings
 from telechat.models import TeleChatConfig, TeleChatModel, build_model, initialise
+from telechat.train.adapters import adapter_config, add_adapters
 from telechat.train.batch import IGNORED, PADDING_SEGMENT, Batch
-from telechat.train.config import OptimizerSection
+from telechat.train.config import LoraSection, OptimizerSection, PreferenceSection
 from telechat.train.distributed.deepspeed import DeepSpeedEngine
 from telechat.train.distributed.engine import DistributedEngine
 from telechat.train.distributed.layout import ParallelLayout
 from telechat.train.distributed.sources import model_source
 from telechat.train.distributed.state import PieceLoadPlanner
 from telechat.train.engine import LocalEngine, TrainEngine
-from telechat.train.objective import CrossEntropy
+from telechat.train.objective import CrossEntropy, Objective
+from telechat.train.precision import PRECISIONS
+from telechat.train.preference import PreferenceBatch, PreferenceObjective
 
 ROOT = Path(__file__).resolve().parents[2]
 MICRO_BATCHES = 4
@@ -50,6 +53,8 @@ class Case:
         model: arguments of `make_config`.
         packed: rows hold several conversations.
         precision: a name from `PRECISIONS`.
+        lora: the recipe's `lora` section, if adapters are trained.
+        preference: the recipe's `preference` section, if each batch is a pair of answers.
     """
 
     name: str
@@ -59,6 +64,8 @@ class Case:
     packed: bool = False
     precision: str = "fp32"
     recompute: bool = False
+    lora: dict[str, Any] = field(default_factory=dict)
+    preference: dict[str, Any] = field(default_factory=dict)
 
 
 def make_config(
@@ -69,8 +76,9 @@ def make_config(
     tied: bool = False,
     layers: int = 2,
     capacity: float = 0.0,
+    inner: int = 48,
 ) -> TeleChatConfig:
-    """Head dimension 8, inner width 48."""
+    """Head dimension 8."""
     moe = MoeConfig(
         num_experts=experts, num_experts_per_token=2, aux_loss_factor=0.05, capacity_factor=capacity
     )
@@ -80,7 +88,7 @@ def make_config(
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
-        ffn_hidden_size=48,
+        ffn_hidden_size=inner,
         initializer_range=0.1,
         tie_word_embeddings=tied,
         rope=RopeSettings(base_length=64, training_length=64),
@@ -129,6 +137,15 @@ def _batch(generator: torch.Generator, packed: bool) -> Batch:
     )
 
 
+def case_batches(case: Case, step: int) -> list[Batch]:
+    """The micro batches of a step; for preferences each is one pair."""
+    batches = step_batches(step, packed=case.packed)
+    if not case.preference:
+        return batches
+    reference = torch.tensor([-30.0, -31.0])
+    return [PreferenceBatch(**vars(batch), num_pairs=1, reference=reference) for batch in batches]
+
+
 def run_case(case: Case, folder: Path) -> dict[str, Any]:
     """Train with each layout of a case in turn; returns losses, norms and, on rank 0, the weights."""
     losses, norms = [], []
@@ -142,13 +159,13 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
             dcp.load(state, checkpoint_id=path, planner=PieceLoadPlanner())
             engine.load_state(state)
         for step in range(number * share, (number + 1) * share):
-            loss, norm = train_step(engine, step_batches(step, packed=case.packed))
+            loss, norm = train_step(engine, case_batches(case, step))
             losses.append(loss)
             norms.append(norm)
         if number + 1 < len(case.layouts):
             save(engine, folder / f"{case.name}-{number + 1}")
     assert engine is not None
-    evaluated = engine.evaluate(share_of(engine, step_batches(1000, packed=case.packed)))
+    evaluated = engine.evaluate(share_of(engine, case_batches(case, 1000)))
     weights = {name: tensor.clone() for name, tensor in engine.weights()}
     return {"losses": losses, "norms": norms, "evaluated": float(evaluated.mean), "weights": weights}
 
@@ -179,15 +196,21 @@ def make_engine(case: Case, layout: dict[str, Any]) -> TrainEngine:
     """The engine of this process for a layout; `{"local": True}` trains all of it alone."""
     model = whole_model(case.model, recompute=case.recompute)
     precision: Any = case.precision
+    if case.lora:
+        section = LoraSection(**case.lora)
+        add_adapters(model, section, adapter_config(section, ""), PRECISIONS[precision], seed=3)
+    objective: Objective = CrossEntropy()
+    if case.preference:
+        objective = PreferenceObjective(PreferenceSection(**case.preference))
     if layout.get("local"):
-        return LocalEngine(model, CrossEntropy(), OPTIMIZER, precision)
+        return LocalEngine(model, objective, OPTIMIZER, precision)
     parallel = from_mapping(ParallelLayout, layout).for_world(dist.get_world_size())
     if parallel.engine == "deepspeed":
-        return DeepSpeedEngine(model, CrossEntropy(), OPTIMIZER, precision, layout=parallel, device=CPU)
+        return DeepSpeedEngine(model, objective, OPTIMIZER, precision, layout=parallel, device=CPU)
 
     return DistributedEngine(
         model,
-        CrossEntropy(),
+        objective,
         OPTIMIZER,
         precision,
         layout=parallel,
@@ -223,7 +246,13 @@ def start_ranks(
     logs = [(folder / f"rank-{rank}.log").open("w") for rank in range(world_size)]
     command = [python, "-m", "tests.distributed.train_rank", str(folder)]
     processes = [
-        subprocess.Popen(command, env={**environment, "RANK": str(rank)}, stdout=log, stderr=log, cwd=ROOT)
+        subprocess.Popen(
+            command,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=log,
+            stderr=log,
+            cwd=ROOT,
+        )
         for rank, log in enumerate(logs)
     ]
     # One that fails leaves the others waiting: they have nothing more to say.
