@@ -50,6 +50,11 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb(words=("train",), module="telechat.cli.train", summary="train a model from a recipe"),
     Verb(
+        words=("launch",),
+        module="telechat.cli.launch",
+        summary="run a verb in several processes, on one machine or many",
+    ),
+    Verb(
         words=("quantize", "run"),
         module="telechat.cli.quantize_run",
         summary="make a model folder with 8-bit or 4-bit weights",

@@ -192,7 +192,9 @@ def test_log_level_of_each_verb(
 
     monkeypatch.setattr(import_module(verb.module), "run", run)
     for number, level in enumerate(LEVELS):
-        assert main([*example_of(verb), "--log-level", level]) == 0
+        # Right after the verb: what follows two dashes is another command's.
+        rest = example_of(verb)[len(verb.words) :]
+        assert main([*verb.words, "--log-level", level, *rest]) == 0
         shown = capsys.readouterr().err
         assert [f"said at {each}" in shown for each in LEVELS] == [
             index >= number for index in range(len(LEVELS))

@@ -83,6 +83,9 @@ class DeepSpeedEngine:
             config=configuration(layout, precision, optimizer.max_grad_norm),
         )
 
+        if self._stage:
+            self._make_moments()
+
     def backward(self, batches: Sequence[Batch]) -> StepLoss:
         """See `TrainEngine`."""
         self._engine.train()
@@ -148,22 +151,48 @@ class DeepSpeedEngine:
         """See `TrainEngine`."""
         utils = self._library.utils
         for name, parameter in self._trained().items():
-            if self._stage == 0:
+            # What computes, beside what the optimiser holds.
+            gathered = self._library.zero.GatheredParameters(
+                [parameter], modifier_rank=0, enabled=self._stage == 3
+            )
+            with gathered:
                 parameter.data.copy_(state["model"][name])
+            self.num_steps = int(state["optimizer"][name]["step"])
+            if self._stage == 0:
                 self._engine.optimizer.state[parameter].update(state["optimizer"][name])
                 continue
             utils.safe_set_full_fp32_param(parameter, state["model"][name])
             for key in _MOMENTS:
                 utils.safe_set_full_optimizer_state(parameter, state["optimizer"][name][key], key)
-            self.num_steps = int(state["optimizer"][name]["step"])
         if self._stage:
-            for values in self._engine.optimizer.optimizer.state.values():
-                values["step"].fill_(self.num_steps)
+            for flat in self._flat_partitions():
+                self._engine.optimizer.optimizer.state[flat]["step"].fill_(self.num_steps)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """See `TrainEngine`."""
         for name, parameter in self._names.items():
             yield name, self._whole(parameter).cpu()
+
+    def _make_moments(self) -> None:
+        """Give every partition its moments now, as zeros.
+
+        DeepSpeed looks for them once, after the first group of parameters has made its first step; those of
+        the other groups, and of a run that is resumed, have to be there by then.
+        """
+        optimizer = self._engine.optimizer
+        for flat in self._flat_partitions():
+            known = optimizer.optimizer.state[flat]
+            known.setdefault("step", torch.zeros((), dtype=torch.float32))
+            for key in _MOMENTS:
+                known.setdefault(key, torch.zeros_like(flat))
+        if self._stage < 3:
+            optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _flat_partitions(self) -> list[Tensor]:
+        """What the optimiser steps on: this rank's part of each group of parameters, end to end."""
+        optimizer = self._engine.optimizer
+        flat = optimizer.fp32_partitioned_groups_flat if self._stage == 3 else None
+        return list(flat if flat is not None else optimizer.single_partition_of_fp32_groups)
 
     def _trained(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self._names.items() if parameter.requires_grad}

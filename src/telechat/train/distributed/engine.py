@@ -174,15 +174,10 @@ class DistributedEngine:
             for name, parameter in self._local.items()
             if parameter.requires_grad
         }
-        return {
-            "model": trained,
-            "optimizer": pieces_of_optimizer(self.optimizers.state(), self.cuts),
-            "loss_scale": self.loss_scale.state_dict(),
-        }
+        return {"model": trained, "optimizer": pieces_of_optimizer(self.optimizers.state(), self.cuts)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """See `TrainEngine`."""
-        self.loss_scale.load_state_dict(state["loss_scale"])
+        """Nothing to do: `state` returned the live tensors."""
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """See `TrainEngine`; whole on rank 0, on `meta` elsewhere."""

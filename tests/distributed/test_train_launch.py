@@ -1,0 +1,115 @@
+"""`telechat launch -- train`: logs, the loss on the console, the end of all when one ends, and restarts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tests.distributed.train_cases import ROOT
+
+ROWS = [
+    {"messages": [{"role": "user", "content": f"{n} plus 1?"}, {"role": "assistant", "content": f"{n + 1}"}]}
+    for n in range(40)
+]
+
+
+def write_recipe(folder: Path, model: Path, *, steps: int) -> Path:
+    """A run of a tiny model; few steps, written as often."""
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(
+        f"model: {{start_from: '{model}'}}\n"
+        f"data: {{train_file: '{folder}/rows.jsonl', max_length: 256}}\n"
+        f"output: {{folder: '{folder}/run', save_every: 5, log_every: 1, dtype: float32}}\n"
+        "batch: {tokens_per_step: 2048, micro_batches: 2}\n"
+        f"schedule: {{total_steps: {steps}}}\n"
+        "precision: fp32\n"
+        "device: cpu\n",
+        encoding="utf-8",
+    )
+    return recipe
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "telechat", "launch", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        text=True,
+    )
+
+
+def pids_of(log_dir: Path) -> list[int]:
+    """The processes of a launch, by their command lines."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (path / "cmdline").read_bytes().split(b"\0")
+            environment = (path / "environ").read_bytes()
+        except OSError:
+            continue
+        if b"telechat.cli.launch_worker" in words and f"LAUNCH_TEST={log_dir}".encode() in environment:
+            found.append(int(path.name))
+    return found
+
+
+def losses(run: Path) -> list[float]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def test_a_killed_process_is_started_again_and_the_run_resumes(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, logs = write_recipe(tmp_path, tiny_model_folder, steps=30), tmp_path / "logs"
+    monkeypatch.setenv("LAUNCH_TEST", str(logs))
+    process = start(
+        *("--nproc-per-node", "2", "--max-restarts", "1", "--log-dir", str(logs)),
+        *("--", "train", "--config", str(recipe), "--parallel.tp", "2"),
+    )
+    killed = threading.Event()
+
+    def kill() -> None:
+        """End one process for good when the first checkpoint is there."""
+        while process.poll() is None and not killed.is_set():
+            if any((tmp_path / "run/checkpoints").glob("step-*[0-9]")):
+                os.kill(max(pids_of(logs)), signal.SIGKILL)
+                killed.set()
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    out, _ = process.communicate(timeout=280)
+    thread.join()
+    assert killed.is_set() and process.returncode == 0, out
+    # The first process says the loss, and it is on the console; each has a log, also of the first attempt.
+    assert "30/30" in out and "loss" in out, out
+    assert {path.name for path in logs.glob("*.log")} == {
+        *("worker_0.log", "worker_1.log", "worker_0.attempt0.log", "worker_1.attempt0.log")
+    }
+    assert len(losses(tmp_path / "run")) == 30
+    assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
+    assert (tmp_path / "run/model/model.safetensors").exists()
+
+
+def test_one_that_ends_ends_the_others_and_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs = tmp_path / "logs"
+    monkeypatch.setenv("LAUNCH_TEST", str(logs))
+    process = start(
+        *("--nproc-per-node", "2", "--log-dir", str(logs)),
+        *("--", "train", "--config", str(tmp_path / "missing.yaml")),
+    )
+    out, _ = process.communicate(timeout=280)
+    assert process.returncode == 1
+    # What the process itself said, where its log is, and how it ended.
+    assert "missing.yaml" in out and "worker_" in out and "exit code 1" in out
+    assert not pids_of(logs)
