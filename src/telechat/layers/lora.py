@@ -38,7 +38,6 @@ class LowRankUpdate(nn.Module):
         a: [rank, in], uniform in +-1 / sqrt(in), peft's start.
         b: [out, rank].
         magnitude: [out], with DoRA only.
-        is_on: whether the layer is changed; off, it gives what it gave before.
     """
 
     def __init__(
@@ -55,7 +54,6 @@ class LowRankUpdate(nn.Module):
         super().__init__()
         self.scale = scale
         self.dropout = dropout
-        self.is_on = True
         weight = frozen_weight(layer)
         self.a = nn.Parameter(torch.empty(rank, layer.in_features, dtype=dtype, device=weight.device))
         self.b = nn.Parameter(torch.zeros(layer.out_features, rank, dtype=dtype, device=weight.device))
@@ -64,8 +62,6 @@ class LowRankUpdate(nn.Module):
 
     def change(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         """As torch calls a forward hook: output [..., out] of inputs ([..., in],) -> [..., out]."""
-        if not self.is_on:
-            return output
         assert isinstance(layer, nn.Linear | QuantizedLinear)
         x = F.dropout(inputs[0], self.dropout, self.training)
         delta = F.linear(F.linear(x, self.a), self.b) * self.scale

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -99,18 +98,6 @@ def add_adapters(
 def updates(model: nn.Module) -> Iterator[LowRankUpdate]:
     """All low-rank updates of a model."""
     return (module for module in model.modules() if isinstance(module, LowRankUpdate))
-
-
-@contextmanager
-def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Within, the model gives what it gave before its adapters."""
-    for update in updates(model):
-        update.is_on = False
-    try:
-        yield
-    finally:
-        for update in updates(model):
-            update.is_on = True
 
 
 def read_out(weights: Iterable[tuple[str, Tensor]], config: AdapterConfig) -> Adapter:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.unit.train.test_engine import ROWS, rows_batch
-from tests.unit.train.test_loop import tiny_model
+from tests.unit.train.test_loop import TINY, tiny_model
 
 from telechat.checkpoint import merge_adapter
 from telechat.errors import ConfigError
+from telechat.layers.moe import MoeConfig
 from telechat.layers.quantized import QuantizedLinear
 from telechat.models import TeleChatModel
-from telechat.train.adapters import adapter_config, adapters_off, add_adapters, read_out, updates
+from telechat.train.adapters import adapter_config, add_adapters, read_out, updates
 from telechat.train.config import LoraSection, OptimizerSection
 from telechat.train.engine import LocalEngine
 from telechat.train.objective import CrossEntropy
@@ -62,14 +63,18 @@ def test_what_is_read_out_and_merged_computes_what_was_trained(name: str) -> Non
     torch.testing.assert_close(merged(BATCH.ids), model.eval()(BATCH.ids), atol=1e-5, rtol=1e-5)
 
 
-def test_off_is_the_model_before() -> None:
-    model = adapted(KINDS["lora"])
-    train(model, steps=2)
-    plain = tiny_model().eval()(BATCH.ids)
-    model.eval()
-    with adapters_off(model):
-        assert torch.equal(model(BATCH.ids), plain)
-    assert not torch.equal(model(BATCH.ids), plain)
+def test_adapters_of_experts() -> None:
+    moe = MoeConfig(num_experts=4, num_experts_per_token=2)
+    config = TINY.replace(moe=moe)
+    section = LoraSection(rank=2)
+    model = tiny_model(config)
+    add_adapters(model, section, adapter_config(section, ""), PRECISIONS["fp32"], seed=1)
+    train(model)
+    adapter = read_out(model.named_parameters(), adapter_config(section, ""))
+    assert len(adapter.modules) == 2 * (3 + 4 * 3)
+    merged = tiny_model(config).eval()
+    merge_adapter(merged, adapter)
+    torch.testing.assert_close(merged(BATCH.ids), model.eval()(BATCH.ids), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
