@@ -48,6 +48,11 @@ VERBS: tuple[Verb, ...] = (
         module="telechat.cli.bundle_verify",
         summary="check that a bundle's files are as they were made",
     ),
+    Verb(
+        words=("plan",),
+        module="telechat.cli.plan",
+        summary="how much memory a run needs, whether it fits, and what does",
+    ),
     Verb(words=("train",), module="telechat.cli.train", summary="train a model from a recipe"),
     Verb(
         words=("launch",),
@@ -58,6 +63,11 @@ VERBS: tuple[Verb, ...] = (
         words=("quantize", "run"),
         module="telechat.cli.quantize_run",
         summary="make a model folder with 8-bit or 4-bit weights",
+    ),
+    Verb(
+        words=("quantize", "report"),
+        module="telechat.cli.quantize_report",
+        summary="show what a quantised model has lost",
     ),
     Verb(
         words=("checkpoint", "convert"),
@@ -85,6 +95,16 @@ VERBS: tuple[Verb, ...] = (
         summary="write the strategy files of a layout",
     ),
     Verb(
+        words=("checkpoint", "merge-lora"),
+        module="telechat.cli.checkpoint_merge_lora",
+        summary="merge LoRA matrices into the weights",
+    ),
+    Verb(
+        words=("checkpoint", "extract-lora"),
+        module="telechat.cli.checkpoint_extract_lora",
+        summary="take LoRA matrices out as a PEFT adapter",
+    ),
+    Verb(
         words=("checkpoint", "show"),
         module="telechat.cli.checkpoint_show",
         summary="show what a checkpoint holds",
@@ -93,6 +113,11 @@ VERBS: tuple[Verb, ...] = (
         words=("checkpoint", "verify"),
         module="telechat.cli.checkpoint_verify",
         summary="compare two checkpoints and write a certificate",
+    ),
+    Verb(
+        words=("data", "preprocess"),
+        module="telechat.cli.data_preprocess",
+        summary="pack training rows as MindFormers does",
     ),
     Verb(
         words=("data", "demo"),

@@ -60,14 +60,21 @@ class Held:
 
 @dataclass(frozen=True)
 class _Numbers:
-    """Counts of numbers, not bytes: trained and frozen, in blocks and at the ends."""
+    """Counts of numbers, not bytes: trained; frozen in linear layers, in the head, and elsewhere."""
 
     trained: int
     frozen: int
+    head: int
     other: int
 
+    @property
+    def all(self) -> int:
+        return self.trained + self.frozen + self.head + self.other
+
     def bytes(self, formats: Formats) -> float:
-        return (self.trained + self.other) * formats.stored + self.frozen * formats.frozen
+        kept = (self.trained + self.other) * formats.stored
+        # The head of a rounded model stays in floats.
+        return kept + self.frozen * formats.frozen + self.head * formats.compute
 
 
 def hold(request: PlanRequest, rank: int) -> Held:
@@ -127,9 +134,10 @@ def _counts(request: PlanRequest, table: tuple[Parameter, ...], sizes: dict[str,
         blocks=_Numbers(
             sum(block.trained for block in blocks),
             sum(block.frozen for block in blocks),
+            0,
             sum(block.other for block in blocks),
         ),
-        block=max(blocks, key=lambda block: block.trained + block.frozen),
+        block=max(blocks, key=lambda block: block.all),
         ends=ends,
         matrices=sum(matrices),
         block_matrices=max(matrices),
@@ -144,18 +152,20 @@ def _is_trained(request: PlanRequest, item: Parameter) -> bool:
 
 
 def _sum(request: PlanRequest, items: list[Parameter], sizes: dict[str, int]) -> _Numbers:
-    trained = frozen = other = 0
+    trained = frozen = head = other = 0
     for item in items:
         size = sizes[item.name]
         if _is_trained(request, item):
             trained += size
-        elif item.kind in ("linear", "head"):
+        elif item.kind == "linear":
             frozen += size
+        elif item.kind == "head":
+            head += size
         else:
             other += size
         if request.lora is not None and is_target(request, item) and size:
             trained += _adapter_size(request, item, size)
-    return _Numbers(trained, frozen, other)
+    return _Numbers(trained, frozen, head, other)
 
 
 def is_target(request: PlanRequest, item: Parameter) -> bool:
@@ -196,7 +206,9 @@ def _fsdp(request: PlanRequest, formats: Formats, whole: _Counts, kept: _Counts,
         buffer = whole.block.trained * (formats.compute + formats.stored)
     gradients = (whole if divides and layout.zero_stage == 1 else kept).trained * formats.stored
     weights = kept.blocks.bytes(formats) + kept.ends.bytes(formats)
-    moments = kept.trained * formats.moments
+    # Muon has one moment for a matrix in a block; embedding and head are AdamW's, with two.
+    ends_moments = 2 * formats.stored if request.optimizer == "muon" else formats.moments
+    moments = kept.blocks.trained * formats.moments + kept.ends.trained * ends_moments
     is_away = layout.offload and divides
     casts = formats.casts and request.lora is None and not divides
     return Held(
@@ -219,9 +231,7 @@ def _fsdp(request: PlanRequest, formats: Formats, whole: _Counts, kept: _Counts,
 
 def len_blocks(counts: _Counts) -> float:
     """How many blocks of the largest kind a rank's blocks are worth."""
-    largest = counts.block.trained + counts.block.frozen + counts.block.other
-    total = counts.blocks.trained + counts.blocks.frozen + counts.blocks.other
-    return total / largest if largest else 0.0
+    return counts.blocks.all / counts.block.all if counts.block.all else 0.0
 
 
 def _deepspeed(

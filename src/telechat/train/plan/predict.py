@@ -6,7 +6,6 @@ Knows nothing of how much memory there is.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from telechat.train.distributed.division import check_fit
 from telechat.train.distributed.layout import Place
@@ -183,8 +182,3 @@ def _generating(request: PlanRequest, held: Held) -> Iterator[Moment]:
             "logits": logits,
         },
     )
-
-
-def with_length(request: PlanRequest, length: int) -> PlanRequest:
-    """The same run at another length."""
-    return replace(request, length=length)
