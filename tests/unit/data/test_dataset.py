@@ -307,6 +307,16 @@ def test_the_official_mode_has_its_own_mask(write_rows: WriteRows, telechat1_tok
         )
 
 
+def test_the_official_mode_with_nothing_left(write_rows: WriteRows, telechat1_tokenizer: Tokenizer) -> None:
+    arguments: dict[str, Any] = {"max_length": 80, "mode": "official", "on_bad_row": "skip"}
+    bad = write_rows({"input": "q", "output": 3}, {"input": "q<_bot>", "output": "a"})
+    with pytest.raises(ConfigError, match=r"None of the 2 rows can be trained on \(2 malformed\)"):
+        load_samples(bad, telechat1_tokenizer, **arguments)
+    one = write_rows({"input": "q", "output": "a"})
+    with pytest.raises(ConfigError, match="2 workers cannot share 1 lines"):
+        load_samples(one, telechat1_tokenizer, **arguments, official=OfficialSettings(num_workers=2))
+
+
 def test_books_of_the_official_mode(write_rows: WriteRows, telechat1_tokenizer: Tokenizer) -> None:
     path = write_rows({"input": "q", "output": "1" * 40}, {"input": "q", "output": "2" * 40})
     settings = OfficialSettings(num_samples=3)

@@ -117,6 +117,11 @@ def test_A4_official_padding_is_literal_3_on_the_left(telechat1_tokenizer: Token
     assert list(sample.ids) == [3] * (32 - len(ids)) + ids
 
 
+def test_A4_a_pack_that_encodes_longer_than_it_counts_is_an_error(telechat1_tokenizer: Tokenizer) -> None:
+    with pytest.raises(ConfigError, match="tokens, encoded turn by turn, and a sample 4"):
+        telechat1.sample_of("<_user>1<_bot>1<_end>", telechat1_tokenizer, 4)
+
+
 def test_A4_content_with_marks_breaks_the_official_format_only(
     write_rows: WriteRows, telechat1_tokenizer: Tokenizer
 ) -> None:

@@ -150,11 +150,13 @@ class _TeleChat1(_Maker):
         lines: list[str] = []
         sizes: dict[str, int] = {}
         for source, rows in files:
-            for line in self.usable(rows, lambda row: concat_line_of(row, self.tokenizer, sizes)):
+            for line in self.usable(rows, lambda row: _concat_line(row, self.tokenizer, sizes)):
                 self.books.tokens_read += sizes[line]
                 copies = telechat1.draw_copies(source.weight, self.generator)
                 self.note_use([copies], [sizes[line]], COPIES, NOT_DRAWN)
                 lines += [line] * copies
+        if not lines:
+            return
         self.generator.shuffle(lines)
         counted = {line: telechat1.packing_length(line, self.tokenizer) for line in set(lines)}
         lengths = [counted[line] for line in lines]
@@ -181,7 +183,7 @@ class _TeleChat1(_Maker):
             yield sample
 
 
-def concat_line_of(row: Row, tokenizer: Tokenizer, sizes: dict[str, int]) -> str:
+def _concat_line(row: Row, tokenizer: Tokenizer, sizes: dict[str, int]) -> str:
     """The row's line; the tokens it has in a sample are noted in `sizes`."""
     line = telechat1.concat_line(row.value)
     if line not in sizes:

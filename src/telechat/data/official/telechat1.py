@@ -67,8 +67,11 @@ def pack_lines(
         num_workers: contiguous shards; the last takes the remainder.
 
     Raises:
-        ConfigError: every line of a shard is too long (the original then never ends).
+        ConfigError: fewer lines than workers, or every line of a shard is too long (the original then never
+            ends).
     """
+    if num_workers > len(lengths):
+        raise ConfigError(f"{num_workers} workers cannot share {len(lengths)} lines.")
     size = len(lengths) // num_workers
     packs: list[list[int]] = []
     for worker in range(num_workers):
@@ -138,9 +141,16 @@ def sample_of(text: str, tokenizer: Tokenizer, max_length: int, *, with_loss_mas
 
     Args:
         with_loss_mask: mark the `<_user>` tokens and `<_bot>` through `<_end>`; else everything, padding too.
+
+    Raises:
+        ConfigError: it is longer than `max_length`.
     """
     ids = line_ids(text, tokenizer)
     padding = max_length - len(ids)
-    assert padding >= 0, f"{len(ids)} tokens in a sample of {max_length}"
+    if padding < 0:
+        raise ConfigError(
+            f"A pack has {len(ids)} tokens, encoded turn by turn, and a sample {max_length}.",
+            hint="Raise the length: the original counts otherwise than it encodes.",
+        )
     learnt = turn_mask(ids, tokenizer.special) if with_loss_mask else [True] * len(ids)
     return Encoded([PAD_ID] * padding + ids, [not with_loss_mask] * padding + learnt)
