@@ -105,6 +105,16 @@ VERBS: tuple[Verb, ...] = (
         summary="take LoRA matrices out as a PEFT adapter",
     ),
     Verb(
+        words=("checkpoint", "merge-lora"),
+        module="telechat.cli.checkpoint_merge_lora",
+        summary="merge LoRA matrices into the weights",
+    ),
+    Verb(
+        words=("checkpoint", "extract-lora"),
+        module="telechat.cli.checkpoint_extract_lora",
+        summary="take LoRA matrices out as a PEFT adapter",
+    ),
+    Verb(
         words=("checkpoint", "show"),
         module="telechat.cli.checkpoint_show",
         summary="show what a checkpoint holds",
@@ -113,6 +123,11 @@ VERBS: tuple[Verb, ...] = (
         words=("checkpoint", "verify"),
         module="telechat.cli.checkpoint_verify",
         summary="compare two checkpoints and write a certificate",
+    ),
+    Verb(
+        words=("data", "preprocess"),
+        module="telechat.cli.data_preprocess",
+        summary="pack training rows as MindFormers does",
     ),
     Verb(
         words=("data", "preprocess"),
