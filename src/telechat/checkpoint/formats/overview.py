@@ -100,7 +100,8 @@ def _config_lines(path: Path) -> list[str]:
         f"{config.num_layers} layers, hidden {config.hidden_size}, {config.num_heads} heads "
         f"({config.num_kv_heads} for keys and values), inner width {config.ffn_hidden_size}{experts}, "
         f"vocabulary {config.vocab_size}, {head}",
-        f"trained at {config.training_seqlen} tokens, rotary base {config.rope.base:g} ({config.rope.scheme})",
+        f"trained at {config.training_seqlen} tokens, rotary base {config.rope.base:g}, "
+        f"scheme {config.rope.scheme}",
     ]
 
 

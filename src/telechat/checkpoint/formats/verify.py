@@ -158,7 +158,7 @@ def _compare(mine: LazyTensor, other: LazyTensor, hashes: Sequence[Any]) -> tupl
 def _compare_logits(
     first: Checkpoint, second: Checkpoint, prompts: Sequence[Sequence[int]], num_layers: int
 ) -> tuple[float, float]:
-    """(largest difference, share of positions with the same likeliest token), one model in memory at a time."""
+    """(largest difference, share of positions with the same likeliest token); one model at a time."""
     expected = _logits(first, prompts, num_layers)
     found = _logits(second, prompts, num_layers)
     if expected.shape != found.shape:

@@ -113,6 +113,21 @@ def plain_name(ours: str) -> str | None:
     return f"model.layers.{match[1]}.{leaf}" if match and leaf else None
 
 
+def our_layer(theirs: str) -> str:
+    """The parameter table's name, without `.weight`, of a layer of the kv_concat layout.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    name = f"{theirs}.weight"
+    match = _LAYER.fullmatch(name)
+    if name in _TOP_BACK:
+        return _TOP_BACK[name].removesuffix(".weight")
+    if match is None or match[2] not in _LEAVES_BACK:
+        raise CheckpointError(f"{theirs} is no layer of a TeleChat model in the kv_concat layout.")
+    return f"transformer.h.{match[1]}.{_LEAVES_BACK[match[2]]}".removesuffix(".weight")
+
+
 def to_mindspore(
     tensors: Mapping[str, LazyTensor], config: TeleChatConfig, layout: Layout = KV_CONCAT
 ) -> dict[str, LazyTensor]:
@@ -266,8 +281,10 @@ def from_mindspore(named: Mapping[str, LazyTensor], config: TeleChatConfig) -> d
         elif layer and leaf in _EXPERT_LEAVES_BACK:
             tensors |= _unstacked(f"transformer.h.{layer[1]}.", leaf, tensor)
         else:
+            is_lora = "lora_" in name.lower()
             raise CheckpointError(
-                f"{name} is no tensor of a TeleChat model.", hint="Show what the file holds: checkpoint show."
+                f"{name} is no tensor of a TeleChat model.",
+                hint="Merge LoRA first: checkpoint merge-lora." if is_lora else "Look: checkpoint show.",
             )
     return tensors
 
