@@ -216,9 +216,7 @@ def _as_type(hint: Any, value: Any, key: str, source: str) -> Any:
 
 
 def _as_union(options: tuple[Any, ...], value: Any, key: str, source: str) -> Any:
-    if types.NoneType in options and (
-        value is None or (isinstance(value, _Typed) and value.lower() in ("none", "null"))
-    ):
+    if types.NoneType in options and (value is None or _says_nothing(options, value)):
         return None
     for option in options:
         if option is types.NoneType:
@@ -228,6 +226,12 @@ def _as_union(options: tuple[Any, ...], value: Any, key: str, source: str) -> An
         except _Mismatch:
             continue
     raise _Mismatch
+
+
+def _says_nothing(options: tuple[Any, ...], value: Any) -> bool:
+    """Whether a word from the command line stands for null, and is none of the words to choose from."""
+    choices = [choice for option in options for choice in typing.get_args(option)]
+    return isinstance(value, _Typed) and value.lower() in ("none", "null") and value not in choices
 
 
 def _as_literal(choices: tuple[Any, ...], value: Any) -> Any:

@@ -135,3 +135,15 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
 def test_dotted_keys() -> None:
     assert set(dotted_keys(Run)) >= {"name", "schedule.kind"}
     assert "schedule" not in set(dotted_keys(Run))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    scheme: Literal["stretched", "none"] | None = None
+    length: int | None = 5
+
+
+def test_a_flag_says_none_for_nothing_unless_it_is_a_word_to_choose() -> None:
+    table = load_config(Table, None, {"scheme": "none", "length": "none"})
+    assert (table.scheme, table.length) == ("none", None)
+    assert load_config(Table, None, {"scheme": "null"}).scheme is None
