@@ -72,6 +72,10 @@ class AwqFormat:
             base + SCALES: ((columns // group, rows), _FLOATS),
         }
 
+    def holds_bias(self, name: str, stored: Collection[str]) -> bool:
+        """Never."""
+        return False
+
     def assemble(self, name: str, tensors: Mapping[str, Tensor]) -> LoadedWeight:
         """See `PackedFormat`."""
         base = name.removesuffix(_WEIGHT) + "."

@@ -18,9 +18,12 @@ from telechat.checkpoint.packed import Expected, PackedFormat
 from telechat.checkpoint.pages import empty_pages
 from telechat.checkpoint.weights import StoredWeights
 from telechat.device import CPU
-from telechat.errors import CheckpointError
+from telechat.errors import CheckpointError, ConfigError
+from telechat.layers.int8 import DynamicInt8Linear, StaticInt8Linear
+from telechat.layers.quantized import set_module
 from telechat.models import TeleChatConfig, TeleChatModel, parameter_table
 from telechat.models.quantized import is_quantisable, put_weight, round_parameter
+from telechat.ops.int8 import DynamicWeight, StaticWeight
 from telechat.ops.quantized import OrderedWeight, QuantizedWeight, WeightScheme
 
 log = logging.getLogger(__name__)
@@ -109,6 +112,8 @@ class Filling:
             self._put(weight, loaded)
         elif isinstance(loaded, OrderedWeight) and self.part is None:
             self._put(weight, loaded.weight, loaded.order.to(self.device))
+        elif isinstance(loaded, StaticWeight | DynamicWeight):
+            self._put_int8(weight, loaded)
         else:
             # No form for it in integers, or none that can be cut.
             log.info("%s is held as %s: its groups cannot be kept", weight, self.dtype)
@@ -130,6 +135,21 @@ class Filling:
             make = self._empty or (lambda shape, dtype: torch.empty(shape, dtype=dtype, device=self.device))
             values = make(tuple(kept.shape), self.dtype).copy_(kept)
         setattr(self.model.get_submodule(owner), leaf, nn.Parameter(values))
+
+    def _put_int8(self, name: str, weight: StaticWeight | DynamicWeight) -> None:
+        if self.part is not None:
+            raise ConfigError(
+                f"{name} has int8 activations, and such a model is not spread over several ranks.",
+                hint="Use one rank, or weights in GPTQ's format.",
+            )
+        if self.device != CPU:
+            weight = weight.to(self.device)
+        module_name = name.removesuffix(".weight")
+        if isinstance(weight, StaticWeight):
+            set_module(self.model, module_name, StaticInt8Linear(weight))
+            return
+        bias = getattr(self.model.get_submodule(module_name), "bias", None)
+        set_module(self.model, module_name, DynamicInt8Linear(weight, bias))
 
     def _put(self, name: str, weight: QuantizedWeight, order: Tensor | None = None) -> None:
         kept = weight if self.part is None else self.part.cut_quantized(name, weight)

@@ -78,7 +78,7 @@ def find_weights(folder: Path) -> WeightFiles:
     Raises:
         CheckpointError: none found, or the index names a file that is not there.
     """
-    layout = next((name for name in LAYOUTS if (folder / name).exists()), None) or _gptq_file(folder)
+    layout = next((name for name in LAYOUTS if (folder / name).exists()), None) or _quantised_file(folder)
     if layout is None:
         raise CheckpointError(
             f"{folder} holds no weights.", hint=f"Expected one of {', '.join(LAYOUTS)} beside {CONFIG}."
@@ -97,6 +97,16 @@ def find_weights(folder: Path) -> WeightFiles:
                 f"{folder} lacks {name}, which {layout} says holds {count} tensors.", hint="Download it."
             )
     return WeightFiles(tuple(folder / name for name in names), placed)
+
+
+def _quantised_file(folder: Path) -> str | None:
+    """The weights, or their index, under a name that tools of quantisation use."""
+    if folder.is_dir():
+        for pattern in ("quant_model_weight_*.safetensors.index.json", "quant_model_weight_*.safetensors"):
+            found = sorted(path.name for path in folder.glob(pattern))
+            if len(found) == 1:
+                return found[0]
+    return _gptq_file(folder)
 
 
 def _gptq_file(folder: Path) -> str | None:

@@ -136,6 +136,10 @@ class GptqFormat:
             found[base + GROUP_INDEX] = ((columns,), (torch.int32, torch.int64))
         return found
 
+    def holds_bias(self, name: str, stored: Collection[str]) -> bool:
+        """Never."""
+        return False
+
     def assemble(self, name: str, tensors: Mapping[str, Tensor]) -> LoadedWeight:
         """See `PackedFormat`."""
         base = name.removesuffix(_WEIGHT) + "."

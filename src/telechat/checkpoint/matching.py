@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 
 import torch
 
+from telechat.checkpoint.ascend import AscendFormat
 from telechat.checkpoint.names import EMBEDDING, HEAD, canonical_names
 from telechat.checkpoint.packed import Expected, PackedFormat
 from telechat.checkpoint.weights import StoredWeights
@@ -32,7 +33,14 @@ def match_tensors(
         CheckpointError: a tensor is missing, extra, misshapen or of a wrong dtype; names it.
     """
     names = canonical_names(weights.tensors)
-    expected = _expected(config, packed_layers(config, names, packing))
+    if isinstance(packing, AscendFormat):
+        packing.check_names(weights.tensors)
+    layers = packed_layers(config, names, packing)
+    expected = _expected(config, layers)
+    if packing is not None:
+        for name in layers:
+            if packing.holds_bias(name, names):
+                expected.pop(name.removesuffix("weight") + "bias", None)
     if config.tie_word_embeddings and HEAD in names:
         _check_tied_head(weights, names)
         del names[HEAD]

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from telechat.checkpoint.gptq import Codes
+from telechat.ops.int8 import DynamicWeight, StaticWeight
 from telechat.ops.quantized import GROUP_SIZES, SCALE_DTYPE, OrderedWeight, QuantizedWeight, WeightScheme
 
 SECTION = "quantization_config"
 # Shape and the dtypes that will do, by the name of a tensor in the parameter table.
 Expected = dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]
-LoadedWeight = QuantizedWeight | OrderedWeight | Tensor
+LoadedWeight = QuantizedWeight | OrderedWeight | StaticWeight | DynamicWeight | Tensor
 
 
 class PackedFormat(Protocol):
@@ -38,6 +39,10 @@ class PackedFormat(Protocol):
         Args:
             stored: names of all tensors of the folder, as the parameter table spells them.
         """
+        ...
+
+    def holds_bias(self, name: str, stored: Collection[str]) -> bool:
+        """Whether the layer's bias is within the tensors of the weight called `name`."""
         ...
 
     def assemble(self, name: str, tensors: Mapping[str, Tensor]) -> LoadedWeight:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from telechat.checkpoint import awq, gptq_folder, quantized
+from telechat.checkpoint.ascend import AscendFormat, find_description
 from telechat.checkpoint.folder import GPTQ_SETTINGS, read_json
 from telechat.checkpoint.packed import SECTION, PackedFormat
 from telechat.errors import CheckpointError
@@ -25,6 +26,9 @@ def read_packing(folder: Path, raw: Mapping[str, Any]) -> PackedFormat | None:
         CheckpointError: in a way that cannot be read.
         ConfigError: settings that cannot be.
     """
+    description = find_description(folder)
+    if description is not None:
+        return AscendFormat.read(description)
     file, section = "config.json", raw.get(SECTION)
     for name in _SETTINGS_FILES:
         if (folder / name).is_file():

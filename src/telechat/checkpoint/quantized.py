@@ -73,6 +73,10 @@ class CompressedTensors:
         expected = expected_tensors(name, shape, self.scheme)
         return expected if set(expected) & set(stored) else {}
 
+    def holds_bias(self, name: str, stored: Collection[str]) -> bool:
+        """Never."""
+        return False
+
     def assemble(self, name: str, tensors: Mapping[str, Tensor]) -> LoadedWeight:
         """See `PackedFormat`."""
         base = name.removesuffix(_WEIGHT)

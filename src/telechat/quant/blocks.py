@@ -6,7 +6,7 @@ inputs to who wants them. Knows nothing of quantisation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +30,8 @@ _SMALL_MODEL_PARAMETERS = 500_000_000
 
 # Layers, named within their block, that read the same input.
 InputGroup = tuple[str, ...]
+# Shown the inputs and outputs of a layer's call.
+Watcher = Callable[[Tensor, Tensor], None]
 
 
 def stages(config: TeleChatConfig) -> list[list[InputGroup]]:
@@ -142,38 +144,49 @@ class Block:
             rows[index] = self.module(x, source.inputs_of(x))
 
     @torch.no_grad()
-    def observe(
-        self, source: BlockSource, rows: Sequence[Tensor], groups: Sequence[InputGroup]
-    ) -> dict[InputGroup, Seen]:
-        """Run all rows as far as these layers, and take down what they read."""
-        seen = {group: Seen(Hessian(self.linear(group[0]).in_features)) for group in groups}
-        wanted = {name for group in groups for name in group}
+    def watch(self, source: BlockSource, rows: Sequence[Tensor], watchers: Mapping[str, Watcher]) -> None:
+        """Run all rows as far as the named layers, and show each layer's calls to its watcher."""
         called: set[str] = set()
 
-        def note(group: InputGroup, name: str) -> Any:
+        def shown_to(name: str, watcher: Watcher) -> Any:
             def hook(layer: nn.Linear, args: tuple[Tensor], output: Tensor) -> None:
-                if name == group[0]:
-                    seen[group].hessian.add(args[0])
-                plain = output if layer.bias is None else output - layer.bias
-                energy = seen[group].output_energy
-                energy[name] = energy.get(name, 0.0) + float(plain.float().square().sum())
+                watcher(args[0], output)
                 called.add(name)
-                if called == wanted:
+                if len(called) == len(watchers):
                     raise _Enough
 
             return hook
 
         with ExitStack() as stack:
-            for group in groups:
-                for name in group:
-                    handle = self.linear(name).register_forward_hook(note(group, name))
-                    stack.callback(handle.remove)
+            for name, watcher in watchers.items():
+                handle = self.linear(name).register_forward_hook(shown_to(name, watcher))
+                stack.callback(handle.remove)
             for x in rows:
                 called.clear()
                 try:
                     self.module(x, source.inputs_of(x))
                 except _Enough:
                     continue
+
+    def observe(
+        self, source: BlockSource, rows: Sequence[Tensor], groups: Sequence[InputGroup]
+    ) -> dict[InputGroup, Seen]:
+        """What groups of layers read, and how much each gave."""
+        seen = {group: Seen(Hessian(self.linear(group[0]).in_features)) for group in groups}
+
+        def noting(group: InputGroup, name: str) -> Watcher:
+            bias = self.linear(name).bias
+
+            def note(inputs: Tensor, output: Tensor) -> None:
+                if name == group[0]:
+                    seen[group].hessian.add(inputs)
+                plain = output if bias is None else output - bias
+                energy = seen[group].output_energy
+                energy[name] = energy.get(name, 0.0) + float(plain.float().square().sum())
+
+            return note
+
+        self.watch(source, rows, {name: noting(group, name) for group in groups for name in group})
         return seen
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from pathlib import Path
@@ -18,6 +18,7 @@ from telechat.data.encoding import encode_record, preference_ids
 from telechat.data.recognise import recognise_row
 from telechat.data.records import Preference
 from telechat.data.rows import BadRow, Row, RowProblem, read_rows
+from telechat.data.sequences import Encoded
 from telechat.errors import ConfigError, PromptError
 from telechat.tokenizer import Tokenizer
 
@@ -93,10 +94,22 @@ def from_files(
     for name, value in (("calib_rows", num_rows), ("calib_length", length)):
         if value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1.")
+    marked = islice(read_marked(files, tokenizer, length=length), num_rows)
+    return Calibration(tuple(tuple(row.ids) for row in marked))
+
+
+def read_marked(
+    files: Sequence[str | Path], tokenizer: Tokenizer, *, length: int = DEFAULT_LENGTH
+) -> Iterator[Encoded]:
+    """All rows of files, taken from each in turn; marked is what an assistant says, or all of a text.
+
+    Raises:
+        ConfigError: as `from_files`.
+    """
     readers = [_file_rows(Path(file), tokenizer) for file in files]
-    turns = chain.from_iterable(zip_longest(*readers))
-    rows = islice((ids[:length] for ids in turns if ids), num_rows)
-    return Calibration(tuple(rows))
+    for row in chain.from_iterable(zip_longest(*readers)):
+        if row is not None and row.ids:
+            yield Encoded(row.ids[:length], row.learnt[:length])
 
 
 def from_examples(examples: Sequence[Any], *, length: int = DEFAULT_LENGTH) -> Calibration:
@@ -137,31 +150,35 @@ def from_texts(texts: Sequence[Any], tokenizer: Tokenizer, *, length: int = DEFA
     return Calibration(tuple(rows))
 
 
-def _file_rows(path: Path, tokenizer: Tokenizer) -> Iterable[tuple[int, ...]]:
+def _file_rows(path: Path, tokenizer: Tokenizer) -> Iterator[Encoded]:
     if path.suffix == _PLAIN_SUFFIX:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"Cannot read {path}: {error}.") from error
-        yield from (tuple(tokenizer.encode(line)) for line in lines if line.strip())
+        yield from (_text(tokenizer.encode(line)) for line in lines if line.strip())
         return
     for row in read_rows(path):
         if isinstance(row, BadRow):
             raise ConfigError(f"Calibration: {row}")
         try:
-            yield _row_ids(row, tokenizer)
+            yield _encode(row, tokenizer)
         except (RowProblem, PromptError) as error:
             raise ConfigError(f"Calibration: {path} line {row.line}: {error}") from error
 
 
-def _row_ids(row: Row, tokenizer: Tokenizer) -> tuple[int, ...]:
+def _encode(row: Row, tokenizer: Tokenizer) -> Encoded:
     text = row.value.get(PRETOKENIZED)
     if isinstance(text, str):
-        return tuple(tokenizer.encode(text, parse_special=True))
+        return _text(tokenizer.encode(text, parse_special=True))
     recognised = recognise_row(row.value)
     if recognised is None:
         raise RowProblem(f"it has the fields {', '.join(row.value) or '(none)'}, which no row format has.")
     record = recognised.family.read(row.value)
     if isinstance(record, Preference):
-        return tuple(preference_ids(record, tokenizer)[0].ids)
-    return tuple(encode_record(record, tokenizer, "all").ids)
+        return preference_ids(record, tokenizer)[0]
+    return encode_record(record, tokenizer, "answers")
+
+
+def _text(ids: Sequence[int]) -> Encoded:
+    return Encoded(ids, [True] * len(ids))

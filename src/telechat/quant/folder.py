@@ -27,6 +27,9 @@ from telechat.quant.blockwise import OnLayer, quantise_blocks
 from telechat.quant.calibration import Calibration, from_examples, from_texts
 from telechat.quant.config import QuantizeConfig
 from telechat.quant.gptq_output import write_gptq_folder
+from telechat.quant.int8 import quantise_int8
+from telechat.quant.int8_config import Int8Config
+from telechat.quant.int8_output import write_int8_folder
 from telechat.quant.rtn import quantize_model, round_nearest
 from telechat.quant.source import Source
 from telechat.tokenizer import load_tokenizer
@@ -42,7 +45,7 @@ OnProgress = Callable[[int, int], None]
 def quantize(
     model: str | Path | TeleChatModel,
     out: str | Path,
-    config: QuantizeConfig | None = None,
+    config: QuantizeConfig | Int8Config | None = None,
     *,
     examples: Sequence[Any] | None = None,
     texts: Sequence[Any] | None = None,
@@ -58,13 +61,13 @@ def quantize(
             copied. For rounding to nearest also a model in memory, which is left quantised; then only weights
             and config.json are written.
         out: made; must not exist, or be empty.
-        config: by default round to nearest, 4 bits in groups of 32.
-        examples: calibration as token ids, one list (or tokenizer's dictionary) per row. GPTQ needs
-            calibration; give one of the three.
+        config: by default round to nearest, 4 bits in groups of 32. `Int8Config` makes activations int8 too.
+        examples: calibration as token ids, one list (or tokenizer's dictionary) per row. All methods but
+            rounding to nearest need calibration; give one of the three.
         texts: calibration as texts or conversations.
         calibration: calibration that was read already.
         on_progress: called with (parameters done, of how many).
-        on_layer: GPTQ: called after each layer.
+        on_layer: called after each layer, except where weights are rounded to nearest.
 
     Returns:
         The folder.
@@ -73,7 +76,7 @@ def quantize(
         ConfigError: a layer that does not divide into groups, numbers that are not finite, a model that is
             quantised already, calibration that is missing, malformed or not needed.
         CheckpointError: the source cannot be read, or `out` cannot be written. Nothing is left half-written;
-            a GPTQ run that is killed leaves `OUT.unfinished`, and the same call goes on from there.
+            a run with calibration that is killed leaves `OUT.unfinished`; the same call goes on from there.
     """
     config = config or QuantizeConfig()
     out = Path(out)
@@ -84,7 +87,7 @@ def quantize(
         raise ConfigError(f"{' and '.join(given)} both say what to calibrate with.", hint="Give one of them.")
     unfinished = out.with_name(f"{out.name}.writing-{os.getpid()}")
     try:
-        if config.method == "rtn":
+        if isinstance(config, QuantizeConfig) and config.method == "rtn":
             if given:
                 raise ConfigError(
                     "Rounding to nearest looks at no calibration rows.", hint="Choose the method gptq."
@@ -92,12 +95,19 @@ def quantize(
             _round(model, unfinished, config, on_progress, max_shard_bytes)
         elif isinstance(model, TeleChatModel):
             raise ConfigError(
-                "GPTQ reads a folder block by block.", hint="Save the model, and name its folder."
+                "Calibration reads a folder block by block.", hint="Save the model, and name its folder."
             )
         else:
             folder = resolve_model(model)
             rows = calibration or _calibration(folder, examples, texts)
-            _gptq(Source(folder), unfinished, out, config, rows, on_layer, max_shard_bytes)
+            source = Source(folder)
+            if isinstance(config, Int8Config):
+                blocks, plan = quantise_int8(source, out, config, rows, on_layer)
+                write_int8_folder(unfinished, source, plan, blocks)
+            else:
+                blocks, layers = quantise_blocks(source, out, config, rows, on_layer)
+                write_gptq_folder(unfinished, source, config, layers, blocks, max_shard_bytes=max_shard_bytes)
+            _copy_rest(folder, unfinished)
         if out.exists():
             out.rmdir()
         unfinished.rename(out)
@@ -121,20 +131,6 @@ def _calibration(folder: Path, examples: Sequence[Any] | None, texts: Sequence[A
     if texts is not None:
         return from_texts(texts, load_tokenizer(folder))
     return Calibration(())  # which says what to do
-
-
-def _gptq(
-    source: Source,
-    folder: Path,
-    out: Path,
-    config: QuantizeConfig,
-    calibration: Calibration,
-    on_layer: OnLayer | None,
-    max_shard_bytes: int,
-) -> None:
-    blocks, layers = quantise_blocks(source, out, config, calibration, on_layer)
-    write_gptq_folder(folder, source, config, layers, blocks, max_shard_bytes=max_shard_bytes)
-    _copy_rest(source.folder, folder)
 
 
 def _round(

@@ -262,7 +262,7 @@ def test_refused(tmp_path: Path) -> None:
         telechat.quantize(source, tmp_path / "out", config, examples=ROWS, texts=["a"])
     with pytest.raises(ConfigError, match="looks at no calibration rows"):
         telechat.quantize(source, tmp_path / "out", QuantizeConfig(), examples=ROWS)
-    with pytest.raises(ConfigError, match="reads a folder block by block"):
+    with pytest.raises(ConfigError, match="Calibration reads a folder block by block"):
         telechat.quantize(random_model(PLAIN), tmp_path / "out", config, examples=ROWS)
     with pytest.raises(ConfigError, match="the token 96; the model has 96"):
         telechat.quantize(source, tmp_path / "out", config, examples=[[96]])

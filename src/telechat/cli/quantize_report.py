@@ -1,0 +1,78 @@
+"""`telechat quantize report`: what a quantised model has lost against another, on rows of your own."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from itertools import islice
+from pathlib import Path
+
+from telechat.cli.parser import CommandParser
+from telechat.errors import UsageError
+
+EXAMPLES = (
+    "telechat data demo --output runs/rows.jsonl --rows 20 --split test",
+    "telechat quantize report demo runs/demo-int4 --data runs/rows.jsonl --output runs/report.html",
+)
+
+
+def add_arguments(parser: CommandParser) -> None:
+    """Declare the options of `telechat quantize report`."""
+    parser.add_argument("first", metavar="A", help="the model before: a folder, a hub id, or `demo`")
+    parser.add_argument("second", metavar="B", help="the model after")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="rows: JSON Lines of any row format of training, of which the answers count, or .txt with a "
+        "text per line",
+    )
+    parser.add_argument("--rows", type=int, default=64, help="how many rows at most (default: 64)")
+    parser.add_argument(
+        "--length", type=int, default=1024, help="longer rows are cut to so many tokens (default: 1024)"
+    )
+    parser.add_argument("--output", type=Path, default=None, metavar="FILE", help="an HTML page to write")
+    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="all numbers, as JSON")
+    parser.add_argument(
+        "--worst", type=int, default=5, help="rows that both models answer, side by side (default: 5)"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=64, help="length of these answers (default: 64)"
+    )
+    parser.add_argument(
+        "--speed-tokens", type=int, default=32, help="new tokens to time; 0 times nothing (default: 32)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare, print the table, write page and numbers."""
+    from telechat.checkpoint import resolve_model
+    from telechat.evals.comparison import compare
+    from telechat.evals.comparison_page import to_html, to_text
+    from telechat.quant.calibration import read_marked
+    from telechat.tokenizer import load_tokenizer
+
+    for name in ("rows", "length", "max_new_tokens"):
+        if getattr(args, name) < 1:
+            raise UsageError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1.")
+    tokenizer = load_tokenizer(resolve_model(args.first))
+    rows = list(islice(read_marked(args.data, tokenizer, length=args.length), args.rows))
+    comparison = compare(
+        args.first,
+        args.second,
+        rows,
+        num_worst=args.worst,
+        max_new_tokens=args.max_new_tokens,
+        speed_tokens=args.speed_tokens,
+    )
+    print(to_text(comparison))
+    for path, text in (
+        (args.output, lambda: to_html(comparison)),
+        (args.json, lambda: json.dumps(dataclasses.asdict(comparison), ensure_ascii=False, indent=2) + "\n"),
+    ):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text(), encoding="utf-8")
+    return 0

@@ -1,0 +1,266 @@
+"""Two models on the same rows: how far the second's predictions are from the first's.
+
+Both are in memory together while predictions and weights are compared. Shapes: T marked tokens of a row, V
+vocabulary. Knows nothing of pages.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from telechat.checkpoint import load_model, resolve_model
+from telechat.checkpoint.weights import open_weights
+from telechat.data.sequences import Encoded
+from telechat.engine import LLM, SamplingParams
+from telechat.errors import ConfigError
+from telechat.layers.int8 import DynamicInt8Linear, StaticInt8Linear
+from telechat.layers.quantized import QuantizedLinear
+from telechat.models import TeleChatModel
+from telechat.tokenizer import Tokenizer, load_tokenizer
+
+_HIGHEST_PERCENTILE = 99.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowResult:
+    """One row.
+
+    Attributes:
+        number: of the row, from 1.
+        kl: mean over its marked tokens of KL(first || second), in nats.
+        num_tokens: marked tokens.
+        num_agreed: of these, how many both models would have chosen alike.
+        nll_first, nll_second: sum of -log p of the tokens that are there.
+    """
+
+    number: int
+    kl: float
+    num_tokens: int
+    num_agreed: int
+    nll_first: float
+    nll_second: float
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """Norm of the difference of a layer's weights over the norm of the first model's."""
+
+    name: str
+    error: float
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What both models say to the prompt of a row, greedily."""
+
+    number: int
+    prompt: str
+    first: str
+    second: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes of a model's weights on disk, and new tokens per second; None where it was not measured."""
+
+    num_bytes: int
+    tokens_per_second: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Everything that was measured.
+
+    Attributes:
+        first, second: what the models were called.
+        rows: in order.
+        token_kl: of all marked tokens of all rows.
+        layers: of the linear layers; empty where the models have other shapes.
+        answers: of the rows that differ most.
+        costs: of the first and the second.
+    """
+
+    first: str
+    second: str
+    rows: tuple[RowResult, ...]
+    token_kl: tuple[float, ...]
+    layers: tuple[LayerError, ...]
+    answers: tuple[Answers, ...]
+    costs: tuple[Cost, Cost]
+
+    @property
+    def num_tokens(self) -> int:
+        """Marked tokens."""
+        return sum(row.num_tokens for row in self.rows)
+
+    @property
+    def mean_kl(self) -> float:
+        """Nats per token."""
+        return sum(self.token_kl) / len(self.token_kl)
+
+    @property
+    def high_kl(self) -> float:
+        """What 99 of 100 tokens stay below."""
+        return float(np.percentile(self.token_kl, _HIGHEST_PERCENTILE))
+
+    @property
+    def agreement(self) -> float:
+        """Share of tokens for which both would have chosen alike."""
+        return sum(row.num_agreed for row in self.rows) / self.num_tokens
+
+    @property
+    def perplexities(self) -> tuple[float, float]:
+        """Of the first and the second."""
+        first, second = (
+            sum(getattr(row, name) for row in self.rows) / self.num_tokens
+            for name in ("nll_first", "nll_second")
+        )
+        return math.exp(first), math.exp(second)
+
+
+def compare(
+    first: str | Path,
+    second: str | Path,
+    rows: Sequence[Encoded],
+    *,
+    num_worst: int = 5,
+    max_new_tokens: int = 64,
+    speed_tokens: int = 32,
+) -> Comparison:
+    """Compare two models.
+
+    Args:
+        first, second: folders, hub ids or `demo`; both with the same vocabulary.
+        rows: token ids; the marked ones count.
+        num_worst: for so many rows that differ most, both models answer.
+        max_new_tokens: length of these answers.
+        speed_tokens: new tokens to time; 0: speed is not measured.
+
+    Raises:
+        ConfigError: no marked tokens, or vocabularies that differ.
+    """
+    if not any(any(row.learnt[1:]) for row in rows):
+        raise ConfigError("No row has a token to predict.", hint="Give conversations with answers, or texts.")
+    folders = resolve_model(first), resolve_model(second)
+    tokenizer = load_tokenizer(folders[0])
+    models = [load_model(folder, device="cpu") for folder in folders]
+    sizes = [model.config.vocab_size for model in models]
+    if sizes[0] != sizes[1]:
+        raise ConfigError(f"{first} has {sizes[0]} tokens, {second} has {sizes[1]}.")
+    results, token_kl = _predictions(models[0], models[1], rows)
+    layers = tuple(_layer_errors(models[0], models[1]))
+    del models
+    worst = [row.number for row in sorted(results, key=lambda row: -row.kl)[:num_worst]]
+    prompts = [_prompt(rows[number - 1]) for number in worst]
+    said, costs = [], []
+    for folder in folders:
+        answers, cost = _speak(folder, prompts, max_new_tokens, speed_tokens)
+        said.append(answers)
+        costs.append(cost)
+    return Comparison(
+        first=str(first),
+        second=str(second),
+        rows=tuple(results),
+        token_kl=tuple(token_kl),
+        layers=layers,
+        answers=tuple(_side_by_side(worst, prompts, said[0], said[1], tokenizer)),
+        costs=(costs[0], costs[1]),
+    )
+
+
+def _side_by_side(
+    numbers: Sequence[int],
+    prompts: Sequence[list[int]],
+    first: Sequence[str],
+    second: Sequence[str],
+    tokenizer: Tokenizer,
+) -> Iterator[Answers]:
+    for number, prompt, one, other in zip(numbers, prompts, first, second, strict=True):
+        yield Answers(number, tokenizer.decode(prompt), one, other)
+
+
+@torch.inference_mode()
+def _log_probabilities(model: TeleChatModel, row: Encoded) -> tuple[Tensor, Tensor]:
+    """(fp32 [T, V] of the marked tokens' predictions, those tokens [T])."""
+    ids = torch.tensor(row.ids)
+    marked = torch.tensor(row.learnt[1:], dtype=torch.bool)
+    hidden = model.hidden_states(ids[None])[0, :-1][marked]
+    return torch.log_softmax(model.project(hidden).float(), -1), ids[1:][marked]
+
+
+def _predictions(
+    first: TeleChatModel, second: TeleChatModel, rows: Sequence[Encoded]
+) -> tuple[list[RowResult], list[float]]:
+    """Results of all rows that have marked tokens, and the KL of every such token."""
+    results: list[RowResult] = []
+    token_kl: list[float] = []
+    for number, row in enumerate(rows, 1):
+        ours, tokens = _log_probabilities(first, row)
+        if not len(tokens):
+            continue
+        theirs, _ = _log_probabilities(second, row)
+        kl = (ours.exp() * (ours - theirs)).sum(-1).clamp_(min=0)
+        token_kl.extend(kl.tolist())
+        results.append(
+            RowResult(
+                number=number,
+                kl=float(kl.mean()),
+                num_tokens=len(tokens),
+                num_agreed=int((ours.argmax(-1) == theirs.argmax(-1)).sum()),
+                nll_first=-float(ours.gather(1, tokens[:, None]).sum()),
+                nll_second=-float(theirs.gather(1, tokens[:, None]).sum()),
+            )
+        )
+    return results, token_kl
+
+
+def _weight(module: torch.nn.Module | None) -> Tensor | None:
+    """The fp32 weight that a linear layer means; None of other modules."""
+    if isinstance(module, QuantizedLinear):
+        return module.dequantise()
+    if isinstance(module, StaticInt8Linear | DynamicInt8Linear):
+        return module.stored.dequantise()
+    return module.weight.detach().float() if isinstance(module, torch.nn.Linear) else None
+
+
+def _layer_errors(first: TeleChatModel, second: TeleChatModel) -> Iterator[LayerError]:
+    others = dict(second.named_modules())
+    for name, module in first.named_modules():
+        ours, theirs = _weight(module), _weight(others.get(name))
+        if ours is not None and theirs is not None and ours.shape == theirs.shape:
+            norm = float(ours.norm())
+            yield LayerError(name, float((ours - theirs).norm()) / norm if norm else 0.0)
+
+
+def _prompt(row: Encoded) -> list[int]:
+    """What stands before the last answer, or the first half of a text."""
+    marks = list(row.learnt)
+    ends = [i for i in range(1, len(marks)) if marks[i] and not marks[i - 1]]
+    return list(row.ids[: ends[-1] if ends else max(1, len(marks) // 2)])
+
+
+def _speak(
+    folder: Path, prompts: Sequence[list[int]], max_new_tokens: int, speed_tokens: int
+) -> tuple[list[str], Cost]:
+    """Greedy answers, and what the model costs."""
+    num_bytes = sum(path.stat().st_size for path in open_weights(folder).files.files)
+    llm = LLM(folder)
+    greedy = SamplingParams(temperature=0.0, max_tokens=max_new_tokens)
+    answers = [llm.generate([prompt], greedy)[0].text for prompt in prompts]
+    speed = None
+    if speed_tokens:
+        timed = SamplingParams(temperature=0.0, max_tokens=speed_tokens, ignore_eos=True)
+        prompt = (list(prompts[0]) if prompts else [llm.tokenizer.special.bos])[:64]
+        llm.generate([prompt], timed)
+        began = time.perf_counter()
+        llm.generate([prompt], timed)
+        speed = speed_tokens / (time.perf_counter() - began)
+    return answers, Cost(num_bytes, speed)

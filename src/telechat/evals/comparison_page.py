@@ -1,0 +1,136 @@
+"""A comparison of two models as text for the terminal and as one HTML file with plots. Measures nothing."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+
+from telechat.evals.comparison import Comparison
+
+_WIDTH, _HEIGHT, _MARGIN = 720, 180, 34
+_BINS = 40
+_LEAST_KL = 1e-7
+_STYLE = """
+body { font: 15px/1.5 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0 }
+td, th { border: 1px solid #ccc; padding: .3rem .6rem; text-align: left; vertical-align: top }
+td.number { text-align: right } pre { white-space: pre-wrap; margin: 0 } svg { display: block }
+"""
+
+
+def summary_rows(comparison: Comparison) -> list[tuple[str, str, str]]:
+    """(what, of the first model, of the second or of both)."""
+    first, second = comparison.perplexities
+    sizes = [f"{cost.num_bytes / 1e6:.1f} MB" for cost in comparison.costs]
+    rows = [
+        ("perplexity", f"{first:.5f}", f"{second:.5f} ({second / first - 1:+.3%})"),
+        ("KL divergence, nats per token", "", f"{comparison.mean_kl:.6f}"),
+        ("KL, 99 of 100 tokens below", "", f"{comparison.high_kl:.6f}"),
+        ("same first choice", "", f"{comparison.agreement:.3%} of {comparison.num_tokens} tokens"),
+        ("weights on disk", sizes[0], sizes[1]),
+    ]
+    speeds = [cost.tokens_per_second for cost in comparison.costs]
+    if speeds[0] is not None and speeds[1] is not None:
+        rows.append(("tokens per second, one request", f"{speeds[0]:.1f}", f"{speeds[1]:.1f}"))
+    return rows
+
+
+def to_text(comparison: Comparison) -> str:
+    """A table for the terminal."""
+    lines = [f"{'':32} {comparison.first:>20}  {comparison.second}"]
+    lines += [f"{what:32} {first:>20}  {second}" for what, first, second in summary_rows(comparison)]
+    return "\n".join(lines)
+
+
+def to_html(comparison: Comparison) -> str:
+    """One file that needs nothing else."""
+    first, second = html.escape(comparison.first), html.escape(comparison.second)
+    layers = sorted(comparison.layers, key=lambda layer: layer.name)
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8>",
+        f"<title>{second} against {first}</title><style>{_STYLE}</style>",
+        f"<h1>{second} against {first}</h1>",
+        _table(("", comparison.first, comparison.second), summary_rows(comparison)),
+        "<h2>How far predictions move</h2>",
+        "<p>Tokens by their KL divergence, on a logarithmic scale.</p>",
+        _histogram(comparison.token_kl),
+        "<h2>Weights, layer by layer</h2>",
+        "<p>Norm of the difference over the norm of the first model's weight.</p>" if layers else "",
+        _bars([(layer.name, layer.error) for layer in layers]) if layers else "<p>The shapes differ.</p>",
+        "<h2>Rows that differ most</h2>",
+        _table(
+            ("row", "prompt", comparison.first, comparison.second),
+            [(str(said.number), said.prompt, said.first, said.second) for said in comparison.answers],
+        ),
+        "<h2>All rows</h2>",
+        _table(
+            ("row", "tokens", "KL", "same choice"),
+            [
+                (
+                    str(row.number),
+                    str(row.num_tokens),
+                    f"{row.kl:.6f}",
+                    f"{row.num_agreed / row.num_tokens:.1%}",
+                )
+                for row in comparison.rows
+            ],
+        ),
+        "</html>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cells = "".join(f"<th>{html.escape(cell)}" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td><pre>{html.escape(cell)}</pre>" for cell in row) for row in rows)
+    return f"<table><tr>{cells}{body}</table>"
+
+
+def _histogram(values: Sequence[float]) -> str:
+    """Counts by the logarithm of the value."""
+    logs = [math.log10(max(value, _LEAST_KL)) for value in values]
+    low, high = min(logs), max(max(logs), min(logs) + 1e-6)
+    counts = [0] * _BINS
+    for value in logs:
+        counts[min(_BINS - 1, int((value - low) / (high - low) * _BINS))] += 1
+    width = (_WIDTH - 2 * _MARGIN) / _BINS
+    tallest = max(counts)
+    shapes = [
+        _rectangle(_MARGIN + number * width, count / tallest, width - 1, f"{count} tokens")
+        for number, count in enumerate(counts)
+    ]
+    ends = [(_MARGIN, f"{10**low:.1e}"), (_WIDTH - 2 * _MARGIN, f"{10**high:.1e}")]
+    return _svg(shapes, ends)
+
+
+def _bars(values: Sequence[tuple[str, float]]) -> str:
+    """A bar for each name."""
+    width = (_WIDTH - 2 * _MARGIN) / len(values)
+    highest = max(value for _, value in values) or 1.0
+    shapes = [
+        _rectangle(_MARGIN + number * width, value / highest, max(width - 1, 0.5), f"{name}: {value:.3%}")
+        for number, (name, value) in enumerate(values)
+    ]
+    return _svg(shapes, [(_MARGIN, values[0][0]), (_WIDTH // 2, f"highest {highest:.3%}")])
+
+
+def _rectangle(x: float, share: float, width: float, title: str) -> str:
+    height = share * (_HEIGHT - 2 * _MARGIN)
+    y = _HEIGHT - _MARGIN - height
+    return (
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="#4472aa">'
+        f"<title>{html.escape(title)}</title></rect>"
+    )
+
+
+def _svg(shapes: Sequence[str], labels: Sequence[tuple[float, str]]) -> str:
+    texts = [
+        f'<text x="{x:.0f}" y="{_HEIGHT - 12}" font-size="12">{html.escape(text)}</text>'
+        for x, text in labels
+    ]
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" role="img">'
+        + "".join([*shapes, *texts])
+        + "</svg>"
+    )

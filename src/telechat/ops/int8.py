@@ -1,0 +1,188 @@
+"""Products of int8 activations with int8 weights, exact sums in int32.
+
+Static: one scale and offset for all activations of a layer, fixed beforehand; the offset's share and the bias
+are folded into one integer per output. Dynamic: a scale per row of activations, found as it comes. Shapes:
+M rows, N outputs, K inputs. Knows nothing of layers, files or calibration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from telechat.device import CPU
+
+LOW, HIGH = -128, 127
+# A channel of zeros: any scale means the same.
+_EMPTY_SCALE = 1.0
+
+
+@dataclass(frozen=True)
+class ActivationRange:
+    """How a layer's inputs become int8: q = clamp(round(x / scale + offset)), x ~ (q - offset) * scale."""
+
+    scale: float
+    offset: int
+
+    @classmethod
+    def spanning(cls, low: float, high: float, dtype: torch.dtype = torch.float32) -> ActivationRange:
+        """For inputs from `low` to `high`, widened to contain 0; the scale is one that `dtype` holds."""
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = (high - low) / (HIGH - LOW) or _EMPTY_SCALE
+        scale = float(torch.tensor(scale, dtype=torch.float64).to(dtype))
+        if scale == 0:
+            scale = float(torch.finfo(dtype).smallest_normal)
+        return cls(scale, max(LOW, min(HIGH, round(LOW - low / scale))))
+
+    def quantise(self, x: Tensor) -> Tensor:
+        """int8 of any shape."""
+        return (x.float() / self.scale + self.offset).round_().clamp_(LOW, HIGH).to(torch.int8)
+
+
+def quantise_rows(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 [N, K] and fp32 scales [N] of a float weight, symmetric; a row of zeros gets the scale 1."""
+    weight = weight_NK.float()
+    scales = weight.abs().amax(1) / HIGH
+    scales = torch.where(scales == 0, _EMPTY_SCALE, scales)
+    return (weight / scales[:, None]).round_().clamp_(LOW, HIGH).to(torch.int8), scales
+
+
+@dataclass(frozen=True)
+class StaticWeight:
+    """A layer with static activations: y = (q @ weight.T + quant_bias) * deq_scale.
+
+    Attributes:
+        weight: int8 [N, K].
+        deq_scale: fp32 [N], the activations' scale times the output's.
+        quant_bias: int32 [N]: the bias over deq_scale, less offset * sum of the output's integers.
+        inputs: how activations become int8.
+    """
+
+    weight: Tensor
+    deq_scale: Tensor
+    quant_bias: Tensor
+    inputs: ActivationRange
+
+    @classmethod
+    def from_float(cls, weight_NK: Tensor, bias_N: Tensor | None, inputs: ActivationRange) -> StaticWeight:
+        """Quantise a float weight and fold its bias."""
+        integers, scales = quantise_rows(weight_NK)
+        deq_scale = inputs.scale * scales
+        sums = integers.sum(1, dtype=torch.int64)
+        folded = (
+            torch.zeros(len(sums), dtype=torch.float64) if bias_N is None else bias_N.double() / deq_scale
+        )
+        quant_bias = (folded - inputs.offset * sums).round().clamp(-(2**31), 2**31 - 1)
+        return cls(integers, deq_scale, quant_bias.to(torch.int32), inputs)
+
+    def to(self, device: torch.device) -> StaticWeight:
+        """A copy there."""
+        moved = (tensor.to(device) for tensor in (self.weight, self.deq_scale, self.quant_bias))
+        return StaticWeight(*moved, self.inputs)
+
+    def plain_bias(self) -> Tensor:
+        """fp32 [N]: the bias without the offset's share."""
+        sums = self.weight.sum(1, dtype=torch.int64)
+        return ((self.quant_bias.long() + self.inputs.offset * sums).double() * self.deq_scale).float()
+
+    def dequantise(self) -> Tensor:
+        """fp32 [N, K]: the weight that is meant."""
+        return self.weight.float() * (self.deq_scale / self.inputs.scale)[:, None]
+
+
+@dataclass(frozen=True)
+class DynamicWeight:
+    """A layer with an activation scale per row: int8 weight [N, K], fp32 scales [N]."""
+
+    weight: Tensor
+    scales: Tensor
+
+    def to(self, device: torch.device) -> DynamicWeight:
+        """A copy there."""
+        return DynamicWeight(self.weight.to(device), self.scales.to(device))
+
+    def dequantise(self) -> Tensor:
+        """fp32 [N, K]: the weight that is meant."""
+        return self.weight.float() * self.scales[:, None]
+
+
+def accumulate(q_MK: Tensor, weight_NK: Tensor) -> Tensor:
+    """int8 [M, K] @ int8 [N, K].T -> int32 [M, N], exact."""
+    if q_MK.device.type == CPU.type:
+        out: Tensor = torch._int_mm(q_MK.contiguous(), weight_NK.t())
+        return out
+    # fp64 holds every such sum.
+    return (q_MK.double() @ weight_NK.double().t()).to(torch.int32)
+
+
+class StaticReference:
+    """The product as it is defined; on any device."""
+
+    name = "int8 sums"
+
+    def __init__(self, weight: StaticWeight) -> None:
+        self.weight = weight
+
+    def __call__(self, x_MK: Tensor) -> Tensor:
+        """[M, K] -> [M, N] in x's dtype."""
+        weight = self.weight
+        sums = accumulate(weight.inputs.quantise(x_MK), weight.weight)
+        return ((sums + weight.quant_bias).float() * weight.deq_scale).to(x_MK.dtype)
+
+
+class OneDnnProduct:
+    """oneDNN's int8 product, which takes unsigned activations."""
+
+    name = "onednn int8"
+
+    def __init__(self, weight: StaticWeight) -> None:
+        self.inputs = weight.inputs
+        # It takes the weight untransposed, and a transposed one without complaint.
+        self.packed = torch.ops.onednn.qlinear_prepack(weight.weight.contiguous(), None)
+        self.scales = (weight.deq_scale / weight.inputs.scale).contiguous()
+        self.zeros = torch.zeros(len(self.scales), dtype=torch.int32)
+        self.bias = weight.plain_bias()
+
+    @staticmethod
+    def obstacle(device: torch.device) -> str | None:
+        """Why this form cannot run, or None."""
+        if device.type != CPU.type:
+            return f"the weights are on {device.type}"
+        return None if _has_onednn() else "this torch has no oneDNN int8 product"
+
+    def __call__(self, x_MK: Tensor) -> Tensor:
+        """[M, K] -> [M, N] in x's dtype."""
+        out_dtype = x_MK.dtype if x_MK.dtype == torch.bfloat16 else torch.float32
+        unsigned = (self.inputs.quantise(x_MK).to(torch.int16) - LOW).to(torch.uint8)
+        out: Tensor = torch.ops.onednn.qlinear_pointwise(
+            unsigned,
+            self.inputs.scale,
+            self.inputs.offset - LOW,
+            self.packed,
+            self.scales,
+            self.zeros,
+            self.bias,
+            1.0,
+            0,
+            out_dtype,
+            "none",
+            [],
+            "",
+        )
+        return out.to(x_MK.dtype)
+
+
+@cache
+def _has_onednn() -> bool:
+    return hasattr(torch.ops.onednn, "qlinear_prepack") and hasattr(torch.ops.onednn, "qlinear_pointwise")
+
+
+def dynamic_product(x_MK: Tensor, weight: DynamicWeight) -> Tensor:
+    """[M, K] -> [M, N] in x's dtype, each row of activations with a scale of its own."""
+    x = x_MK.float()
+    row_scales = (x.abs().amax(1, keepdim=True) / HIGH).clamp_(min=1e-12)
+    q = (x / row_scales).round_().clamp_(LOW, HIGH).to(torch.int8)
+    return (accumulate(q, weight.weight).float() * row_scales * weight.scales).to(x_MK.dtype)
