@@ -78,7 +78,8 @@ class LowRankUpdate(nn.Module):
         """Lengths of the rows of the changed weight, fp32 [out]."""
         with torch.autocast(self.b.device.type, enabled=False):
             changed = frozen_weight(layer).float() + self.scale * (self.b.float() @ self.a.float())
-        return changed.norm(dim=1)
+        lengths: Tensor = torch.linalg.vector_norm(changed, dim=1)
+        return lengths
 
     def extra_repr(self) -> str:
         """Rank, scale and kind."""

@@ -71,7 +71,7 @@ class _FrozenProduct(torch.autograd.Function):
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
 
     @staticmethod
-    def backward(ctx: Any, gradient_MN: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient_MN: Tensor) -> tuple[Tensor, None]:
         total = gradient_MN.new_zeros(gradient_MN.shape[0], ctx.weight.columns, dtype=torch.float32)
         for start, rows in _row_pieces(ctx.weight):
             part = gradient_MN[:, start : start + rows.rows]

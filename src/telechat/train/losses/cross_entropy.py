@@ -132,7 +132,7 @@ class _TokenLoss(torch.autograd.Function):
         return largest - target_logit + sums.log(), largest + sums.log()
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any, loss_gradient_N: Tensor, lse_gradient_N: Tensor
     ) -> tuple[Tensor | None, Tensor | None, None, None]:
         hidden_NH, weight_VH, targets_N, largest, sums = ctx.saved_tensors
