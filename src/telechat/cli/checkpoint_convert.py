@@ -34,14 +34,19 @@ def add_arguments(parser: CommandParser) -> None:
         metavar="TOKENS",
         help="llama, gguf: context that the rotary base is fixed for (default: the trained length)",
     )
+    add_gguf_type(parser)
+    add_mindspore_options(parser)
+    add_source_options(parser)
+
+
+def add_gguf_type(parser: CommandParser) -> None:
+    """Add --gguf-type."""
     parser.add_argument(
         "--gguf-type",
         choices=_GGUF_TYPES,
         help="gguf: encoding of the weights; the K types need the package llama-cpp-python (default: the "
         "source's dtype)",
     )
-    add_mindspore_options(parser)
-    add_source_options(parser)
 
 
 def add_dtype(parser: CommandParser) -> None:

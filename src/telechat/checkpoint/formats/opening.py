@@ -17,7 +17,7 @@ from telechat.checkpoint.loader import config_from
 from telechat.checkpoint.mindspore.container import SUFFIX
 from telechat.checkpoint.mindspore.naming import is_mindspore
 from telechat.checkpoint.mindspore.ranks import file_of, find_ranks, read_file
-from telechat.checkpoint.mindspore.run_config import read_run_config
+from telechat.checkpoint.mindspore.run_config import is_model_config, model_fields, read_run_config
 from telechat.errors import CheckpointError
 from telechat.models import TeleChatConfig
 
@@ -131,12 +131,15 @@ def _config_for(path: Path, named: Path | None) -> dict[str, Any]:
             f"{path.name} says nothing of attention heads, and there is no {CONFIG} beside it.",
             hint="Name one with --model-config: a config.json, or MindFormers' predict_*.yaml.",
         )
-    return read_json(found)
+    return _read_config_file(found)
 
 
 def _read_config_file(named: Path) -> dict[str, Any]:
     path = named / CONFIG if named.is_dir() else named
-    return read_run_config(path) if path.suffix in _YAML else read_json(path)
+    if path.suffix in _YAML:
+        return read_run_config(path)
+    raw = read_json(path)
+    return model_fields({"model": {"model_config": raw}}, path.name) if is_model_config(raw) else raw
 
 
 def read_model_config(path: Path) -> TeleChatConfig:

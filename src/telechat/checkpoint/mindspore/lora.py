@@ -74,7 +74,7 @@ def merged_lora(values: Mapping[str, Value], scaling: float) -> dict[str, Value]
 def with_product(
     weight: LazyTensor, a: LazyTensor, b: LazyTensor, scaling: float, magnitude: LazyTensor | None = None
 ) -> LazyTensor:
-    """A weight [out, in] plus scaling * B A, in its dtype; with DoRA's magnitude [out], rows of that length."""
+    """A weight [out, in] plus scaling * B A, in its dtype; with DoRA's magnitude, rows of that length."""
     columns = a.read().float()
 
     def add(rows: Tensor, factors: Tensor, *lengths: Tensor) -> Tensor:

@@ -44,6 +44,11 @@ def is_run_config(raw: Mapping[str, Any]) -> bool:
     return isinstance(model, Mapping) and isinstance(model.get("model_config"), Mapping)
 
 
+def is_model_config(raw: Mapping[str, Any]) -> bool:
+    """Whether the contents of a config.json are MindFormers', as in a folder for MindIE."""
+    return "num_layers" in raw and "n_layer" not in raw and "intermediate_size" in raw
+
+
 def read_run_config(path: Path) -> dict[str, Any]:
     """The model of a MindFormers run file, as the contents of a config.json.
 

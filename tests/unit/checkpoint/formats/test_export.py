@@ -1,0 +1,109 @@
+"""`telechat export …`: the printed commands are run, against stand-ins that look at what they are given."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from tests.unit.checkpoint.formats.samples import DENSE, KINDS, model_folder, with_tokenizer
+
+from telechat.checkpoint.formats.lazy import same_numbers
+from telechat.checkpoint.formats.opening import open_checkpoint
+from telechat.cli.main import main
+
+# Writes its arguments and folder; fails where a path among the arguments does not exist.
+STAND_IN = """#!/bin/sh
+for word in "$@"; do
+  case "$word" in /*) test -e "$word" || exit 3;; esac
+done
+printf '%s\\n' "$(basename "$0")" "$@" "in $PWD" >> "$RECORD"
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return with_tokenizer(model_folder(tmp_path / "model", DENSE.replace(vocab_size=4096)))
+
+
+def export(kind: str, *words: object) -> int:
+    return main(["export", kind, *map(str, words)])
+
+
+def run_printed(commands: str, tmp_path: Path) -> list[str]:
+    """Run what was printed with stand-ins on the path; returns what they were given."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("transformers", "vllm", "llama-server", "ollama", "mindieservice_daemon"):
+        (tools / name).write_text(STAND_IN)
+        (tools / name).chmod(0o755)
+    record = tmp_path / "record"
+    environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "RECORD": str(record)}
+    subprocess.run(["sh", "-e", "-c", commands], check=True, env=environment, cwd=tmp_path)
+    return record.read_text().splitlines()
+
+
+def test_llama(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export("llama", model, tmp_path / "out", "--length", "32", "--dtype", "bfloat16") == 0
+    given = run_printed(capsys.readouterr().out, tmp_path)
+    assert given[:3] == ["transformers", "serve", str(tmp_path / "out")]
+    raw = json.loads((tmp_path / "out/config.json").read_text())
+    assert (raw["max_position_embeddings"], raw["torch_dtype"]) == (32, "bfloat16")
+
+
+def test_vllm(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export("vllm", model, tmp_path / "My Model", "--tp", "2", "--port", "9000") == 0
+    given = run_printed(capsys.readouterr().out, tmp_path)
+    assert given[:5] == ["vllm", "serve", str(tmp_path / "My Model"), "--served-model-name", "my-model"]
+    assert given[5:-1] == ["--max-model-len", "64", "--tensor-parallel-size", "2", "--port", "9000"]
+    assert json.loads((tmp_path / "My Model/config.json").read_text())["architectures"] == [
+        "LlamaForCausalLM"
+    ]
+    assert (tmp_path / "My Model/tokenizer.json").is_file()
+
+
+def test_gguf(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export("gguf", model, tmp_path / "out", "--gguf-type", "Q8_0", "--port", "9001") == 0
+    given = run_printed(capsys.readouterr().out, tmp_path)
+    assert given[:3] == ["llama-server", "--model", str(tmp_path / "out/model-Q8_0.gguf")]
+    assert given[3:-1] == ["--ctx-size", "64", "--port", "9001", "--jinja"]
+
+
+def test_ollama(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export("ollama", model, tmp_path / "out", "--length", "48", "--gguf-type", "F16") == 0
+    given = run_printed(capsys.readouterr().out, tmp_path)
+    assert given[:5] == ["ollama", "create", "out", "-f", str(tmp_path / "out/Modelfile")]
+    assert given[6:9] == ["ollama", "run", "out"]
+    assert "num_ctx 48" in (tmp_path / "out/Modelfile").read_text("utf-8")
+
+
+@pytest.mark.parametrize(("kind", "tp"), [("dense", 2), ("mixture", 2), ("dense", 1)])
+def test_mindie(kind: str, tp: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = model_folder(tmp_path / "model", KINDS[kind])
+    out = tmp_path / "out"
+    words = ("--tp", tp, "--max-seq-len", "48", "--port", "2025", "--qkv-concat")
+    assert export("mindie", source, out, *words) == 0
+    given = run_printed(capsys.readouterr().out, tmp_path)
+    assert given == ["mindieservice_daemon", f"in {out}"]
+    service = json.loads((out / "conf/config.json").read_text())
+    assert service["ServerConfig"]["port"] == 2025
+    assert service["BackendConfig"]["npuDeviceIds"] == [list(range(tp))]
+    [deployed] = service["BackendConfig"]["ModelDeployConfig"]["ModelConfig"]
+    assert (deployed["modelWeightPath"], deployed["worldSize"]) == (str(out), tp)
+    fields = json.loads((out / "config.json").read_text())
+    assert (fields["seq_length"], fields["qkv_concat"], fields["num_layers"]) == (48, True, 2)
+    # Its own run file opens it again.
+    for config in (out / "predict_telechat.yaml", None):
+        found = open_checkpoint(out, config=config)
+        for name, tensor in open_checkpoint(source).tensors.items():
+            assert same_numbers(found.tensors[name], tensor), name
+
+
+def test_mindie_dtype(tmp_path: Path) -> None:
+    source = model_folder(tmp_path / "model")
+    assert export("mindie", source, tmp_path / "out", "--dtype", "float16") == 0
+    assert json.loads((tmp_path / "out/config.json").read_text())["compute_dtype"] == "float16"
+    found = open_checkpoint(tmp_path / "out", config=tmp_path / "out/predict_telechat.yaml")
+    assert "float16" in str(found.dtype)
