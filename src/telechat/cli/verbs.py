@@ -124,6 +124,11 @@ VERBS: tuple[Verb, ...] = (
         module="telechat.cli.checkpoint_verify",
         summary="compare two checkpoints and write a certificate",
     ),
+    Verb(words=("export", "llama"), module="telechat.cli.export_llama", summary="prepare a model for stock transformers"),
+    Verb(words=("export", "gguf"), module="telechat.cli.export_gguf", summary="prepare a model for llama.cpp"),
+    Verb(words=("export", "ollama"), module="telechat.cli.export_ollama", summary="prepare a model for Ollama"),
+    Verb(words=("export", "vllm"), module="telechat.cli.export_vllm", summary="prepare a model for stock vLLM"),
+    Verb(words=("export", "mindie"), module="telechat.cli.export_mindie", summary="prepare a model for MindIE's service"),
     Verb(
         words=("data", "preprocess"),
         module="telechat.cli.data_preprocess",
