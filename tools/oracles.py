@@ -77,6 +77,7 @@ ENVIRONMENTS = (
     Environment("llamaindex", "llamaindex.txt", ("e2e/test_llamaindex.py",), free=("openai",)),
     Environment("peft", "peft.txt", ("e2e/test_peft.py",)),
     Environment("trl", "trl.txt", ("unit/train/losses/test_trl.py",)),
+    Environment("deepspeed", "deepspeed.txt", ("distributed_deepspeed",)),
 )
 
 

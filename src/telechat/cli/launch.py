@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 from telechat.cli.parser import CommandParser, port_number, positive_int
 from telechat.errors import ConfigError, UsageError
@@ -103,13 +104,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def machine_settings(args: argparse.Namespace) -> dict[str, object]:
+def machine_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Fields of `Machines`: from the hostfile or msrun's words, over which options win."""
     from telechat.train.distributed.machines import from_hostfile, from_msrun
 
     if args.msrun is not None and args.hostfile is not None:
         raise UsageError("--msrun and --hostfile both name the machines.", hint="Give one of them.")
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     if args.msrun is not None:
         found = from_msrun(args.msrun)
     elif args.hostfile is not None:

@@ -70,7 +70,7 @@ def test_words_of_msrun(launched: list[Any]) -> None:
 
 @pytest.mark.parametrize(("words", "processes"), [("8", 8), ("4 8119 logs True 60", 4)])
 def test_words_of_msrun_for_one_machine(words: str, processes: int) -> None:
-    found = Machines(**from_msrun(words))  # type: ignore[arg-type]
+    found = Machines(**from_msrun(words))
     assert (found.nnodes, found.nproc_per_node) == (1, processes)
 
 

@@ -20,19 +20,21 @@ Group = Any
 
 def gather_sequence(part: Tensor, group: Group) -> Tensor:
     """[B, S / n, ...] of every rank -> [B, S, ...] on all; gradients are summed over the ranks and cut."""
-    out: Tensor = _Gather.apply(part, group)
+    out: Tensor = _Gather.apply(part, group)  # type: ignore[no-untyped-call]
     return out
 
 
 def scatter_sequence_sum(whole: Tensor, group: Group) -> Tensor:
     """The sum over ranks of [B, S, ...], of which each keeps its [B, S / n, ...]; gradients are gathered."""
-    out: Tensor = _ScatterSum.apply(whole, group)
+    out: Tensor = _ScatterSum.apply(whole, group)  # type: ignore[no-untyped-call]
     return out
 
 
 def exchange_rows(rows: Tensor, sent: Sequence[int], received: Sequence[int], group: Group) -> Tensor:
     """All to all of the first dimension: `sent[i]` rows go to rank i, `received[i]` come, in its order."""
-    out: Tensor = _Exchange.apply(rows, list(sent), list(received), group)
+    out: Tensor = _Exchange.apply(  # type: ignore[no-untyped-call]
+        rows, list(sent), list(received), group
+    )
     return out
 
 

@@ -6,6 +6,7 @@ Knows nothing of weights or losses. Shapes: B rows, S positions of the padded ro
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,18 @@ def pad_rows(batch: Batch, num_rows: int, length: int) -> Batch:
     )
 
 
+def changed(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """The batch with another part of each of its tensors."""
+    return dataclasses.replace(
+        batch,
+        ids=change(batch.ids),
+        positions=change(batch.positions),
+        segments=change(batch.segments),
+        targets=change(batch.targets),
+        weights=None if batch.weights is None else change(batch.weights),
+    )
+
+
 class ContextShare:
     """How `cp` ranks divide rows, and how they attend over them.
 
@@ -101,12 +114,7 @@ class ContextShare:
         segments = batch.segments.to(device) if batch.is_packed else None
         if self.layout.cp > 1:
             columns = self.columns(batch.ids.shape[1])
-            tensors = {
-                field.name: value[:, columns]
-                for field in dataclasses.fields(batch)
-                if isinstance(value := getattr(batch, field.name), Tensor)
-            }
-            batch = dataclasses.replace(batch, **tensors)
+            batch = changed(batch, lambda tensor: tensor[:, columns])
         return Share(batch.to(device), segments, row_length, balance_weight)
 
     def inputs(self, rotary: RotaryTables, share: Share) -> tuple[AttentionInputs, LayerAttend | None]:

@@ -6,7 +6,6 @@ micro batch whole, and take their share. Knows nothing of data order, files or m
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,7 +20,7 @@ from telechat.errors import CheckpointError, ConfigError, TelechatError
 from telechat.models import TeleChatModel
 from telechat.train.batch import Batch
 from telechat.train.config import OptimizerSection, PrecisionName
-from telechat.train.distributed.context import ContextShare, Share, pad_rows, row_multiple
+from telechat.train.distributed.context import ContextShare, Share, changed, pad_rows, row_multiple
 from telechat.train.distributed.division import Division
 from telechat.train.distributed.groups import TrainGroups
 from telechat.train.distributed.layout import ParallelLayout
@@ -66,7 +65,7 @@ class DistributedEngine:
         layout: ParallelLayout,
         device: torch.device,
         source: WeightSource,
-        prepare: Callable[[Iterable[nn.Module]], None] | None = None,
+        prepare: Callable[[Sequence[nn.Module]], None] | None = None,
     ) -> None:
         self.layout = layout
         self.device = device
@@ -185,7 +184,7 @@ class DistributedEngine:
         yield from whole_tensors(self._whole, local, self.division)
 
     def _make_stages(
-        self, model: TeleChatModel, prepare: Callable[[Iterable[nn.Module]], None] | None
+        self, model: TeleChatModel, prepare: Callable[[Sequence[nn.Module]], None] | None
     ) -> list[Stage]:
         """This process's stages; parameters on `meta`."""
         layout, groups = self.layout, self.groups
@@ -195,19 +194,19 @@ class DistributedEngine:
             objective = shared_objective(self.objective, self.division, groups) if number == last else None
             part = part_of(model, self.division, groups, number)
             if prepare is not None:
-                prepare(block for block in part.transformer.blocks if not isinstance(block, LayerElsewhere))
+                prepare([block for block in part.transformer.blocks if not isinstance(block, LayerElsewhere)])
             stage = Stage(part, objective, self.context, self.precision, tp=layout.tp)
             stages.append(stage)
         return stages
 
     def _materialise(self) -> dict[str, nn.Parameter]:
         """Give parameters memory; returns them by official name, as FSDP keeps them between steps."""
-        found = {}
+        found: dict[str, nn.Parameter] = {}
         for stage in self.stages:
             names = stage.official_names()
             if self.division.divides_rows:
                 shard_stage(stage, self.layout, self.groups, self.precision, self.device)
-            stage._apply(self._given_memory)
+            stage._apply(self._given_memory)  # type: ignore[no-untyped-call]
             found |= {names[name]: parameter for name, parameter in stage.named_parameters()}
         return found
 
@@ -249,7 +248,8 @@ class DistributedEngine:
         batches = list(batches)
         if self.pipeline is not None:
             extra = -len(batches) % self.layout.pp
-            batches += [pad_rows(_without_rows(batches[0]), 1, lengths[0])] * extra
+            empty = changed(batches[0], lambda tensor: tensor[:0])
+            batches += [pad_rows(empty, 1, lengths[0])] * extra
             balance_weights = balance_weights + [0.0] * extra
             rows, lengths = [max(rows)] * len(batches), [max(lengths)] * len(batches)
         return [
@@ -322,25 +322,16 @@ def check_optimizer(section: OptimizerSection, division: Division, trained: Iter
         )
     if section.name != "adamw-8bit":
         return
-    for name in trained:
-        for process in range(division.layout.world_size):
-            cut = division.held(process).get(name)
-            if cut is not None and len(cut.whole) > 1 and division.num_copies(cut) > 1:
+    wanted = set(trained)
+    for rank in range(division.layout.world_size):
+        for name, cut in division.held(rank).items():
+            copies = division.num_copies(cut)
+            if name in wanted and len(cut.whole) > 1 and copies > 1:
                 raise ConfigError(
-                    f"optimizer.name adamw-8bit rounds by chance, so the copies of {name} on "
-                    f"{division.num_copies(cut)} processes would part.",
+                    f"optimizer.name adamw-8bit rounds by chance, so the copies of {name} on {copies} "
+                    "processes would part.",
                     hint="Use optimizer.name adamw, or zero_stage 1 to 3 with dp, cp and pp alone.",
                 )
-
-
-def _without_rows(batch: Batch) -> Batch:
-    """A batch of no rows, to be padded."""
-    empty = {
-        field.name: value[:0]
-        for field in dataclasses.fields(batch)
-        if isinstance(value := getattr(batch, field.name), Tensor)
-    }
-    return dataclasses.replace(batch, **empty)
 
 
 def _local(tensor: Tensor) -> Tensor:

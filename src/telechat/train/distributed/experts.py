@@ -28,7 +28,7 @@ class LocalExperts(nn.ModuleDict):
 
         Experts without a row run as well: all ranks that share their weights need a gradient of each.
         """
-        parts = rows.split(counts)
+        parts: tuple[Tensor, ...] = rows.split(counts)  # type: ignore[no-untyped-call]
         return torch.cat([expert(part) for expert, part in zip(self.values(), parts, strict=True)])
 
 

@@ -115,12 +115,12 @@ def join(device: torch.device) -> None:
         # Numbers and offloaded gradients are on the host.
         backend = f"cpu:gloo,{device.type}:{c10d.get_default_backend_for_device(device.type)}"
     if world_size() == 1:  # no launcher, so nobody to meet
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=c10d.HashStore(), rank=0, world_size=1)
     elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         # The launcher's store outlives processes that are started again; without a prefix they would find
         # their forerunners' addresses in it.
-        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-        attempt = dist.PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+        store = c10d.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        attempt = c10d.PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
         rank = int(os.environ["RANK"])
         dist.init_process_group(backend, store=attempt, rank=rank, world_size=world_size())
     else:

@@ -41,7 +41,7 @@ def heads_attention(
 
 
 def _exchange(x: Tensor, cut_dim: int, join_dim: int, group: Any) -> Tensor:
-    out: Tensor = _Exchange.apply(x, cut_dim, join_dim, group)
+    out: Tensor = _Exchange.apply(x, cut_dim, join_dim, group)  # type: ignore[no-untyped-call]
     return out
 
 

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from telechat.errors import ConfigError, UsageError
 
@@ -59,7 +60,7 @@ class Machines:
             )
 
 
-def from_msrun(text: str) -> dict[str, object]:
+def from_msrun(text: str) -> dict[str, Any]:
     """Fields of `Machines` from the words that follow the command of msrun_launcher.sh.
 
     1 word: processes, on this machine. 5: processes, port, log folder, join, timeout, on this machine. 8:
@@ -97,7 +98,7 @@ def from_msrun(text: str) -> dict[str, object]:
     }
 
 
-def from_hostfile(path: Path, *, names: Callable[[], set[str]] | None = None) -> dict[str, object]:
+def from_hostfile(path: Path, *, names: Callable[[], set[str]] | None = None) -> dict[str, Any]:
     """Fields of `Machines` from a DeepSpeed hostfile: lines of `NAME slots=N`; the first is machine 0.
 
     This machine's number is left out where the file does not name it.
@@ -126,7 +127,7 @@ def from_hostfile(path: Path, *, names: Callable[[], set[str]] | None = None) ->
         raise ConfigError(
             f"{path} gives machines of {sorted(slots) or 'no'} slots; all must have as many, at least 1."
         )
-    found: dict[str, object] = {
+    found: dict[str, Any] = {
         "nnodes": len(hosts),
         "nproc_per_node": slots.pop(),
         "master_addr": hosts[0][0],

@@ -46,7 +46,7 @@ def ring_attention(
         group: the ranks that share the row.
         segments_BS: conversation of every position of the whole row; None where each row is one.
     """
-    out: Tensor = _Ring.apply(q_BsHd, k_BsKd, v_BsKd, group, segments_BS)
+    out: Tensor = _Ring.apply(q_BsHd, k_BsKd, v_BsKd, group, segments_BS)  # type: ignore[no-untyped-call]
     return out
 
 

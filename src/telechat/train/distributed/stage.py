@@ -87,7 +87,8 @@ class Stage(nn.Module):
             if trace is not None and trace.routings:
                 balance = torch.stack([routing.aux_loss for routing in trace.routings]).sum()
                 self.balances[place] = balance.detach()
-                x = _AddLoss.apply(x, balance * (share.balance_weight / self.tp))
+                weight = share.balance_weight / self.tp
+                x = _AddLoss.apply(x, balance * weight)  # type: ignore[no-untyped-call]
             if self.objective is None:
                 return x
             # Not a view: FSDP hangs its hooks on what a module returns.
@@ -152,10 +153,8 @@ def part_of(whole: TeleChatModel, division: Division, groups: TrainGroups, stage
                 _share_sequence(module, groups.tp)
     if groups.tp is not None and stage == 0:
         start, _ = vocab_range(config, Layout(tp=layout.tp), place.tp)
-        embedding = model.transformer.word_embeddings
-        model.transformer.word_embeddings = cast(
-            "Any", VocabularyEmbedding(cast("nn.Parameter", embedding.weight), start, groups.tp)
-        )
+        weight = cast("nn.Parameter", model.transformer.word_embeddings.weight)
+        model.transformer.word_embeddings = cast("Any", VocabularyEmbedding(weight, start, groups.tp))
     _cut_parameters(model, division, groups)
     return model
 

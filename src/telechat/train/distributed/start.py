@@ -57,12 +57,7 @@ def open_engine(config: TrainConfig, objective: Objective) -> Start:
         prepare_blocks(model.transformer.blocks, config)
         engine: TrainEngine = LocalEngine(model, objective, config.optimizer, config.precision)
         return Start(engine, model, 1)
-    if config.compile and layout.tp * layout.cp * layout.ep > 1:
-        raise ConfigError(
-            f"compile does not go with parallel.tp {layout.tp}, cp {layout.cp}, ep {layout.ep}: blocks wait "
-            "for other processes in their middle.",
-            hint="Leave compile out, or use parallel.dp and pp.",
-        )
+    check_recipe(config, layout)
     join(device)
     model, source = _whole(config, device)
     engine = DistributedEngine(
@@ -76,6 +71,26 @@ def open_engine(config: TrainConfig, objective: Objective) -> Start:
         prepare=lambda blocks: prepare_blocks(blocks, config),
     )
     return Start(engine, model, num_processes)
+
+
+def check_recipe(config: TrainConfig, layout: ParallelLayout) -> None:
+    """Refuse settings that do not go with axes that divide a block or a sequence.
+
+    Raises:
+        ConfigError: names both.
+    """
+    if config.compile and layout.tp * layout.cp * layout.ep > 1:
+        raise ConfigError(
+            f"compile does not go with parallel.tp {layout.tp}, cp {layout.cp}, ep {layout.ep}: blocks wait "
+            "for other processes in their middle.",
+            hint="Leave compile out, or use parallel.dp and pp.",
+        )
+    if config.neftune_alpha and layout.tp * layout.cp > 1:
+        raise ConfigError(
+            f"neftune_alpha scales noise by the length of whole rows, which parallel.tp {layout.tp} and cp "
+            f"{layout.cp} divide.",
+            hint="Leave neftune_alpha out, or use parallel.dp and pp.",
+        )
 
 
 def rank_device(name: str) -> torch.device:
