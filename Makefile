@@ -16,7 +16,7 @@ BENCH_ARGS ?=
 OPTIONS ?=
 
 .PHONY: help setup test check lint types pages wheel oracles installs options size format demo-model clean
-.PHONY: bench-peers bench-decode bench-soak bench-load bench-gpu bench-page bench-serve bench-train
+.PHONY: bench-convert bench-peers bench-decode bench-soak bench-load bench-gpu bench-page bench-serve bench-train
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -91,6 +91,10 @@ bench-load: setup ## a whole 7B at int4: seconds to load, memory with a 4K conte
 bench-page: export PYTHONPATH := src:.
 bench-page: setup ## the chat page: 50 streams through it beside the API alone, a 100 KB answer in a browser (4 minutes)
 	$(RUN) -m benchmarks.page $(BENCH_ARGS)
+
+bench-convert: export PYTHONPATH := src:.
+bench-convert: setup ## conversion of 1, 3 and 6 GB beside a plain copy; peak memory (BENCH_ARGS="--sizes 1")
+	$(RUN) -m benchmarks.convert $(BENCH_ARGS)
 
 bench-serve: export PYTHONPATH := src:.
 bench-serve: setup ## the service: 200 streams for 5 minutes, beside its engine alone, llama.cpp's server, transformers serve

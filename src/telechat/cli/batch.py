@@ -7,7 +7,8 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from telechat.cli.model_options import chosen_model, load_llm
+from telechat.cli.model_options import load_llm
+from telechat.cli.model_source import model_of
 from telechat.cli.progress import progress_bar
 from telechat.errors import UsageError
 
@@ -39,7 +40,7 @@ def run_batch(args: argparse.Namespace) -> int:
 
     check_options(args)
     rows = read_batch(args.input_file)
-    model = chosen_model(args.model)
+    model = model_of(args)
     with BatchOutput(args.output, rows) as output:
         if output.num_done:
             print(f"{output.num_done} of {len(rows)} rows are answered already.", file=sys.stderr)

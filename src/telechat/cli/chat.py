@@ -14,10 +14,10 @@ from telechat.cli.model_options import (
     add_loading_options,
     add_model_argument,
     add_sampling_options,
-    chosen_model,
     load_llm,
     sampling_params,
 )
+from telechat.cli.model_source import model_of
 from telechat.cli.parser import CommandParser
 from telechat.errors import ContextLengthError, PromptError, TelechatError
 
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     """Answer one prompt, or converse until the user leaves."""
     if args.prompt is not None and not args.prompt.strip():
         raise PromptError("The prompt is empty.", hint="Write a question after --prompt.")
-    llm = load_llm(chosen_model(args.model), args)
+    llm = load_llm(model_of(args), args)
     conversation = Conversation(llm, sampling_params(llm, args), system=args.system)
     if args.prompt is not None:
         conversation.ask(args.prompt)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from telechat.cli.model_options import add_loading_options, add_model_argument, chosen_model, load_llm
+from telechat.cli.model_options import add_loading_options, add_model_argument, load_llm
+from telechat.cli.model_source import model_of
 from telechat.cli.parser import CommandParser, positive_int
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from telechat.evals.demo import evaluate
 
     settings = {} if args.max_batch_size is None else {"max_batch_size": args.max_batch_size}
-    llm = load_llm(chosen_model(args.model), args, **settings)
+    llm = load_llm(model_of(args), args, **settings)
     report = evaluate(
         lambda prompts: answer_all(llm, prompts), rows_per_task=args.rows, seed=args.seed, tasks=args.task
     )

@@ -14,10 +14,10 @@ from telechat.cli.model_options import (
     add_loading_options,
     add_model_argument,
     add_sampling_options,
-    chosen_model,
     load_llm,
     sampling_params,
 )
+from telechat.cli.model_source import model_of
 from telechat.cli.parser import CommandParser, positive_int
 from telechat.cli.progress import progress_bar
 from telechat.errors import ContextLengthError, PromptError, UsageError
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if not rows[0][PROMPT_KEY].strip():
         raise PromptError("The prompt is empty.", hint="Write a text after --input-text.")
     settings = {} if args.max_batch_size is None else {"max_batch_size": args.max_batch_size}
-    llm = load_llm(chosen_model(args.model), args, **settings)
+    llm = load_llm(model_of(args), args, **settings)
     params = sampling_params(llm, args)
     prompts = [prompt_ids(llm, row[PROMPT_KEY], args) for row in rows]
     check_lengths(prompts, llm, params, args)

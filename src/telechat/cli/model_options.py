@@ -10,6 +10,10 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+from telechat.cli.model_source import DEFAULT_MODEL as DEFAULT_MODEL
+from telechat.cli.model_source import MODEL_VARIABLE as MODEL_VARIABLE
+from telechat.cli.model_source import add_source_options
+from telechat.cli.model_source import chosen_model as chosen_model
 from telechat.cli.parser import CommandParser, byte_size, positive_int
 from telechat.cli.rank_options import add_rank_options, rank_settings, use_devices
 from telechat.errors import RequestError, UsageError
@@ -19,8 +23,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DEFAULT_MODEL = "demo"
-MODEL_VARIABLE = "MODEL_PATH"
 # Options of `add_engine_options` as keywords of `LLM`, whose defaults stand where they are unset.
 ENGINE_OPTIONS = (
     "quantize",
@@ -44,13 +46,8 @@ def add_model_argument(parser: CommandParser) -> None:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="a folder, a hub id, or `demo` (default: $MODEL_PATH if set, else demo)",
+        help="a folder, a checkpoint file, a hub id, or `demo` (default: $MODEL_PATH if set, else demo)",
     )
-
-
-def chosen_model(flag: str | None, file: str | None = None) -> str:
-    """The model by flag, then environment (MODEL_PATH), then settings file, then the demo model."""
-    return flag or os.environ.get(MODEL_VARIABLE) or file or DEFAULT_MODEL
 
 
 def add_loading_options(parser: CommandParser) -> None:
@@ -91,6 +88,7 @@ def add_loading_options(parser: CommandParser) -> None:
     group.add_argument("--max-model-len", type=positive_int, help="longest prompt plus answer, in tokens")
     add_engine_options(parser)
     add_rank_options(parser)
+    add_source_options(parser)
 
 
 def add_engine_options(parser: CommandParser) -> None:

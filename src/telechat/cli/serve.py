@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from telechat.cli.model_options import add_loading_options, add_model_argument, chosen_model
+from telechat.cli.model_options import add_loading_options, add_model_argument
+from telechat.cli.model_source import model_of
 from telechat.cli.parser import CommandParser, byte_size, port_number, positive_int
 from telechat.cli.replica_options import load_replica, share_out
 
@@ -186,7 +187,7 @@ def engine_starter(args: argparse.Namespace, settings: ServeSettings) -> Callabl
     from telechat.serve.replicas import ReplicaSet
     from telechat.tokenizer import load_tokenizer
 
-    model = chosen_model(args.model)
+    model = model_of(args)
     sizes = {} if args.max_batch_size is None else {"max_batch_size": args.max_batch_size}
     # Requests are counted at the door; a second limit behind it would only confuse.
     max_pending = settings.max_pending_requests * settings.max_choices
