@@ -105,16 +105,6 @@ VERBS: tuple[Verb, ...] = (
         summary="take LoRA matrices out as a PEFT adapter",
     ),
     Verb(
-        words=("checkpoint", "merge-lora"),
-        module="telechat.cli.checkpoint_merge_lora",
-        summary="merge LoRA matrices into the weights",
-    ),
-    Verb(
-        words=("checkpoint", "extract-lora"),
-        module="telechat.cli.checkpoint_extract_lora",
-        summary="take LoRA matrices out as a PEFT adapter",
-    ),
-    Verb(
         words=("checkpoint", "show"),
         module="telechat.cli.checkpoint_show",
         summary="show what a checkpoint holds",
@@ -124,15 +114,20 @@ VERBS: tuple[Verb, ...] = (
         module="telechat.cli.checkpoint_verify",
         summary="compare two checkpoints and write a certificate",
     ),
-    Verb(words=("export", "llama"), module="telechat.cli.export_llama", summary="prepare a model for stock transformers"),
-    Verb(words=("export", "gguf"), module="telechat.cli.export_gguf", summary="prepare a model for llama.cpp"),
-    Verb(words=("export", "ollama"), module="telechat.cli.export_ollama", summary="prepare a model for Ollama"),
-    Verb(words=("export", "vllm"), module="telechat.cli.export_vllm", summary="prepare a model for stock vLLM"),
-    Verb(words=("export", "mindie"), module="telechat.cli.export_mindie", summary="prepare a model for MindIE's service"),
     Verb(
-        words=("data", "preprocess"),
-        module="telechat.cli.data_preprocess",
-        summary="pack training rows as MindFormers does",
+        words=("export", "llama"),
+        module="telechat.cli.export_llama",
+        summary="prepare a model for transformers",
+    ),
+    Verb(
+        words=("export", "gguf"), module="telechat.cli.export_gguf", summary="prepare a model for llama.cpp"
+    ),
+    Verb(
+        words=("export", "ollama"), module="telechat.cli.export_ollama", summary="prepare a model for Ollama"
+    ),
+    Verb(words=("export", "vllm"), module="telechat.cli.export_vllm", summary="prepare a model for vLLM"),
+    Verb(
+        words=("export", "mindie"), module="telechat.cli.export_mindie", summary="prepare a model for MindIE"
     ),
     Verb(
         words=("data", "preprocess"),
