@@ -37,6 +37,7 @@ _WEIGHTS_ONLY: dict[str, object] = {
     "checkpoint_format": "gptq",
     "bits_for": [],
     "average_bits": None,
+    "layout": "telechat",
 }
 
 
@@ -83,6 +84,13 @@ def add_arguments(parser: CommandParser) -> None:
         type=float,
         default=None,
         help="more bits for the layers that lose most, with at most this average over all weights",
+    )
+    gptq.add_argument(
+        "--layout",
+        choices=("telechat", "llama"),
+        default="telechat",
+        help="telechat: official names; llama: what vLLM and stock transformers run, compressed-tensors with "
+        "keys and values apart (default: telechat)",
     )
     add_ascend(parser)
     parser.add_boolean("--desc-act", help="gptq: round the inputs that matter most first")
@@ -236,6 +244,7 @@ def _weight_config(args: argparse.Namespace) -> QuantizeConfig:
         checkpoint_format=args.checkpoint_format,
         bits_for=tuple(args.bits_for),
         average_bits=args.average_bits,
+        layout=args.layout,
     )
 
 

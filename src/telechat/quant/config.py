@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from telechat.checkpoint.gptq import V1, check_bits, check_checkpoint_format
 from telechat.errors import ConfigError
-from telechat.ops.quantized import DEFAULT_GROUP_SIZE, WeightScheme
+from telechat.ops.quantized import DEFAULT_GROUP_SIZE, GROUP_SIZES, WeightScheme
 
 METHODS = ("rtn", "gptq")
+LAYOUTS = ("telechat", "llama")
 _DEFAULT_GROUPS = {"rtn": DEFAULT_GROUP_SIZE, "gptq": 128}
 # What only GPTQ obeys, with the value that asks for nothing.
 _GPTQ_ONLY = {
@@ -20,6 +21,7 @@ _GPTQ_ONLY = {
     "checkpoint_format": V1,
     "bits_for": (),
     "average_bits": None,
+    "layout": "telechat",
 }
 
 
@@ -42,6 +44,8 @@ class QuantizeConfig:
             pattern that matches counts.
         average_bits: gptq: give the layers that lose most more bits than `bits`, as long as the average over
             all weights stays at most this.
+        layout: gptq: `telechat`, official names and GPTQ's tensors; or `llama`, which vLLM runs: Llama's
+            names, keys and values apart, compressed-tensors.
     """
 
     method: str = "rtn"
@@ -55,6 +59,7 @@ class QuantizeConfig:
     checkpoint_format: str = V1
     bits_for: tuple[tuple[str, int], ...] = ()
     average_bits: float | None = None
+    layout: str = "telechat"
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -83,6 +88,9 @@ class QuantizeConfig:
             raise ConfigError(f"group_size is {self.groups}; it must be positive, or -1 for one per output.")
         if not 0 < self.damp_percent < 1:
             raise ConfigError(f"damp_percent is {self.damp_percent}; it must be between 0 and 1.")
+        if self.layout not in LAYOUTS:
+            raise ConfigError(f"layout is {self.layout!r}; it must be {' or '.join(LAYOUTS)}.")
+        self._check_layout()
         if self.average_bits is None:
             return
         if not self.bits <= self.average_bits <= 8:
@@ -93,6 +101,22 @@ class QuantizeConfig:
             raise ConfigError(
                 "bits_for and average_bits both say which layers get more bits.", hint="Give one of them."
             )
+
+    def _check_layout(self) -> None:
+        """Llama's layout holds symmetric integers of one width in neighbouring groups."""
+        if self.layout == LAYOUTS[0]:
+            return
+        problem = None
+        if self.bits == 2 or self.bits_for or self.average_bits is not None:
+            problem = "all layers have 4 or 8 bits"
+        elif not self.sym:
+            problem = "weights are symmetric"
+        elif self.desc_act and not self.static_groups:
+            problem = "groups are static"
+        elif self.groups not in GROUP_SIZES:
+            problem = f"the group size is {', '.join(map(str, GROUP_SIZES))}"
+        if problem:
+            raise ConfigError(f"The layout {self.layout} can be written only where {problem}.")
 
     @property
     def groups(self) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from telechat.checkpoint import resolve_model, save_model
 from telechat.checkpoint.folder import CONFIG, LAYOUTS
+from telechat.checkpoint.formats.llama import check_fits
 from telechat.checkpoint.names import EMBEDDING, HEAD
 from telechat.checkpoint.quantized import stored_tensors
 from telechat.checkpoint.save import folder_config, parameter_bytes, write_folder
@@ -30,6 +31,7 @@ from telechat.quant.gptq_output import write_gptq_folder
 from telechat.quant.int8 import quantise_int8
 from telechat.quant.int8_config import Int8Config
 from telechat.quant.int8_output import write_int8_folder
+from telechat.quant.llama_output import write_llama_folder
 from telechat.quant.rtn import quantize_model, round_nearest
 from telechat.quant.source import Source
 from telechat.tokenizer import load_tokenizer
@@ -104,10 +106,14 @@ def quantize(
             if isinstance(config, Int8Config):
                 blocks, plan = quantise_int8(source, out, config, rows, on_layer)
                 write_int8_folder(unfinished, source, plan, blocks)
+                _copy_rest(folder, unfinished)
             else:
+                if config.layout == "llama":
+                    check_fits(source.config, "the layout llama")
                 blocks, layers = quantise_blocks(source, out, config, rows, on_layer)
-                write_gptq_folder(unfinished, source, config, layers, blocks, max_shard_bytes=max_shard_bytes)
-            _copy_rest(folder, unfinished)
+                write = write_llama_folder if config.layout == "llama" else write_gptq_folder
+                _copy_rest(folder, unfinished)
+                write(unfinished, source, config, layers, blocks, max_shard_bytes=max_shard_bytes)
         if out.exists():
             out.rmdir()
         unfinished.rename(out)
@@ -175,6 +181,7 @@ def _round(
 
 def _copy_rest(source: Path, out: Path) -> None:
     """Tokenizer and generation settings."""
+    out.mkdir(parents=True, exist_ok=True)
     for pattern in _COPIED:
         for path in sorted(source.glob(pattern)):
             if path.name not in (CONFIG, *LAYOUTS) and path.is_file():

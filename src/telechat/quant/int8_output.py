@@ -24,7 +24,7 @@ _GIGABYTE = 10**9
 
 def write_int8_folder(out: Path, source: Source, plan: Int8Plan, unfinished: Unfinished) -> None:
     """Weights, config.json and description. Without `part_file_size` all weights are in memory once."""
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     writer = _Writer(out, plan.config.part_file_size)
     for name in block_names(source):
         writer.add({name: source.read(name).to(source.dtype, copy=True).contiguous()})

@@ -5,6 +5,7 @@ Shapes: K inputs. Knows nothing of layers or files.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,21 +90,23 @@ class Observer:
         total = float(self._counts.sum())
         if not total:
             return self.low, self.high
-        cumulated = self._counts.cumsum(0) / total
+        cumulated = (self._counts.cumsum(0) / total).tolist()
         width = (high - low) / _BINS
         best, best_error = (self.low, self.high), self._error(self.low, self.high)
         first, last = 0, _BINS - 1
         share_low, share_high = 0.0, 1.0
         while share_low < share_high:
-            next_low, next_high = share_low + _STEP, share_high - _STEP
-            left = int(torch.searchsorted(cumulated, torch.tensor(next_low, dtype=torch.float64)))
-            right = int(torch.searchsorted(cumulated, torch.tensor(next_high, dtype=torch.float64)))
-            if left - first > last - right:
-                share_low, first = next_low, left
+            left = bisect_left(cumulated, share_low + _STEP)
+            right = min(bisect_left(cumulated, share_high - _STEP), last)
+            moved = left - first, last - right
+            if moved[0] > moved[1]:
+                share_low, first = share_low + _STEP, left
             else:
-                share_high, last = next_high, min(right, last)
+                share_high, last = share_high - _STEP, right
             if last <= first:
                 break
+            if moved == (0, 0):
+                continue
             ends = low + first * width, low + (last + 1) * width
             error = self._error(*ends)
             if error > best_error:

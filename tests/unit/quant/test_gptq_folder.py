@@ -314,6 +314,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "--true-sequential": "False",
         "--checkpoint-format": "gptq_v2",
         "--bits-for": "*.down_proj=4",
+        "--layout": "telechat",
     }
     assert main([*words, *(word for pair in options.items() for word in pair)]) == 0
     printed = capsys.readouterr()
