@@ -13,11 +13,17 @@ DEEP = {"layers": 4}
 
 TWO = [
     Case(name="dp2-zero3-offload", layouts=[{"dp": 2, "zero_stage": 3, "offload": True}]),
-    Case(name="dp2-zero2", layouts=[{"dp": 2, "zero_stage": 2}], model={"tied": True}, packed=True),
+    Case(name="dp2-zero2", layouts=[{"dp": 2, "zero_stage": 2}], model={"tied": True}, packed=True, steps=6),
     Case(name="dp2-zero1", layouts=[{"dp": 2, "zero_stage": 1}], steps=3),
     Case(name="dp2-zero0", layouts=[{"dp": 2, "zero_stage": 0}], steps=3),
     Case(name="tp2", layouts=[{"tp": 2}]),
-    Case(name="tp2-mqa-tied-packed", layouts=[{"tp": 2}], model={"kv_heads": 1, "tied": True}, packed=True),
+    Case(
+        name="tp2-mqa-tied-packed",
+        layouts=[{"tp": 2}],
+        model={"kv_heads": 1, "tied": True},
+        packed=True,
+        steps=6,
+    ),
     Case(name="tp2-moe", layouts=[{"tp": 2}], model=MOE, steps=3),
     Case(name="pp2", layouts=[{"pp": 2}]),
     Case(
@@ -38,6 +44,7 @@ TWO = [
         name="resharded",
         layouts=[{"tp": 2}, {"dp": 2}, {"pp": 2}, {"cp": 2, "zero_stage": 0}],
         model={"kv_heads": 1, "tied": True},
+        steps=8,
     ),
 ]
 

@@ -12,7 +12,7 @@ from telechat.cli.parser import CommandParser, port_number, positive_int
 from telechat.errors import ConfigError, UsageError
 
 EXAMPLES = (
-    "telechat launch --nproc-per-node 2 -- train --config recipes/demo.yaml --schedule.total-steps 2",
+    "telechat launch --nproc-per-node 2 -- train --config recipes/sft.yaml --schedule.total-steps 2",
     "telechat launch --nproc-per-node 2 -- doctor",
 )
 
