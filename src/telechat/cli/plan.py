@@ -215,16 +215,22 @@ def _recipe_request(args: argparse.Namespace) -> PlanRequest:
     from telechat.train.config import TrainConfig
     from telechat.train.plan.recipe import read_recipe, recipe_request
     from telechat.train.plan.words import parse_layout
-    from telechat.train.setup import model_config as recipe_model
+    from telechat.train.setup import known_config
 
     recipe = load_config(TrainConfig, args.config) if args.config else read_recipe(args.after)
     if args.layout:
         recipe = replace(recipe, parallel=parse_layout(args.layout))
     layout = recipe.parallel
     on_accelerator = args.device == "accelerator" and recipe.device != "cpu"
+    model = known_config(recipe.model)
+    if model is None:
+        raise UsageError(
+            f"{recipe.model.start_from} is neither on this machine nor a published size.",
+            hint="Download it first, or plan a folder.",
+        )
     return recipe_request(
         recipe,
-        recipe_model(recipe.model),
+        model,
         world_size=(layout.dp or 1) * layout.num_model_ranks * layout.ep,
         on_accelerator=on_accelerator,
         program_bytes=program_bytes(on_accelerator=on_accelerator),
@@ -237,7 +243,7 @@ def model_config(name: str) -> TeleChatConfig:
     Raises:
         UsageError: none of these.
     """
-    from telechat.models.presets import PRESETS
+    from telechat.models.presets import PRESETS, published_size
     from telechat.train.config import ModelSection
     from telechat.train.setup import model_config as read_model
 
@@ -246,13 +252,13 @@ def model_config(name: str) -> TeleChatConfig:
         return read_model(ModelSection(config=str(path), tokenizer="."))
     if path.is_dir() or name == "demo":
         return read_model(ModelSection(start_from=name))
-    preset = name.rpartition("/")[2].lower()
-    if preset not in PRESETS:
+    size = published_size(name)
+    if size is None:
         raise UsageError(
             f"{name} is neither a folder, a file nor a published size.",
             hint=f"Published sizes: {', '.join(PRESETS)}.",
         )
-    return PRESETS[preset]
+    return size
 
 
 def program_bytes(*, on_accelerator: bool) -> int:
@@ -324,7 +330,7 @@ def _print_verdict(shown: dict[str, Any], fit: Fit | None) -> None:
     if shown["fits"]:
         return
     if fit is None:
-        print("No layout of up to 1024 such devices fits.")
+        print("No layout of up to 256 such devices fits.")
         return
     near = shown["nearest"]
     print(

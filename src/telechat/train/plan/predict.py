@@ -5,7 +5,7 @@ Knows nothing of how much memory there is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from telechat.train.distributed.division import check_fit
 from telechat.train.distributed.layout import Place
@@ -31,8 +31,22 @@ def predict(request: PlanRequest) -> Plan:
     Raises:
         ConfigError: the layout does not fit the model.
     """
+    return predict_from(request, holdings(request))
+
+
+def holdings(request: PlanRequest) -> dict[int, Held]:
+    """What the ranks that differ hold, by rank; the same at every length.
+
+    Raises:
+        ConfigError: the layout does not fit the model.
+    """
     check_fit(request.config, request.layout)
-    plans = [_worst_moment(request, rank) for rank in _different_ranks(request)]
+    return {rank: hold(request, rank) for rank in _different_ranks(request)}
+
+
+def predict_from(request: PlanRequest, held: Mapping[int, Held]) -> Plan:
+    """As `predict`, with what ranks hold at hand."""
+    plans = [_worst_moment(request, rank, held[rank]) for rank in held]
     return max(plans, key=lambda plan: plan.device_bytes)
 
 
@@ -46,8 +60,7 @@ def _different_ranks(request: PlanRequest) -> list[int]:
     return [places.index(place) for place in wanted]
 
 
-def _worst_moment(request: PlanRequest, rank: int) -> Plan:
-    held = hold(request, rank)
+def _worst_moment(request: PlanRequest, rank: int, held: Held) -> Plan:
     moments = _training(request, held, rank) if request.trains else _generating(request, held)
     found = []
     for moment, device in moments:

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 
 from telechat.errors import ConfigError
 from telechat.train.distributed.layout import ParallelLayout
-from telechat.train.plan.predict import predict
+from telechat.train.plan.predict import holdings, predict, predict_from
 from telechat.train.plan.request import Plan, PlanRequest
 
 # What an accelerator's allocator cannot use: pieces between tensors.
 _ALLOCATOR_SHARE = 0.1
 _LENGTH_STEP = 128
 _MAX_LENGTH = 2**20
-_MAX_DEVICES = 1024
+_MAX_DEVICES = 256
 _TENSOR_RANKS = (1, 2, 4, 8)
 
 
@@ -39,8 +39,10 @@ def longest_length(request: PlanRequest, device_bytes: int) -> int:
     """The most tokens of a row, a multiple of 128, that fit; 0 if not even that many do."""
     usable = usable_bytes(device_bytes, on_accelerator=request.on_accelerator)
 
+    held = holdings(request)
+
     def fits(steps: int) -> bool:
-        return predict(replace(request, length=steps * _LENGTH_STEP)).device_bytes <= usable
+        return predict_from(replace(request, length=steps * _LENGTH_STEP), held).device_bytes <= usable
 
     low, high = 0, _MAX_LENGTH // _LENGTH_STEP + 1
     while high - low > 1:
@@ -56,6 +58,8 @@ def nearest_fit(request: PlanRequest, device_bytes: int, host_bytes: int) -> Fit
         host_bytes: memory of the host for each process.
     """
     usable = usable_bytes(device_bytes, on_accelerator=request.on_accelerator)
+    if request.program_bytes > usable:
+        return None
     for candidate in _candidates(request):
         try:
             plan = predict(candidate)
