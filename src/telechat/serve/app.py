@@ -5,6 +5,8 @@ Makes no engine and opens no port; `server` does.
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
@@ -28,6 +30,10 @@ from telechat.serve.openai.routes import openai_routers
 from telechat.serve.openapi import install_openapi
 from telechat.serve.service import Service
 from telechat.serve.settings import ServeSettings
+
+# FastAPI would ask OpenTelemetry at every request, and send reports to whoever the environment names. What is
+# counted here is at /metrics; nothing leaves by itself.
+NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
 
 def create_app(
@@ -53,7 +59,9 @@ def create_app(
         admission=admission or Admission(settings.max_pending_requests),
     )
     # FastAPI's own documentation pages load their code from outside hosts.
-    app = FastAPI(title="TeleChat", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="TeleChat", version=__version__, docs_url=None, redoc_url=None, telemetry=NO_TELEMETRY
+    )
     for router in (
         *openai_routers(service),
         gptdialog_router(service),

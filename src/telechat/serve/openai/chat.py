@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from telechat.engine.sampling_params import SamplingParams
 from telechat.serve.body import read_model
 from telechat.serve.errors import bad_field
 from telechat.serve.openai.answering import Form, respond
@@ -52,15 +53,16 @@ async def _ask(service: Service, body: ChatRequest) -> Ask:
         body.tool_choice,
         parallel=body.parallel_tool_calls,
     )
-    params = _params(body, model.default_params.replace(n=n), model.tokenizer.vocab_size)
-    structure = the_one(_structures(body))
-    params = params.replace(structured_outputs=await settle(model, structure, plan))
+    changes = _changes(body, model.tokenizer.vocab_size)
+    structured = await settle(model, the_one(_structures(body)), plan)
+    params = model.default_params.replace(n=n, structured_outputs=structured, **changes)
     with blamed_on("messages"):
         prompt = await service.encode(to_template(body.messages), plan.offered if plan is not None else None)
     return Ask(prompts=[prompt], params=params, tools=plan)
 
 
-def _params(body: ChatRequest, defaults: SamplingParams, vocab_size: int) -> SamplingParams:
+def _changes(body: ChatRequest, vocab_size: int) -> dict[str, Any]:
+    """What the request says of sampling."""
     changes = sampling_changes(body, vocab_size)
     if body.max_answer_tokens is not None:
         changes["max_tokens"] = body.max_answer_tokens
@@ -68,7 +70,7 @@ def _params(body: ChatRequest, defaults: SamplingParams, vocab_size: int) -> Sam
         raise bad_field("top_logprobs needs logprobs to be true.", "top_logprobs")
     if body.logprobs:
         changes["logprobs"] = body.top_logprobs or 0
-    return defaults.replace(**changes)
+    return changes
 
 
 def _structures(body: ChatRequest) -> list[Structure]:

@@ -56,9 +56,8 @@ async def _ask(service: Service, body: CompletionRequest) -> Ask:
         changes["logprobs"] = body.logprobs
         if body.echo:
             changes["prompt_logprobs"] = body.logprobs
-    structure = the_one(from_guided(body))
-    params = model.default_params.replace(**changes)
-    params = params.replace(structured_outputs=await settle(model, structure, None))
+    structured = await settle(model, the_one(from_guided(body)), None)
+    params = model.default_params.replace(structured_outputs=structured, **changes)
     if len(body.prompt) * n > MAX_ANSWERS:
         raise bad_field(
             f"{len(body.prompt)} prompts with n = {n} ask for {len(body.prompt) * n} answers; "

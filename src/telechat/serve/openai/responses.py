@@ -52,8 +52,8 @@ async def _ask(service: Service, body: ResponseRequest) -> Ask:
         changes["max_tokens"] = body.max_output_tokens
     if body.wants_logprobs:
         changes["logprobs"] = body.top_logprobs or 0
-    params = model.default_params.replace(**changes)
-    params = params.replace(structured_outputs=await settle(model, the_one(_structures(body)), plan))
+    structured = await settle(model, the_one(_structures(body)), plan)
+    params = model.default_params.replace(structured_outputs=structured, **changes)
     with blamed_on("input"):
         prompt = await service.encode(to_template(body), plan.offered if plan is not None else None)
     return Ask(prompts=[prompt], params=params, tools=plan, field="input")
