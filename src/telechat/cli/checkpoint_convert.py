@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from telechat.cli.checkpoint_options import SOURCE_HELP, ByteProgress, add_source_options, open_source
+from telechat.cli.checkpoint_options import SOURCE_HELP, ByteProgress, add_source_options, source_path
 from telechat.cli.parser import CommandParser, byte_size, positive_int
 
 EXAMPLES = (
@@ -68,14 +68,23 @@ def add_mindspore_options(parser: CommandParser) -> None:
     )
     group.add_argument("--prefix", metavar="TEXT", help="beginning of file names (default: checkpoint_)")
     parser.add_boolean("--crc", help="mindspore: end files with a CRC")
+    group.add_argument(
+        "--row-order",
+        metavar="N|heads",
+        help="TeleChat1-52B only, of its MindSpore file, read or written: rows of fused tensors for N ranks, "
+        "or by head as the official converter leaves them for one",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert, with progress on stderr; the target's name goes to stdout."""
     from telechat.checkpoint.formats.convert import ConvertOptions, check_options, convert
+    from telechat.checkpoint.formats.opening import open_checkpoint
     from telechat.checkpoint.mindspore.layouts import parse_layout
+    from telechat.checkpoint.mindspore.telechat1_52b import PLAIN, parse_row_order
     from telechat.device import parse_dtype
 
+    order = parse_row_order(args.row_order) if args.row_order else None
     options = ConvertOptions(
         dtype=parse_dtype(args.dtype) if args.dtype else None,
         max_shard_bytes=args.max_shard_size,
@@ -86,8 +95,15 @@ def run(args: argparse.Namespace) -> int:
         layout=parse_layout(args.layout) if args.layout else None,
         prefix=args.prefix,
         crc=args.crc,
+        row_order=order if args.to == "mindspore" else None,
     )
     check_options(args.to, options)
-    convert(open_source(args.source, args), args.target, args.to, options, on_progress=ByteProgress())
+    source = open_checkpoint(
+        source_path(args.source),
+        config=args.model_config,
+        strategy=args.strategy,
+        row_order=order if args.to != "mindspore" and order is not None else PLAIN,
+    )
+    convert(source, args.target, args.to, options, on_progress=ByteProgress())
     print(args.target)
     return 0

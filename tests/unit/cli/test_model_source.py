@@ -119,7 +119,6 @@ def test_strategy_of_slices(parts: Path, tiny_model_folder: Path, capsys: pytest
 
 def test_refusals(parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (parts / "recipe.yaml").write_text("output: {folder: x}\n")
-    run = ("--config", parts / "predict.yaml")
     for words, message in (
         (("--config", parts / "recipe.yaml"), "no MindFormers run file"),
         ((parts / "weights", "--config", parts / "missing.yaml"), "Cannot read"),

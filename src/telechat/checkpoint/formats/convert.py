@@ -26,6 +26,7 @@ from telechat.checkpoint.formats.table import Checkpoint
 from telechat.checkpoint.formats.writing import OnProgress, TargetPlan, check_target, write_target
 from telechat.checkpoint.mindspore.layouts import ParallelLayout
 from telechat.checkpoint.mindspore.naming import Layout
+from telechat.checkpoint.mindspore.telechat1_52b import RowOrder
 from telechat.checkpoint.save import DEFAULT_SHARD_BYTES
 from telechat.errors import CheckpointError, UsageError
 
@@ -45,6 +46,7 @@ class ConvertOptions:
         layout: slices for this many ranks (mindspore).
         prefix: of file names (mindspore).
         crc: end files with a CRC (mindspore).
+        row_order: of a TeleChat1-52B (mindspore).
     """
 
     dtype: torch.dtype | None = None
@@ -56,13 +58,14 @@ class ConvertOptions:
     layout: ParallelLayout | None = None
     prefix: str | None = None
     crc: bool = False
+    row_order: RowOrder | None = None
 
 
 _TAKEN = {
     "hf": {"dtype", "max_shard_bytes"},
     "llama": {"dtype", "max_shard_bytes", "length"},
     "gguf": {"gguf_type", "length"},
-    "mindspore": {"dtype", "qkv_concat", "gmm", "layout", "prefix", "crc"},
+    "mindspore": {"dtype", "qkv_concat", "gmm", "layout", "prefix", "crc", "row_order"},
     "dcp": {"dtype"},
 }
 
@@ -129,6 +132,7 @@ def plan(source: Checkpoint, target: Path, to: str, options: ConvertOptions) -> 
             prefix=options.prefix or DEFAULT_PREFIX,
             dtype=options.dtype,
             with_crc=options.crc,
+            row_order=options.row_order,
         ),
     }
     planned: TargetPlan = planners[to]()

@@ -15,6 +15,8 @@ from telechat.checkpoint.formats.safetensors_file import plan_safetensors, read_
 from telechat.checkpoint.formats.table import Checkpoint, fit_table
 from telechat.checkpoint.formats.writing import FilePlan, TargetPlan
 from telechat.checkpoint.loader import config_from
+from telechat.checkpoint.mindspore import telechat1_52b
+from telechat.checkpoint.mindspore.naming import from_mindspore
 from telechat.checkpoint.names import EMBEDDING, HEAD, canonical_names
 from telechat.checkpoint.save import DEFAULT_SHARD_BYTES, folder_config, plan_shards
 from telechat.checkpoint.weights import StoredTensor, StoredWeights, load_pickle, open_weights
@@ -44,8 +46,14 @@ def open_hf(folder: Path, raw: Mapping[str, Any] | None = None) -> Checkpoint:
 def open_named(
     stored: Mapping[str, LazyTensor], raw: Mapping[str, Any], source: str, folder: Path | None
 ) -> Checkpoint:
-    """Open tensors that have their official names, with or without `transformer.`."""
+    """Open tensors that have their official names, with or without `transformer.`, or those of the 52B."""
     config = config_from(raw, {name: tensor.shape for name, tensor in stored.items()})
+    if telechat1_52b.is_gpt2(stored):
+        ours = telechat1_52b.completed(from_mindspore(telechat1_52b.from_gpt2(stored), config), config)
+        fitted = fit_table(ours, config, source)
+        return Checkpoint(
+            config=config, tensors=fitted, folder=folder, format="TeleChat1-52B", is_telechat1_52b=True
+        )
     tensors = {ours: stored[name] for ours, name in canonical_names(stored).items()}
     if config.tie_word_embeddings and HEAD in tensors and EMBEDDING in tensors:
         head = tensors.pop(HEAD)

@@ -27,6 +27,14 @@ from telechat.checkpoint.mindspore.naming import (
 from telechat.checkpoint.mindspore.ranks import read_ranks
 from telechat.checkpoint.mindspore.slicing import merge, split, without_pieces
 from telechat.checkpoint.mindspore.strategy import Strategy, TensorLayout, read_strategy, strategy_files
+from telechat.checkpoint.mindspore.telechat1_52b import (
+    PLAIN,
+    RowOrder,
+    completed,
+    is_mindspore_52b,
+    reordered,
+    to_mindspore_52b,
+)
 from telechat.checkpoint.save import folder_config
 from telechat.errors import CheckpointError
 from telechat.models import TeleChatConfig
@@ -43,7 +51,12 @@ _FUSED = {
 
 
 def open_mindspore(
-    path: Path, config: TeleChatConfig, strategy: Path | None = None, *, folder: Path | None = None
+    path: Path,
+    config: TeleChatConfig,
+    strategy: Path | None = None,
+    *,
+    folder: Path | None = None,
+    row_order: RowOrder = PLAIN,
 ) -> Checkpoint:
     """Open a file, or a folder with the files of several ranks.
 
@@ -51,15 +64,31 @@ def open_mindspore(
         strategy: strategy file or folder; without one that of a folder `strategy` in or beside `path` is
             taken, and without that, slices must be of model-parallel ranks only.
         folder: where the tokenizer is.
+        row_order: of a single file of the TeleChat1-52B; the slices of ranks are in the plain order.
 
     Raises:
         CheckpointError: damaged, incomplete, or not what config and strategy say.
     """
     ranks = read_ranks(path)
+    is_52b = is_mindspore_52b(ranks[0])
+    if row_order != PLAIN:
+        if not is_52b or len(ranks) > 1:
+            raise CheckpointError(
+                f"{path.name} is no single file of a TeleChat1-52B.", hint="Leave --row-order out."
+            )
+        plain = {name: v.tensor for name, v in ranks[0].items() if v.is_tensor}
+        ranks = [as_values(reordered(plain, config, row_order))]
     tensors = whole_tensors(ranks, config, _strategy_for(path, strategy, len(ranks)))
-    ours = fit_table(from_mindspore(_without_tied_head(tensors, config), config), config, path.name)
+    named = from_mindspore(_without_tied_head(tensors, config), config)
+    ours = fit_table(completed(named, config) if is_52b else named, config, path.name)
     sliced = f" of {len(ranks)} ranks" if len(ranks) > 1 else ""
-    return Checkpoint(config=config, tensors=ours, folder=folder, format=f"MindSpore checkpoint{sliced}")
+    return Checkpoint(
+        config=config,
+        tensors=ours,
+        folder=folder,
+        format=f"MindSpore checkpoint{sliced}",
+        is_telechat1_52b=is_52b,
+    )
 
 
 def _without_tied_head(tensors: dict[str, LazyTensor], config: TeleChatConfig) -> dict[str, LazyTensor]:
@@ -117,6 +146,7 @@ def plan_mindspore(
     prefix: str = DEFAULT_PREFIX,
     dtype: torch.dtype | None = None,
     with_crc: bool = False,
+    row_order: RowOrder | None = None,
 ) -> TargetPlan:
     """The plan of a MindSpore checkpoint.
 
@@ -126,12 +156,15 @@ def plan_mindspore(
         form: which of MindFormers' layouts.
         layout, strategy: how it is sliced; one of the two, or neither.
         prefix: of file names.
+        row_order: for a TeleChat1-52B, which is written in its own layout then.
         dtype: of all tensors; the experts of the gmm form stay float32.
 
     Raises:
         CheckpointError: MindFormers has no such model, or it cannot be sliced so.
     """
     config = checkpoint.config
+    if row_order is not None:
+        return _plan_52b(checkpoint, target, row_order, dtype, with_crc)
     named = to_mindspore(checkpoint.cast(dtype), config)
     if layout is not None and layout.num_ranks > 1:
         strategy = strategy_of(config, layout)
@@ -151,6 +184,18 @@ def plan_mindspore(
     return TargetPlan(
         files=plan_ranks(ranks, "", prefix, with_crc), small={**companions(checkpoint), **small}
     )
+
+
+def _plan_52b(
+    checkpoint: Checkpoint, target: Path, order: RowOrder, dtype: torch.dtype | None, with_crc: bool
+) -> TargetPlan:
+    if not checkpoint.is_telechat1_52b or target.suffix != SUFFIX:
+        raise CheckpointError(
+            "Only a TeleChat1-52B has a row order, and is then written as one file.",
+            hint=f"Leave --row-order out, or name a file *{SUFFIX}.",
+        )
+    named = to_mindspore_52b(checkpoint.cast(dtype), checkpoint.config, order)
+    return TargetPlan(files=(_plan_file(target.name, as_values(named), with_crc),), is_file=True)
 
 
 def _sliced(

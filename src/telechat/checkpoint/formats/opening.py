@@ -18,6 +18,7 @@ from telechat.checkpoint.mindspore.container import SUFFIX
 from telechat.checkpoint.mindspore.naming import is_mindspore
 from telechat.checkpoint.mindspore.ranks import file_of, find_ranks, read_file
 from telechat.checkpoint.mindspore.run_config import is_model_config, model_fields, read_run_config
+from telechat.checkpoint.mindspore.telechat1_52b import PLAIN, RowOrder
 from telechat.errors import CheckpointError
 from telechat.models import TeleChatConfig
 
@@ -26,12 +27,19 @@ _PICKLES = (".bin", ".pt", ".pth")
 _YAML = (".yaml", ".yml")
 
 
-def open_checkpoint(path: Path, *, config: Path | None = None, strategy: Path | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: Path,
+    *,
+    config: Path | None = None,
+    strategy: Path | None = None,
+    row_order: RowOrder = PLAIN,
+) -> Checkpoint:
     """Open a file, a folder, or a folder with the files of several ranks.
 
     Args:
         config: a config.json, or a MindFormers run file, where the checkpoint has none beside it.
         strategy: MindSpore strategy file or folder of a sliced checkpoint.
+        row_order: of a MindSpore file of the TeleChat1-52B.
 
     Raises:
         CheckpointError, ConfigError: it is none, damaged or incomplete, or says too little.
@@ -53,7 +61,9 @@ def open_checkpoint(path: Path, *, config: Path | None = None, strategy: Path | 
             for file in _telling_files(path)
             for name, value in read_file(file).items()
         }
-        return mindspore.open_mindspore(path, _config(raw, shapes), strategy, folder=folder)
+        return mindspore.open_mindspore(
+            path, _config(raw, shapes), strategy, folder=folder, row_order=row_order
+        )
     if kind == dcp.NAME:
         return dcp.open_dcp(path, raw)
     if path.is_file():

@@ -31,6 +31,7 @@ class Checkpoint:
         format: what it was read from, in words.
         runs_as: what another program computes from these files, where they say it in their own words; None
             where `config` says it.
+        is_telechat1_52b: it came from files of the 52B, which MindSpore has a layout of its own for.
     """
 
     config: TeleChatConfig
@@ -38,6 +39,7 @@ class Checkpoint:
     folder: Path | None
     format: str
     runs_as: TeleChatConfig | None = None
+    is_telechat1_52b: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
