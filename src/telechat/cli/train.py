@@ -26,7 +26,9 @@ def add_arguments(parser: CommandParser) -> None:
     """Declare the options of `telechat train`."""
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the recipe, a YAML file")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the recipe with all fields and flags, and train nothing"
+        "--dry-run",
+        action="store_true",
+        help="print the recipe with all fields and flags, check it against its model, and train nothing",
     )
     parser.add_argument(
         "--on-bad-row", choices=("skip", "stop"), help="at malformed rows; short for --data.on-bad-row"
@@ -64,7 +66,12 @@ def run(args: argparse.Namespace) -> int:
         from telechat.config import load_config, to_yaml
         from telechat.train.config import TrainConfig
 
-        print(to_yaml(load_config(TrainConfig, args.config, overrides)), end="")
+        config = load_config(TrainConfig, args.config, overrides)
+        print(to_yaml(config), end="", flush=True)
+        # Imported here: torch takes seconds, and mistakes in the recipe should not.
+        from telechat.train.dry_run import check_run
+
+        check_run(config)
         return 0
     from telechat.train.run import main
 

@@ -10,7 +10,7 @@ from telechat.models.parameters import (
     count_parameters,
     parameter_table,
 )
-from telechat.models.presets import PRESETS, preset
+from telechat.models.presets import PRESETS, preset, published_size
 
 __all__ = [
     "PRESETS",
@@ -26,4 +26,5 @@ __all__ = [
     "initialise",
     "parameter_table",
     "preset",
+    "published_size",
 ]

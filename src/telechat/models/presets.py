@@ -59,3 +59,8 @@ def preset(name: str) -> TeleChatConfig:
     if name not in PRESETS:
         raise ConfigError(f"Unknown preset '{name}'.", hint=f"Known: {', '.join(PRESETS)}.")
     return PRESETS[name]
+
+
+def published_size(name: str) -> TeleChatConfig | None:
+    """The configuration of a published size by its name or its id on a hub; None for any other name."""
+    return PRESETS.get(name.rpartition("/")[2].lower())

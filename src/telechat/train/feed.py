@@ -97,18 +97,7 @@ class Feed:
         self.seed = seed
         self.rank, self.num_ranks = rank, num_ranks
         self.max_tokens = section.tokens_per_step // section.micro_batches
-        if section.micro_batches % num_ranks:
-            raise ConfigError(
-                f"batch.micro_batches is {section.micro_batches}; {num_ranks} data-parallel ranks cannot "
-                "share that evenly.",
-                hint=f"Set it to a multiple of {num_ranks}.",
-            )
-        if row_length is not None and self.max_tokens < row_length:
-            raise ConfigError(
-                f"A micro batch holds {self.max_tokens} tokens (batch.tokens_per_step / micro_batches); "
-                f"one row has {row_length}.",
-                hint="Raise batch.tokens_per_step or lower batch.micro_batches or data.max_length.",
-            )
+        check_grouping(section, row_length=row_length, num_ranks=num_ranks)
         self.lengths = samples.lengths
         self.num_tokens = self.lengths
         # Rows of one length each count as full, so that every batch has as many of them as fit.
@@ -164,8 +153,10 @@ class Feed:
         """Rows and tokens per row."""
         if self.row_length is not None:
             return self.max_tokens // self.row_length, self.row_length
-        longest = max((self.lengths[sample] for sample in samples), default=1)
-        return -(-max(1, len(samples)) // _ROW_STEP) * _ROW_STEP, padded_length(longest)
+        length = padded_length(max((self.lengths[sample] for sample in samples), default=1))
+        # Empty rows cost as much as others: of long rows, of which few fit a batch, no more than fit.
+        step = min(_ROW_STEP, max(1, self.max_tokens // length))
+        return -(-max(1, len(samples)) // step) * step, length
 
     def _epoch(self, epoch: int) -> list[list[int]]:
         return epoch_batches(
@@ -174,6 +165,31 @@ class Feed:
             rows_per_bucket=self.section.rows_per_bucket,
             seed=self.seed,
             epoch=epoch,
+        )
+
+
+def check_grouping(section: BatchSection, *, row_length: int | None, num_ranks: int) -> None:
+    """Refuse settings under which ranks cannot share the batches, or a batch has no room for one row.
+
+    Args:
+        row_length: tokens of every row, or None to pad to the longest of a batch.
+        num_ranks: how many share each step's batches.
+
+    Raises:
+        ConfigError: names both numbers.
+    """
+    max_tokens = section.tokens_per_step // section.micro_batches
+    if section.micro_batches % num_ranks:
+        raise ConfigError(
+            f"batch.micro_batches is {section.micro_batches}; {num_ranks} data-parallel ranks cannot "
+            "share that evenly.",
+            hint=f"Set it to a multiple of {num_ranks}.",
+        )
+    if row_length is not None and max_tokens < row_length:
+        raise ConfigError(
+            f"A micro batch holds {max_tokens} tokens (batch.tokens_per_step / micro_batches); "
+            f"one row has {row_length}.",
+            hint="Raise batch.tokens_per_step or lower batch.micro_batches or data.max_length.",
         )
 
 

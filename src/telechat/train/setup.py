@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 from telechat.checkpoint import load_model, read_config, resolve_model
+from telechat.checkpoint.hub import DEMO
 from telechat.errors import ConfigError
 from telechat.layers.moe import Router
 from telechat.layers.rotary import RotaryTables
-from telechat.models import TeleChatConfig, TeleChatModel, build_model, initialise
+from telechat.models import TeleChatConfig, TeleChatModel, build_model, initialise, published_size
 from telechat.ops.attention import choose_attention
 from telechat.train.adapters import adapter_config, add_adapters
 from telechat.train.config import ModelSection, RopeSection, TrainConfig
@@ -65,6 +66,19 @@ def model_config(section: ModelSection) -> TeleChatConfig:
     except (OSError, json.JSONDecodeError) as error:
         raise ConfigError(f"Cannot read the model configuration {path}: {error}.") from error
     return with_changes(TeleChatConfig.from_hf(raw), section)
+
+
+def known_config(section: ModelSection) -> TeleChatConfig | None:
+    """As `model_config`, without a download: a hub id of a published size stands for that size.
+
+    Returns:
+        None where only a hub knows the model.
+    """
+    path = Path(section.start_from).expanduser()
+    if not section.start_from or section.start_from == DEMO or path.exists():
+        return model_config(section)
+    size = published_size(section.start_from)
+    return None if size is None else with_changes(size, section)
 
 
 def with_changes(config: TeleChatConfig, section: ModelSection) -> TeleChatConfig:

@@ -49,9 +49,11 @@ def test_one_pass_shows_every_sample_once_in_equally_many_batches(num_ranks: int
     assert shown == sum(CountingSamples().lengths)
 
 
-def test_shapes_are_rounded_up_without_packing() -> None:
-    for batch in feed().one_pass():
-        assert batch.ids.shape[0] % 8 == 0 and batch.ids.shape[1] % 32 == 0
+@pytest.mark.parametrize(("tokens", "rows"), [(4096, 8), (512, 4), (128, 3)])
+def test_shapes_are_rounded_up_without_packing_but_not_beyond_a_full_batch(tokens: int, rows: int) -> None:
+    section = BatchSection(tokens_per_step=tokens, micro_batches=4)
+    batches = Feed(CountingSamples(), section, row_length=None, pad_id=3, seed=1)
+    assert batches.collate([0, 1, 2]).ids.shape == (rows, 32)
 
 
 def test_packed_batches_have_one_shape() -> None:
