@@ -114,7 +114,8 @@ def _integers(values: npt.NDArray[Any]) -> bytes:
     packed = (fours[:, 0] << 6 | fours[:, 1] << 4 | fours[:, 2] << 2 | fours[:, 3]).astype(np.uint8)
     whole = values.astype("<i4").view(np.uint8).reshape(-1, 4)
     kept = np.arange(4) < np.array(_WIDTHS)[codes][:, None]
-    return len(values).to_bytes(4, "big") + packed.tobytes() + whole[kept].tobytes()
+    content: bytes = packed.tobytes() + whole[kept].tobytes()
+    return len(values).to_bytes(4, "big") + content
 
 
 class _Shard:

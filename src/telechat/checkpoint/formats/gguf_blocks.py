@@ -13,7 +13,7 @@ BLOCK = 32
 
 def to_q8_0(rows: Tensor) -> Tensor:
     """[N, K] as uint8 [N, K / 32 * 34]: scale = largest magnitude / 127, then 32 signed bytes."""
-    blocks = rows.float().unflatten(-1, (-1, BLOCK))
+    blocks = _blocks(rows.float(), BLOCK)
     scale = blocks.abs().amax(-1, keepdim=True) / 127
     quotients = blocks * _inverse(scale)
     # Halves are rounded away from zero, as in C.
@@ -23,14 +23,15 @@ def to_q8_0(rows: Tensor) -> Tensor:
 
 def from_q8_0(rows: Tensor) -> Tensor:
     """The numbers, fp32, of bytes that `to_q8_0` made."""
-    blocks = rows.unflatten(-1, (-1, BLOCK + 2))
-    return (blocks[..., 2:].contiguous().view(torch.int8).float() * _scales(blocks)).flatten(-2)
+    blocks = _blocks(rows, BLOCK + 2)
+    codes = blocks[..., 2:].contiguous().view(torch.int8).float()
+    return (codes * _scales(blocks)).flatten(-2)
 
 
 def to_q4_0(rows: Tensor) -> Tensor:
     """[N, K] as uint8 [N, K / 32 * 18]: scale = the number largest in magnitude / -8, then 32 half bytes, of
     which the first 16 are the low halves."""
-    blocks = rows.float().unflatten(-1, (-1, BLOCK))
+    blocks = _blocks(rows.float(), BLOCK)
     largest = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))
     scale = largest / -8
     codes = (blocks * _inverse(scale) + 8.5).to(torch.int8).clamp(max=15).view(torch.uint8)
@@ -40,9 +41,14 @@ def to_q4_0(rows: Tensor) -> Tensor:
 
 def from_q4_0(rows: Tensor) -> Tensor:
     """The numbers, fp32, of bytes that `to_q4_0` made."""
-    blocks = rows.unflatten(-1, (-1, BLOCK // 2 + 2))
+    blocks = _blocks(rows, BLOCK // 2 + 2)
     codes = torch.cat([blocks[..., 2:] & 15, blocks[..., 2:] >> 4], -1).float() - 8
     return (codes * _scales(blocks)).flatten(-2)
+
+
+def _blocks(rows: Tensor, size: int) -> Tensor:
+    """[N, K] as [N, K / size, size]."""
+    return rows.reshape(len(rows), -1, size)
 
 
 def _inverse(scale: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ def _pre_tokenizer(path: Path, raw: Mapping[str, Any]) -> str:
     """
     steps = raw.get("pretokenizers", [raw])
     splits = [step["pattern"].get("Regex") for step in steps if step.get("type") == "Split"]
-    byte_level = next((step for step in steps if step.get("type") == "ByteLevel"), {})
+    byte_level: Mapping[str, Any] = next((step for step in steps if step.get("type") == "ByteLevel"), {})
     pattern = splits[0] if len(splits) == 1 else None if not splits else ""
     if pattern not in _PRE_TOKENIZERS or (not splits and not byte_level.get("use_regex", True)):
         raise TokenizerError(

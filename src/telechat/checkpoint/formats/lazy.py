@@ -342,7 +342,7 @@ def with_shape(tensor: LazyTensor, shape: Sequence[int]) -> LazyTensor:
 
 def cast(tensor: LazyTensor, dtype: torch.dtype | None) -> LazyTensor:
     """The tensor in another dtype, rounded to nearest; None leaves it."""
-    return tensor if dtype in (None, tensor.dtype) else _Cast(tensor, dtype)  # type: ignore[arg-type]
+    return tensor if dtype in (None, tensor.dtype) else _Cast(tensor, dtype)
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype) -> LazyTensor:
