@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from telechat.errors import ConfigError
 from telechat.train.distributed.layout import ParallelLayout
@@ -20,6 +21,7 @@ _LENGTH_STEP = 128
 _MAX_LENGTH = 2**20
 _MAX_DEVICES = 256
 _TENSOR_RANKS = (1, 2, 4, 8)
+_ZERO_STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def _layouts(request: PlanRequest, world_size: int) -> Iterator[ParallelLayout]:
         return
     others = given.num_model_ranks * given.ep
     if world_size % others == 0:
-        for zero_stage in range(given.zero_stage, 4):
+        for zero_stage in _ZERO_STAGES[given.zero_stage :]:
             yield replace(given, dp=world_size // others, zero_stage=zero_stage)
     if given.engine == "deepspeed":
         return
