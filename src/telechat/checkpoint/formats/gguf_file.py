@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from telechat.checkpoint.formats.lazy import FileTensor, LazyTensor
+from telechat.checkpoint.formats.file_tensor import FileTensor
+from telechat.checkpoint.formats.lazy import LazyTensor
 from telechat.checkpoint.formats.writing import FilePlan, Piece
 from telechat.errors import CheckpointError
 

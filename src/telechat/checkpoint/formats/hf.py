@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from telechat.checkpoint.folder import CONFIG, LAYOUTS, SAFETENSORS_INDEX, read_json
-from telechat.checkpoint.formats.lazy import FileTensor, HeldTensor, LazyTensor, same_numbers
+from telechat.checkpoint.formats.file_tensor import FileTensor
+from telechat.checkpoint.formats.lazy import HeldTensor, LazyTensor, same_numbers
 from telechat.checkpoint.formats.safetensors_file import plan_safetensors, read_safetensors
 from telechat.checkpoint.formats.table import Checkpoint, fit_table
 from telechat.checkpoint.formats.writing import FilePlan, TargetPlan

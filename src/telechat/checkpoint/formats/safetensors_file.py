@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from telechat.checkpoint.formats.lazy import FileTensor, LazyTensor
+from telechat.checkpoint.formats.file_tensor import FileTensor
+from telechat.checkpoint.formats.lazy import LazyTensor
 from telechat.checkpoint.formats.writing import FilePlan, Piece
 from telechat.checkpoint.headers import read_header
 from telechat.errors import CheckpointError

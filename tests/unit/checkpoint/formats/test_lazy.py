@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from telechat.checkpoint.formats import lazy
+from telechat.checkpoint.formats import file_tensor
+from telechat.checkpoint.formats.file_tensor import FileTensor
 from telechat.checkpoint.formats.lazy import (
-    FileTensor,
     HeldTensor,
     LazyTensor,
     cast,
@@ -61,7 +61,7 @@ def check(pair: Pair, draw: st.DataObject | None = None) -> None:
 @pytest.mark.parametrize("pieces", [1, 3])
 @pytest.mark.parametrize("staging", [64, 1 << 20])
 def test_file_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: int, staging: int) -> None:
-    monkeypatch.setattr(lazy, "STAGING_BYTES", staging)
+    monkeypatch.setattr(file_tensor, "STAGING_BYTES", staging)
     tensor = numbers(5, 7, 6)
     stored = on_disk(tmp_path, tensor, pieces)
     for window in (
