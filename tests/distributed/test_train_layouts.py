@@ -40,6 +40,10 @@ TWO = [
     Case(name="cp2-heads-mqa", layouts=[{"cp": 2, "context": "heads"}], model={"kv_heads": 1}, steps=3),
     Case(name="cp2-moe", layouts=[{"cp": 2}], model=MOE, steps=3),
     Case(name="ep2", layouts=[{"ep": 2}], model=MOE),
+    Case(name="dp2-bf16", layouts=[{"dp": 2}], precision="bf16", steps=3),
+    Case(name="tp2-bf16-pure", layouts=[{"tp": 2}], precision="bf16-pure", steps=3),
+    Case(name="pp2-bf16-pure", layouts=[{"pp": 2}], precision="bf16-pure", steps=3),
+    Case(name="cp2-fp16", layouts=[{"cp": 2}], precision="fp16", steps=3),
     Case(
         name="resharded",
         layouts=[{"tp": 2}, {"dp": 2}, {"pp": 2}, {"cp": 2, "zero_stage": 0}],
@@ -96,6 +100,11 @@ def test_four_processes_train_like_one(case: Case, four: Path) -> None:
 def check(case: Case, folder: Path) -> None:
     """Losses over all steps to 1e-4 (seen: 1e-6), norms, the evaluation, and weights under all names."""
     found, alone = result(case, folder), expected(case)
+    if case.precision != "fp32":
+        # Sums over ranks are rounded at other places.
+        torch.testing.assert_close(found["losses"], alone["losses"], rtol=1e-2, atol=0)
+        torch.testing.assert_close(found["norms"][0], alone["norms"][0], rtol=2e-2, atol=0)
+        return
     torch.testing.assert_close(found["losses"], alone["losses"], rtol=1e-4, atol=0)
     # The first gradient is that of equal weights.
     torch.testing.assert_close(found["norms"][0], alone["norms"][0], rtol=1e-5, atol=0)

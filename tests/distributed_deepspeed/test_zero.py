@@ -23,6 +23,8 @@ CASES = [
     Case(name="zero3", layouts=[zero(3)], model={"tied": True}, packed=True),
     Case(name="zero2-offload", layouts=[zero(2, offload=True)]),
     Case(name="zero3-offload", layouts=[zero(3, offload=True)]),
+    Case(name="zero2-bf16", layouts=[zero(2)], precision="bf16", steps=3),
+    Case(name="zero3-fp16", layouts=[zero(3)], precision="fp16", steps=3),
     Case(
         name="resumed-with-either-engine",
         layouts=[zero(2), {"dp": 2}, zero(3), {"tp": 2}],

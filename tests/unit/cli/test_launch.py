@@ -129,7 +129,7 @@ def test_mistakes_are_named(
     assert not launched
 
 
-def test_shared_storage_is_looked_for(
+def test_variables_of_the_original_scripts(
     launched: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SHARED_PATHS", f"{tmp_path},{tmp_path / 'missing'}")
@@ -137,8 +137,11 @@ def test_shared_storage_is_looked_for(
     assert "missing" in capsys.readouterr().err
     monkeypatch.setenv("SHARED_PATHS", str(tmp_path))
     monkeypatch.setenv("RANK_TABLE_FILE", "ranks.json")
+    monkeypatch.setenv("ENABLE_CELL_REUSE", "1")
     assert main(["launch", *COMMAND]) == 0
-    assert "RANK_TABLE_FILE" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "RANK_TABLE_FILE is set; it has no effect" in said
+    assert "ENABLE_CELL_REUSE is set; it has no effect" in said
 
 
 def test_settings_without_options() -> None:

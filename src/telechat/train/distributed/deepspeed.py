@@ -34,7 +34,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class DeepSpeedEngine:
-    """A `TrainEngine`. The loss scale of fp16 is DeepSpeed's own.
+    """A `TrainEngine`. The loss scale of fp16 is DeepSpeed's own; `loss_scale` shows it.
 
     Args:
         model: whole, on the device; DeepSpeed divides it.
@@ -65,7 +65,7 @@ class DeepSpeedEngine:
         join(device)
         self.device = device
         self.objective = objective
-        self.loss_scale = LossScale(enabled=False)
+        self.loss_scale = LossScale(enabled=precision == "fp16")
         self.data_rank, self.data_size = dist.get_rank(), dist.get_world_size()
         self.max_grad_norm = optimizer.max_grad_norm
         self.num_steps = 0
@@ -124,7 +124,13 @@ class DeepSpeedEngine:
             gradient = self._library.utils.safe_get_full_grad(parameter)
             if gradient is not None:
                 squares += float(gradient.float().norm()) ** 2
-        return math.sqrt(squares)
+        scale = float(getattr(self._engine.optimizer, "loss_scale", 1.0))
+        norm = math.sqrt(squares) / scale
+        if self.loss_scale.enabled:
+            self.loss_scale.scale = scale
+            if not math.isfinite(norm):
+                self._engine.step()  # drops these gradients and lowers the scale
+        return norm
 
     def step(self, rate_factor: float) -> None:
         """See `TrainEngine`."""
