@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,12 +15,14 @@ from safetensors.torch import load_file
 
 from telechat.checkpoint import load_model, read_config
 from telechat.errors import ConfigError, DeviceError
+from telechat.layers import rotary
 from telechat.tokenizer import load_tokenizer
 from telechat.train.config import (
     BatchSection,
     DataSection,
     ModelSection,
     OutputSection,
+    RopeScheme,
     RopeSection,
     TrainConfig,
 )
@@ -150,6 +153,46 @@ def test_rotary_settings_reach_the_tables(tiny_model_folder: Path) -> None:
     assert plain.rotary.settings.stretch(100) == (1, 1.0)
     assert longer.rotary.settings.stretch(100) == (7, 1.0)  # NTK for four times the base length
     assert longer.config == model_config(section)
+
+
+def test_every_rotary_setting_replaces_the_models_own(tiny_model_folder: Path) -> None:
+    rope = RopeSection(training_length=4096, base_length=512, theta=5e5, scheme="ntk-static", factor=3.0)
+    settings = model_config(ModelSection(start_from=str(tiny_model_folder), rope=rope)).rope
+    found = (settings.training_length, settings.base_length, settings.base, settings.scheme, settings.factor)
+    assert found == (4096, 512, 5e5, "ntk-static", 3.0)
+    assert set(get_args(RopeScheme)) == set(get_args(rotary.RopeScheme))
+
+
+def test_the_output_section_is_obeyed(
+    tiny_model_folder: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[int] = []
+    logger = SimpleNamespace(add=lambda step, values: logged.append(step), close=lambda: logged.append(-1))
+    monkeypatch.setattr("telechat.train.run.open_loggers", lambda names, *_: [logger] * len(names))
+    more = {
+        "output.keep_last": "1",
+        "output.save_every": "2",
+        "output.log_every": "2",
+        "output.loggers": "wandb",
+        "schedule.total_steps": "5",
+    }
+    run(tiny_model_folder, rows, tmp_path, **more)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [2, 4, 5]
+    assert logged == [2, 4, 5, -1]
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-pure", "bfloat16"), ("bf16", "float32")])
+def test_the_precision_decides_what_weights_are_kept_in(
+    tiny_model_folder: Path, precision: str, dtype: str
+) -> None:
+    config = dataclasses.replace(train_config(tiny_model_folder), precision=precision)  # type: ignore[arg-type]
+    assert prepare_model(config, torch.device("cpu")).dtype == getattr(torch, dtype)
+
+
+def test_the_device_is_that_of_the_recipe(tiny_model_folder: Path, rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="xpu:7"):
+        run(tiny_model_folder, rows, tmp_path, device="xpu:7")
 
 
 def test_a_fresh_model_comes_from_its_config_and_seed(
