@@ -15,6 +15,7 @@ from torch import Tensor
 from telechat.checkpoint.adapter_config import AdapterConfig
 from telechat.errors import CheckpointError
 from telechat.models import TeleChatConfig, TeleChatModel, parameter_table
+from telechat.models.adapters import AdapterLayers
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,14 @@ class Adapter:
         """scale * b @ a, fp32 [out, in]."""
         low_rank = self.modules[module]
         return (low_rank.b.float() @ low_rank.a.float()) * self.scale(module)
+
+    def scaled_layers(self) -> AdapterLayers:
+        """The matrices as executors take them, fp32, the scale in b; not for an adapter with magnitudes."""
+        assert all(low_rank.magnitude is None for low_rank in self.modules.values())
+        return {
+            name: (low_rank.a.float(), low_rank.b.float() * self.scale(name))
+            for name, low_rank in self.modules.items()
+        }
 
     def merged(self, module: str, weight: Tensor) -> Tensor:
         """The layer's weight [out, in] with the adapter in it, computed in fp32, in the weight's dtype."""

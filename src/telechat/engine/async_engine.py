@@ -22,12 +22,12 @@ from typing import Protocol
 from telechat.engine.channel import Add, Cancel, Embed, Letter, Order, Report
 from telechat.engine.engine_process import EngineDiedError, EngineProcess, Ready
 from telechat.engine.engine_thread import EngineThread
-from telechat.engine.grammar import GrammarCompiler
 from telechat.engine.intake import Intake
 from telechat.engine.llm import LLM
 from telechat.engine.loop import EngineClosedError, EngineLoop
 from telechat.engine.outputs import Delta, EngineStats, Pooling
 from telechat.engine.sampling_params import SamplingParams
+from telechat.engine.text_intake import text_intake
 from telechat.errors import TelechatError
 from telechat.tokenizer import Tokenizer
 
@@ -66,16 +66,8 @@ class RemoteModel:
     @classmethod
     def of(cls, ready: Ready, tokenizer: Tokenizer) -> RemoteModel:
         """From what the process told."""
-        settings = ready.intake_settings
         # Grammars are compiled here as well, so that a bad one is refused before the engine hears of it.
-        compiler = GrammarCompiler(
-            tokenizer, vocab_size=settings["vocab_size"], eos_token_ids=settings["eos_token_ids"]
-        )
-        intake = Intake(
-            lambda skip: tokenizer.stream_decoder(skip_special_tokens=skip),
-            compile_grammar=compiler,
-            **settings,
-        )
+        intake = text_intake(tokenizer, **ready.intake_settings)
         return cls(ready.name, tokenizer, ready.max_model_len, ready.default_params, intake)
 
 

@@ -19,6 +19,7 @@ class Add:
         key: names the request from now on; the sender keeps it unique.
         tenant: who asks; tenants share the engine fairly.
         priority: lower goes first.
+        adapter: name of the one to answer with.
     """
 
     key: int
@@ -26,6 +27,7 @@ class Add:
     params: SamplingParams
     tenant: str = ""
     priority: int = 0
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Embed:
     """Give the vector of a prompt, in one delta.
 
     Attributes:
-        key: as in `Add`.
+        key, adapter: as in `Add`.
         normalize: scale it to length 1.
     """
 
@@ -42,6 +44,28 @@ class Embed:
     pooling: Pooling
     normalize: bool
     tenant: str = ""
+    adapter: str | None = None
+
+
+@dataclass(frozen=True)
+class LoadAdapter:
+    """Read an adapter folder and keep it under a name; an empty last delta says that it is there.
+
+    Attributes:
+        key: names this order, as in `Add`.
+    """
+
+    key: int
+    name: str
+    folder: str
+
+
+@dataclass(frozen=True)
+class UnloadAdapter:
+    """Take an adapter's name away; answered as `LoadAdapter`. Requests that have begun keep the adapter."""
+
+    key: int
+    name: str
 
 
 @dataclass(frozen=True)
@@ -56,7 +80,7 @@ class Close:
     """End everything."""
 
 
-Order = Add | Embed | Cancel | Close
+Order = Add | Embed | LoadAdapter | UnloadAdapter | Cancel | Close
 
 
 @dataclass(frozen=True)

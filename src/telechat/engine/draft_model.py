@@ -32,7 +32,7 @@ class DraftModel:
     ) -> None:
         self._num_draft_tokens = num_draft_tokens
         self._device = executor.device
-        self._runner = Runner(executor, num_blocks=num_blocks, block_size=block_size)
+        self._runner = Runner(executor, num_blocks=num_blocks, block_size=block_size, has_adapters=False)
 
     def propose(self, requests: Sequence[Request]) -> None:
         """Ask for room; the guesses follow in `fill`."""

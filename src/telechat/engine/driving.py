@@ -21,12 +21,14 @@ Output = TypeVar("Output")
 @contextlib.contextmanager
 def running(engine: Engine, requests: Sequence[Request]) -> Iterator[None]:
     """These requests are in the engine; whatever happens, none of them stays behind."""
-    for request in requests:
-        engine.add(request)
+    added: list[Request] = []
     try:
+        for request in requests:
+            engine.add(request)
+            added.append(request)
         yield
     finally:
-        for request in requests:
+        for request in added:
             engine.cancel(request)
 
 

@@ -7,10 +7,12 @@ prompts as text, or who asks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from telechat.engine.adapters import AdapterTable
 from telechat.engine.blocks import BlockAllocator
 from telechat.engine.logprobs import token_logprobs
 from telechat.engine.outputs import EngineStats
@@ -34,6 +36,7 @@ class Engine:
         max_batch_tokens: tokens computed in one step.
         prefix_caching: requests that begin alike share the blocks of what they have in common.
         proposer: guesses tokens for the model to check, or None.
+        adapters: what requests with an adapter have it from; None takes no such requests.
     """
 
     def __init__(
@@ -46,8 +49,10 @@ class Engine:
         max_batch_tokens: int,
         prefix_caching: bool = True,
         proposer: Proposer | None = None,
+        adapters: AdapterTable | None = None,
     ) -> None:
         self.executor = executor
+        self._adapters = adapters
         self._proposer = proposer
         self._ahead: Ahead | None = None
         if proposer is None and isinstance(executor, RunsAhead) and executor.can_run_ahead:
@@ -76,7 +81,14 @@ class Engine:
         return self.scheduler.counters.num_steps
 
     def add(self, request: Request) -> None:
-        """Queue a request made by `Intake`."""
+        """Queue a request made by `Intake`.
+
+        Raises:
+            RequestError: its adapter has been unloaded since.
+        """
+        number = request.adapter
+        if number is not None and (self._adapters is None or not self._adapters.holds(number)):
+            raise RequestError("The adapter of this request has been unloaded.", parameter="model")
         self.scheduler.add(request)
 
     def cancel(self, request: Request) -> None:
@@ -84,6 +96,33 @@ class Engine:
         if not request.is_finished:
             request.end("cancelled")
             self.scheduler.finish(request)
+            self._forget_adapters()
+
+    def load_adapter(self, name: str, folder: str | Path) -> None:
+        """As `AdapterTable.load`.
+
+        Raises:
+            ConfigError, CheckpointError: it cannot be used.
+        """
+        assert self._adapters is not None, "an engine without adapters was asked to load one"
+        self._forget_adapters()
+        self._adapters.load(name, folder)
+
+    def unload_adapter(self, name: str) -> None:
+        """As `AdapterTable.unload`; requests that have begun keep it to their end.
+
+        Raises:
+            RequestError: there is none.
+        """
+        assert self._adapters is not None, "an engine without adapters was asked to unload one"
+        self._adapters.unload(name)
+        self._forget_adapters()
+
+    def _forget_adapters(self) -> None:
+        """Give unloaded adapters back as soon as nobody needs them."""
+        if self._adapters is not None and self._adapters.has_leaving:
+            scheduler = self.scheduler
+            self._adapters.forget_unused(r.adapter for r in (*scheduler.running, *scheduler.waiting))
 
     def step(self) -> list[Request]:
         """One step: running requests gain a token, prompts are worked on. Returns those that took part.
@@ -113,6 +152,7 @@ class Engine:
             is_pooled = request.pooling is not None and request.num_computed_tokens == request.num_tokens
             if request.finish_reason or request.error or is_pooled:
                 self.scheduler.finish(request)
+        self._forget_adapters()
         return requests
 
     def stats(self) -> EngineStats:

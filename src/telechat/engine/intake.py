@@ -37,6 +37,7 @@ class Intake:
         eos_token_ids: the model's own end tokens.
         max_model_len: most tokens of prompt and answer together.
         compile_grammar: makes the grammar of one answer; without it there are no structured outputs.
+        adapter_number: the number of the adapter with a name; without it there are none.
     """
 
     def __init__(
@@ -47,7 +48,9 @@ class Intake:
         eos_token_ids: Iterable[int],
         max_model_len: int,
         compile_grammar: Callable[[StructuredOutputs], Grammar] | None = None,
+        adapter_number: Callable[[str], int] | None = None,
     ) -> None:
+        self._adapter_number = adapter_number
         self._compile_grammar = compile_grammar
         self._make_decoder = make_decoder
         self._vocab_size = vocab_size
@@ -73,6 +76,7 @@ class Intake:
         priority: int = 0,
         tenant: str = "",
         cache_salt: str = "",
+        adapter: str | None = None,
     ) -> list[Request]:
         """One request for each of the `params.n` answers.
 
@@ -80,11 +84,12 @@ class Intake:
             priority: lower is sooner.
             tenant: on whose behalf; tenants share the engine evenly.
             cache_salt: only requests with the same one share cached keys.
+            adapter: name of the one to answer with.
 
         Raises:
             PromptError: empty, or an id outside the vocabulary.
             ContextLengthError: no room for even one token of an answer.
-            RequestError: a parameter that does not fit this model.
+            RequestError: a parameter that does not fit this model, or an adapter that there is none of.
         """
         prompt = list(prompt_token_ids)
         max_new_tokens = self.check(prompt, params)
@@ -93,6 +98,7 @@ class Intake:
                 raise RequestError(f"{name} is {keep!r}; it must be 'all' or at least 1.", parameter=name)
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise RequestError(f"priority is {priority!r}; it must be an integer.", parameter="priority")
+        adapter_number = self._number_of(adapter)
         eos: frozenset[int] = frozenset() if params.ignore_eos else self._eos_token_ids
         return [
             Request(
@@ -107,6 +113,7 @@ class Intake:
                 priority=priority,
                 tenant=tenant,
                 cache_salt=cache_salt,
+                adapter=adapter_number,
                 num_prompt_logprobs=one.prompt_logprobs,
                 grammar=self._grammar(one),
             )
@@ -145,10 +152,25 @@ class Intake:
             )
         return self._compile_grammar(asked)
 
+    def _number_of(self, adapter: str | None) -> int | None:
+        if adapter is None:
+            return None
+        if self._adapter_number is None:
+            raise RequestError("This engine has no adapters.", parameter="model")
+        return self._adapter_number(adapter)
+
     def make_embedding(
-        self, prompt_token_ids: Sequence[int], pooling: Pooling, *, tenant: str = ""
+        self,
+        prompt_token_ids: Sequence[int],
+        pooling: Pooling,
+        *,
+        tenant: str = "",
+        adapter: str | None = None,
     ) -> Request:
         """A request for the vector of a prompt.
+
+        Args:
+            tenant, adapter: as for `make_requests`.
 
         Raises:
             PromptError, RequestError: as `make_requests`; a pooling that there is none of.
@@ -171,6 +193,7 @@ class Intake:
             text_stream=TextStream(self._make_decoder(True)),
             pooling=pooling,
             tenant=tenant,
+            adapter=self._number_of(adapter),
         )
 
     def _max_new_tokens(self, prompt: list[int], params: SamplingParams) -> int:

@@ -7,19 +7,19 @@ Knows how names become models and text becomes ids; the work is the engine's. Fo
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, overload
 
+from telechat.engine.adapters import DEFAULT_MAX_ADAPTERS, DEFAULT_MAX_RANK, AdapterTable
 from telechat.engine.driving import complete, stream_deltas
 from telechat.engine.engine import Engine
-from telechat.engine.grammar import GrammarCompiler
-from telechat.engine.intake import Intake
 from telechat.engine.loading import (
     KvCacheDtype,
     check_positive,
+    check_rotary_length,
     default_batch_tokens,
     default_params,
     eos_token_ids,
@@ -28,17 +28,16 @@ from telechat.engine.loading import (
 from telechat.engine.opening import open_model
 from telechat.engine.outputs import Delta, EmbeddingOutput, EngineStats, Keep, Pooling, RequestOutput
 from telechat.engine.plan import DEFAULT_MAX_BATCH_SIZE
+from telechat.engine.prompts import Message, Prompt, as_list, numbered
 from telechat.engine.proposers import open_speculation
 from telechat.engine.request import Request
 from telechat.engine.results import embedding_output, request_output
 from telechat.engine.sampling_params import SamplingParams, with_fields
-from telechat.errors import ConfigError, PromptError, RequestError, TelechatError
+from telechat.engine.text_intake import text_intake
+from telechat.errors import PromptError, RequestError, TelechatError
 from telechat.models import RopeMode, TeleChatConfig, TeleChatModel
 from telechat.parallel.sharding import Layout
 from telechat.tokenizer import Tokenizer, check_fits
-
-Prompt = str | Sequence[int]
-Message = Mapping[str, Any]
 
 
 class LLM:
@@ -73,6 +72,9 @@ class LLM:
         speculate: guess tokens that the model then checks several at a time: `prompt-lookup` from the text
             itself, or a small model with the same tokens (folder, hub id or loaded). Answers stay the same.
         num_draft_tokens: with speculate, most guesses for one request in a step; default 4.
+        adapters: low-rank adapters by the names that requests ask for them by: folders in PEFT's format.
+        max_loras: adapters in memory at once, those loaded later included.
+        max_lora_rank: highest rank of any.
         generation_config: contents of a `generation_config.json`; by default the folder's.
 
     Raises:
@@ -107,6 +109,9 @@ class LLM:
         bind_cpu: bool = True,
         speculate: str | Path | TeleChatModel | None = None,
         num_draft_tokens: int | None = None,
+        adapters: Mapping[str, str | Path] | None = None,
+        max_loras: int = DEFAULT_MAX_ADAPTERS,
+        max_lora_rank: int = DEFAULT_MAX_RANK,
         generation_config: Mapping[str, Any] | None = None,
     ) -> None:
         check_positive(
@@ -115,6 +120,8 @@ class LLM:
             max_batch_tokens=max_batch_tokens,
             memory_limit=memory_limit,
             cache_memory=cache_memory,
+            max_loras=max_loras,
+            max_lora_rank=max_lora_rank,
         )
         place: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention}
         place["kv_cache_dtype"] = kv_cache_dtype
@@ -146,8 +153,10 @@ class LLM:
         self.max_batch_size = max_batch_size
         self.max_batch_tokens = max_batch_tokens or default_batch_tokens(self.executor.device)
         self.prefix_caching = prefix_caching
+        self.adapters = AdapterTable(self.executor, max_adapters=max_loras, max_rank=max_lora_rank)
         try:
             self._prepare()
+            self.adapters.load_all(adapters or {})
             self._speculation = open_speculation(
                 speculate, num_draft_tokens, target=opened, max_model_len=self.max_model_len, **place
             )
@@ -172,22 +181,15 @@ class LLM:
         """What requests need of tokenizer and generation config, checked against the model."""
         vocab_size = self.config.vocab_size
         check_fits(self.tokenizer, vocab_size)
-        if self.executor.rope_mode == "static" and self.executor.static_length < self.max_model_len:
-            raise ConfigError(
-                f"max_model_len is {self.max_model_len}; the model's rotary table was made for "
-                f"{self.executor.static_length} tokens.",
-                hint="Build the model with static_length of at least max_model_len.",
-            )
+        check_rotary_length(self.executor, self.max_model_len)
         self.default_params = default_params(self.generation_config)
         self.eos_token_ids = eos_token_ids(self.tokenizer, self.generation_config, vocab_size=vocab_size)
-        self.intake = Intake(
-            lambda skip: self.tokenizer.stream_decoder(skip_special_tokens=skip),
+        self.intake = text_intake(
+            self.tokenizer,
             vocab_size=vocab_size,
             eos_token_ids=self.eos_token_ids,
             max_model_len=self.max_model_len,
-            compile_grammar=GrammarCompiler(
-                self.tokenizer, vocab_size=vocab_size, eos_token_ids=self.eos_token_ids
-            ),
+            adapter_number=self.adapters.number_of,
         )
 
     @property
@@ -210,7 +212,16 @@ class LLM:
             max_batch_tokens=self.max_batch_tokens,
             prefix_caching=self.prefix_caching,
             proposer=None if self._speculation is None else self._speculation.proposer(**blocks),
+            adapters=self.adapters,
         )
+
+    def load_adapter(self, name: str, folder: str | Path) -> None:
+        """Let requests ask for the adapter in a folder by `name`; errors as `AdapterTable.load`."""
+        self.engine.load_adapter(name, folder)
+
+    def unload_adapter(self, name: str) -> None:
+        """Take an adapter's name away; requests that have begun keep it. Errors as `AdapterTable.unload`."""
+        self.engine.unload_adapter(name)
 
     def stats(self) -> EngineStats:
         """Where the engine stands and what it has done so far."""
@@ -235,6 +246,7 @@ class LLM:
         progress: bool = False,
         return_logits: Keep = None,
         return_scores: Keep = None,
+        adapter: str | None = None,
         **sampling: Any,
     ) -> list[RequestOutput]:
         """Continue prompts; the batch is kept full until all are done.
@@ -246,6 +258,7 @@ class LLM:
             progress: show a bar on stderr.
             return_logits, return_scores: keep each step's raw logits, or the scores sampled from (after
                 penalties, temperature and truncation): "all", or the N highest.
+            adapter: name of the one to answer with; None is the model alone.
             sampling: fields of `SamplingParams` that win over `params`: `temperature=0`.
 
         Returns:
@@ -261,6 +274,7 @@ class LLM:
             progress=progress,
             return_logits=return_logits,
             return_scores=return_scores,
+            adapter=adapter,
             **sampling,
         )
         outputs = dict(each)
@@ -274,13 +288,14 @@ class LLM:
         progress: bool = False,
         return_logits: Keep = None,
         return_scores: Keep = None,
+        adapter: str | None = None,
         **sampling: Any,
     ) -> Iterator[tuple[int, RequestOutput]]:
         """As `generate`, but hands out (number of the prompt, its output) as soon as an output is complete.
 
         Prompts are checked now, before the iterator is asked for anything; closing it ends what still runs.
         """
-        listed = _listed(prompts)
+        listed = as_list(prompts)
         shared = self.default_params if params is None else params
         each = [shared] * len(listed) if isinstance(shared, SamplingParams) else list(shared)
         if len(each) != len(listed):
@@ -293,10 +308,10 @@ class LLM:
         def make(number: int) -> list[Request]:
             ids = self.encode(listed[number])
             return self.intake.make_requests(
-                ids, each[number], keep_logits=return_logits, keep_scores=return_scores
+                ids, each[number], keep_logits=return_logits, keep_scores=return_scores, adapter=adapter
             )
 
-        return complete(self.engine, _numbered(make, len(listed)), request_output, progress=progress)
+        return complete(self.engine, numbered(make, len(listed)), request_output, progress=progress)
 
     def embed(
         self,
@@ -304,6 +319,7 @@ class LLM:
         *,
         pooling: Pooling = "mean",
         normalize: bool = False,
+        adapter: str | None = None,
         progress: bool = False,
     ) -> list[EmbeddingOutput]:
         """One vector per prompt, from the model's final hidden states.
@@ -311,19 +327,21 @@ class LLM:
         Args:
             pooling: `mean` of all tokens, or the `last` one.
             normalize: scale each vector to length 1.
+            adapter: as for `generate`.
 
         Raises:
             PromptError, RequestError: a prompt or pooling this model cannot take; nothing was computed then.
         """
-        listed = _listed(prompts)
+        listed = as_list(prompts)
 
         def make(number: int) -> list[Request]:
-            return [self.intake.make_embedding(self.encode(listed[number]), pooling)]
+            ids = self.encode(listed[number])
+            return [self.intake.make_embedding(ids, pooling, adapter=adapter)]
 
         def finish(requests: Sequence[Request]) -> EmbeddingOutput:
             return embedding_output(requests[0], normalize=normalize)
 
-        outputs = dict(complete(self.engine, _numbered(make, len(listed)), finish, progress=progress))
+        outputs = dict(complete(self.engine, numbered(make, len(listed)), finish, progress=progress))
         return [outputs[number] for number in range(len(outputs))]
 
     @overload
@@ -333,6 +351,7 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         tools: Sequence[Message] | None = None,
+        adapter: str | None = None,
         stream: Literal[False] = False,
         **sampling: Any,
     ) -> RequestOutput: ...
@@ -344,6 +363,7 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         tools: Sequence[Message] | None = None,
+        adapter: str | None = None,
         stream: Literal[True],
         **sampling: Any,
     ) -> Iterator[Delta]: ...
@@ -354,6 +374,7 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         tools: Sequence[Message] | None = None,
+        adapter: str | None = None,
         stream: bool = False,
         **sampling: Any,
     ) -> RequestOutput | Iterator[Delta]:
@@ -363,6 +384,7 @@ class LLM:
             messages: `{"role", "content"}` dicts, the last one usually the user's.
             params: default `default_params`.
             tools: functions the model may call, OpenAI shape.
+            adapter: as for `generate`.
             stream: return the answer piece by piece; closing the iterator cancels the rest.
             sampling: fields of `SamplingParams` that win over `params`: `temperature=0`.
 
@@ -372,31 +394,8 @@ class LLM:
         """
         token_ids = self.tokenizer.apply_chat_template(messages, tools)
         params = with_fields(params or self.default_params, sampling)
-        requests = self.intake.make_requests(token_ids, params)
+        requests = self.intake.make_requests(token_ids, params, adapter=adapter)
         if stream:
             return stream_deltas(self.engine, requests)
         [(_, output)] = complete(self.engine, [requests], request_output)
         return output
-
-
-def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """A single prompt becomes a list of one."""
-    if isinstance(prompts, str):
-        return [prompts]
-    listed = list(prompts)
-    if listed and all(isinstance(item, int) for item in listed):
-        return [cast("list[int]", listed)]
-    return cast("list[Prompt]", listed)
-
-
-def _numbered(make: Callable[[int], list[Request]], count: int) -> list[list[Request]]:
-    """What `make` makes for each number; its errors say for which prompt, where there are several."""
-    groups = []
-    for number in range(count):
-        try:
-            groups.append(make(number))
-        except TelechatError as error:
-            if count > 1:
-                error.add_note(f"(prompt {number} of {count}, counted from 0)")
-            raise
-    return groups

@@ -77,6 +77,16 @@ def check_positive(**settings: int | None) -> None:
             raise ConfigError(f"{name} is {value}; it must be at least 1.")
 
 
+def check_rotary_length(executor: Executor, max_model_len: int) -> None:
+    """Refuse a context that the model's one rotary table was not made for."""
+    if executor.rope_mode == "static" and executor.static_length < max_model_len:
+        raise ConfigError(
+            f"max_model_len is {max_model_len}; the model's rotary table was made for "
+            f"{executor.static_length} tokens.",
+            hint="Build the model with static_length of at least max_model_len.",
+        )
+
+
 def default_batch_tokens(device: torch.device) -> int:
     """Tokens of one step where nobody asked for another number."""
     return _BATCH_TOKENS_ON_CPU if device == CPU else _BATCH_TOKENS_ELSEWHERE

@@ -10,7 +10,17 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from telechat.engine.channel import Add, Cancel, Close, Embed, Letter, Order, Report
+from telechat.engine.channel import (
+    Add,
+    Cancel,
+    Close,
+    Embed,
+    Letter,
+    LoadAdapter,
+    Order,
+    Report,
+    UnloadAdapter,
+)
 from telechat.engine.engine import Engine
 from telechat.engine.intake import Intake
 from telechat.engine.outputs import Delta
@@ -64,24 +74,26 @@ class EngineLoop:
     def run(self, receive: Receive, send: Callable[[Report], None]) -> None:
         """Work until told to close, or until a rank of the model is gone; every open request ends then."""
         while True:
-            refused: list[Letter] = []
+            answered: list[Letter] = []
             for order in receive(not self.engine.has_work):
                 if isinstance(order, Close):
                     error = EngineClosedError("The engine was closed while this request was running.")
-                    send(self._report(refused + self._end_all(error)))
+                    send(self._report(answered + self._end_all(error)))
                     return
                 if isinstance(order, Cancel):
                     self._cancel(order.key)
+                elif isinstance(order, LoadAdapter | UnloadAdapter):
+                    answered.append(self._change_adapters(order))
                 else:
-                    refused += self._add(order)
+                    answered += self._add(order)
             # After a cancellation too: whoever watches the numbers sees that the place is free.
             try:
                 letters = self._step()
             except RankError as error:  # no later step could succeed either
                 self.failure = error
-                send(self._report(refused + self._end_all(error)))
+                send(self._report(answered + self._end_all(error)))
                 return
-            send(self._report(refused + letters))
+            send(self._report(answered + letters))
 
     def _report(self, letters: list[Letter]) -> Report:
         return Report(letters, self.engine.stats())
@@ -97,13 +109,29 @@ class EngineLoop:
             self.engine.add(request)
         return []
 
+    def _change_adapters(self, order: LoadAdapter | UnloadAdapter) -> Letter:
+        """Carried out at once: running answers wait while an adapter is read."""
+        try:
+            if isinstance(order, LoadAdapter):
+                self.engine.load_adapter(order.name, order.folder)
+            else:
+                self.engine.unload_adapter(order.name)
+        except TelechatError as error:
+            return Letter(order.key, error)
+        except Exception as error:  # whatever is wrong with the folder, the engine goes on
+            log.exception("an adapter could not be changed")
+            return Letter(order.key, EngineStepError(f"It failed: {type(error).__name__}: {error}"))
+        return Letter(order.key, Delta("", finish_reason="stop"))
+
     def _make_requests(self, order: Add | Embed) -> list[Request]:
         prompt = order.prompt_token_ids
         if isinstance(order, Add):
             return self._intake.make_requests(
-                prompt, order.params, tenant=order.tenant, priority=order.priority
+                prompt, order.params, tenant=order.tenant, priority=order.priority, adapter=order.adapter
             )
-        request = self._intake.make_embedding(prompt, order.pooling, tenant=order.tenant)
+        request = self._intake.make_embedding(
+            prompt, order.pooling, tenant=order.tenant, adapter=order.adapter
+        )
         if order.normalize:
             self._normalized.add(request)
         return [request]

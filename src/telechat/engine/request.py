@@ -48,6 +48,7 @@ class Request:
         priority: lower is sooner.
         tenant: on whose behalf; tenants share the engine evenly.
         cache_salt: requests with different salts share no cached keys.
+        adapter: number of its adapter (`adapters.AdapterTable`), or None.
         pooling: give one vector for the prompt instead of an answer.
         num_prompt_logprobs: report each prompt token's log-probability and this many likeliest; None: don't.
         grammar: what the answer must follow, or None.
@@ -76,6 +77,7 @@ class Request:
     priority: int = 0
     tenant: str = ""
     cache_salt: str = ""
+    adapter: int | None = None
     pooling: Pooling | None = None
     num_prompt_logprobs: int | None = None
     grammar: Grammar | None = None

@@ -27,10 +27,14 @@ class Runner:
 
     Args:
         executor: its cache is made here, with `num_blocks` blocks.
+        has_adapters: requests' adapters are this model's; False for a model that only guesses.
     """
 
-    def __init__(self, executor: Executor, *, num_blocks: int, block_size: int) -> None:
+    def __init__(
+        self, executor: Executor, *, num_blocks: int, block_size: int, has_adapters: bool = True
+    ) -> None:
         self.executor = executor
+        self._has_adapters = has_adapters
         self.block_size = block_size
         self._tables = np.zeros((_FIRST_ROWS, _FIRST_BLOCKS), dtype=np.int32)
         # What each row holds: a decoding request's row is written once a block, not once a token.
@@ -52,6 +56,7 @@ class Runner:
         sequences: an answer's tokens that are computed again are computed as they were when they were new.
         """
         size = self.block_size
+        is_adapted = self._has_adapters and any(work.request.adapter is not None for work in works)
         ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -64,6 +69,8 @@ class Runner:
             pieces, num_decoding = _by_kind(works)
         else:
             pieces, num_decoding = [(index, work.start, work.stop) for index, work in enumerate(works)], 0
+        if is_adapted:
+            pieces = _by_adapter(pieces[:num_decoding], works) + _by_adapter(pieces[num_decoding:], works)
         self._make_room(len(pieces), max(len(work.request.block_table) for work in works))
         for row, (index, start, stop) in enumerate(pieces):
             request, _, _, num_logits, rope_length = work = works[index]
@@ -103,6 +110,7 @@ class Runner:
             torch.tensor(slots),
             sequences,
             torch.tensor(list(chain.from_iterable(wanted)), dtype=torch.int64),
+            _adapter_runs(pieces, works, starts) if is_adapted else (),
         )
 
     def _make_room(self, num_rows: int, num_blocks: int) -> None:
@@ -119,10 +127,36 @@ class Runner:
             self._written[row] = table.copy()
 
 
-def _by_kind(works: Sequence[Work]) -> tuple[list[tuple[int, int, int]], int]:
-    """Works cut where a prompt ends: (number of the work, start, stop), answers first; how many are those."""
-    answers: list[tuple[int, int, int]] = []
-    prompts: list[tuple[int, int, int]] = []
+Piece = tuple[int, int, int]  # number of the work, start, stop
+
+
+def _by_adapter(pieces: list[Piece], works: Sequence[Work]) -> list[Piece]:
+    """Pieces of one adapter side by side, those without any first."""
+
+    def order(piece: Piece) -> int:
+        number = works[piece[0]].request.adapter
+        return -1 if number is None else number
+
+    return sorted(pieces, key=order)
+
+
+def _adapter_runs(
+    pieces: Sequence[Piece], works: Sequence[Work], starts: Sequence[int]
+) -> list[tuple[int, int | None]]:
+    """`PagedBatch.adapter_runs` of pieces whose first rows, and the end of the last, are `starts`."""
+    runs: list[tuple[int, int | None]] = []
+    for (index, _, _), end in zip(pieces, starts[1:], strict=True):
+        number = works[index].request.adapter
+        if runs and runs[-1][1] == number:
+            runs.pop()
+        runs.append((end, number))
+    return runs
+
+
+def _by_kind(works: Sequence[Work]) -> tuple[list[Piece], int]:
+    """Works cut where a prompt ends, answers first; how many are those."""
+    answers: list[Piece] = []
+    prompts: list[Piece] = []
     for index, (request, start, count, _, _) in enumerate(works):
         num_prompt, stop = len(request.prompt_token_ids), start + count
         if start >= num_prompt:

@@ -248,7 +248,7 @@ class Scheduler:
         names, size = request.block_names, self.blocks.block_size
         if not names and count:
             epoch = self.rope.epoch(len(request.prompt_token_ids))
-            parent = root_name(f"{epoch} {request.cache_salt}")
+            parent = root_name(f"{epoch} {request.adapter} {request.cache_salt}")
         while len(names) < count:
             parent = names[-1] if names else parent
             names.append(block_name(parent, request.tokens(len(names) * size, (len(names) + 1) * size)))

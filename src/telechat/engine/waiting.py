@@ -7,6 +7,7 @@ fewest tokens, so that one who floods the queue delays himself; within a tenant,
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from collections.abc import Iterator
 
 from telechat.engine.request import Request
 
@@ -32,6 +33,11 @@ class WaitingQueue:
 
     def __len__(self) -> int:
         return self._num_waiting
+
+    def __iter__(self) -> Iterator[Request]:
+        for tenants in self._lanes.values():
+            for lane in tenants.values():
+                yield from lane
 
     def enter(self, request: Request) -> None:
         """A new request, which waits behind its tenant's earlier ones."""

@@ -3,7 +3,9 @@
 Projections that read the same input are one product, gate and up with what joins them; a norm and the sum
 before it are one kernel. A step in which every sequence has one new token is padded to one of a few sizes,
 recorded when a size first occurs, and replayed from then on; every other step launches its kernels one by
-one. Padding rows write to a block of their own. Shapes: T new tokens, S sequences, L rows whose results are
+one. Padding rows write to a block of their own. A step in which
+some row has an adapter runs the model's modules instead, which share their weights with the joined products.
+Shapes: T new tokens, S sequences, L rows whose results are
 wanted, V vocabulary, D hidden size. Knows nothing of requests, nor of which device it runs on.
 """
 
@@ -18,10 +20,11 @@ from torch import Tensor
 from telechat.device import HostCopy, synchronize
 from telechat.layers.mlp import SwiGLU
 from telechat.layers.sums import OutputSum
+from telechat.models.adapters import AdapterLayers, ModuleAdapters
 from telechat.models.config import TeleChatConfig
 from telechat.models.decoder import DecoderBlock, RopeMode, TeleChatModel
 from telechat.models.packing import module_obstacle
-from telechat.models.paged import PagedBatch, rotary_rows
+from telechat.models.paged import PagedBatch, rotary_rows, run_modules
 from telechat.models.projection import fuse
 from telechat.models.recordings import Inputs, Recordings
 from telechat.ops.fused import FusedKernels, Projection
@@ -87,6 +90,7 @@ class FusedExecutor:
             self._head = kernels.bind_linear(model.output_weight.detach(), None)
         self._caches: list[PagedCache] = []
         self._recordings: Recordings | None = None
+        self._adapters = ModuleAdapters(model)
 
     @property
     def config(self) -> TeleChatConfig:
@@ -162,6 +166,8 @@ class FusedExecutor:
     @torch.inference_mode()
     def forward(self, batch: PagedBatch) -> Tensor:
         """Logits fp32 [L, V]."""
+        if batch.adapter_runs:
+            return self._adapted_logits(batch)
         if self._recordings is not None and self._recordings.takes(batch):
             logits = self._recordings.run(batch)
         else:
@@ -185,7 +191,31 @@ class FusedExecutor:
     @torch.inference_mode()
     def hidden_states(self, batch: PagedBatch) -> Tensor:
         """Final hidden states fp32 [L, hidden]."""
+        if batch.adapter_runs:
+            return self._adapted_hidden(batch).float()
         return self._hidden(self._inputs(batch)).float()
+
+    def load_adapter(self, number: int, layers: AdapterLayers) -> None:
+        """As `Executor.load_adapter`."""
+        self._adapters.load(number, layers)
+
+    def unload_adapter(self, number: int) -> None:
+        """As `Executor.unload_adapter`."""
+        self._adapters.unload(number)
+
+    def _adapted_logits(self, batch: PagedBatch) -> Tensor:
+        hidden = self._adapted_hidden(batch)
+        logits = self._head(hidden).float()
+        self._adapters.add_to_logits(logits, hidden, batch.logit_adapters)
+        return logits
+
+    def _adapted_hidden(self, batch: PagedBatch) -> Tensor:
+        """Final hidden states [L, D] of a batch with adapters."""
+        assert self._caches and self._paged is not None, "allocate comes first"
+        if self._recordings is not None:
+            self._recordings.forget()
+        with self._adapters.applied(batch.adapter_runs):
+            return run_modules(self.model, self._paged, self._caches, batch)
 
     def _inputs(self, batch: PagedBatch) -> Inputs:
         device = self.device

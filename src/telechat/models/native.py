@@ -14,11 +14,13 @@ from torch import Tensor
 
 from telechat.device import CPU
 from telechat.layers.sums import OutputSum
+from telechat.models.adapters import AdapterLayers, adapted_spans
 from telechat.models.config import TeleChatConfig
 from telechat.models.decoder import RopeMode, TeleChatModel
-from telechat.models.packing import FORMATS, module_obstacle, pack_model
+from telechat.models.packing import FORMATS, module_obstacle, pack_adapter, pack_model
 from telechat.models.paged import PagedBatch, rotary_rows
 from telechat.ops.cpu import library
+from telechat.ops.cpu.adapters import PackedAdapter
 from telechat.ops.cpu.cache import allocate_cache, form_obstacle
 from telechat.ops.cpu.context import Context, shared_context
 from telechat.ops.cpu.decoder import Decoder
@@ -55,6 +57,7 @@ class NativeExecutor:
         self.deterministic = deterministic
         self.kv_dtype = kv_dtype or model.dtype
         self.weights = pack_model(model, context or shared_context(), consume=consume)
+        self._adapters: dict[int, PackedAdapter] = {}
         self._start()
 
     def _start(self) -> None:
@@ -118,6 +121,14 @@ class NativeExecutor:
         )
         self._num_blocks, self._block_size = num_blocks, block_size
 
+    def load_adapter(self, number: int, layers: AdapterLayers) -> None:
+        """As `Executor.load_adapter`."""
+        self._adapters[number] = pack_adapter(self.weights, layers)
+
+    def unload_adapter(self, number: int) -> None:
+        """As `Executor.unload_adapter`."""
+        del self._adapters[number]
+
     @torch.inference_mode()
     def forward(self, batch: PagedBatch) -> Tensor:
         """Logits fp32 [L, V]."""
@@ -143,7 +154,11 @@ class NativeExecutor:
         cos, sin = rotary_rows(model.rotary, batch.positions_T, batch.rope_runs)
         if self._sums is not None:
             self._sums.restart()
-        return x, self._decoder(x, cos, sin, batch.slots_T, batch.sequences, logit_rows_L)
+        adapters = [
+            (self._adapters[number], start, stop) for start, stop, number in adapted_spans(batch.adapter_runs)
+        ]
+        logits = self._decoder(x, cos, sin, batch.slots_T, batch.sequences, logit_rows_L, adapters)
+        return x, logits
 
     def describe(self) -> str:
         """What computes."""

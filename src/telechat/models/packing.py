@@ -16,7 +16,9 @@ from telechat.layers.mlp import SwiGLU
 from telechat.layers.moe import MixtureOfExperts
 from telechat.layers.quantized import QuantizedLinear
 from telechat.layers.sums import OutputSum
+from telechat.models.adapters import HEAD, AdapterLayers
 from telechat.models.decoder import DecoderBlock, TeleChatModel
+from telechat.ops.cpu.adapters import PLACES, PackedAdapter, Place, Product
 from telechat.ops.cpu.context import Context
 from telechat.ops.cpu.decoder import DecoderLayer
 from telechat.ops.cpu.mixture import Expert, Mixture
@@ -24,6 +26,14 @@ from telechat.ops.cpu.weights import PackedWeight, WeightFormat
 
 FORMATS: dict[torch.dtype, WeightFormat] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _QUANTISED_FORMATS: dict[int, WeightFormat] = {8: "int8", 4: "int4"}
+_PLACES: dict[str, Place] = {
+    "query": "query",
+    "key_value": "key_value",
+    "dense": "dense",
+    "gate_proj": "gate",
+    "up_proj": "up",
+    "down_proj": "down",
+}
 # A tied embedding below this stays beside the packed head, since looking a row up there takes longer.
 _LARGE_EMBEDDING_BYTES = 64 << 20
 
@@ -106,6 +116,26 @@ def pack_model(model: TeleChatModel, context: Context, *, consume: bool) -> Nati
         head,
         formats,
     )
+
+
+def pack_adapter(weights: NativeWeights, layers: AdapterLayers) -> PackedAdapter:
+    """An adapter of a packed model; its matrices have the precision that the model is loaded in."""
+    shapes: dict[Product, tuple[int, int]] = {None: (weights.head.rows, weights.head.columns)}
+    for number, layer in enumerate(weights.layers):
+        for place in PLACES:
+            weight: PackedWeight | None = getattr(layer, place)
+            if weight is not None:
+                shapes[number, place] = weight.rows, weight.columns
+    matrices = {_product(name): pair for name, pair in layers.items()}
+    return PackedAdapter(weights.context, len(weights.layers), matrices, shapes, FORMATS[weights.model.dtype])
+
+
+def _product(name: str) -> Product:
+    """Which product of the kernels a layer of the parameter table is."""
+    if name == HEAD:
+        return None
+    _, _, number, _, leaf = name.split(".")
+    return int(number), _PLACES[leaf]
 
 
 class _Packer:

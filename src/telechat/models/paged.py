@@ -19,6 +19,7 @@ from telechat.device import HostCopy
 from telechat.layers.attention import AttentionInputs
 from telechat.layers.quantized import bind_products
 from telechat.layers.rotary import RotaryTables
+from telechat.models.adapters import AdapterLayers, AdapterRuns, ModuleAdapters, adapter_of_row
 from telechat.models.config import TeleChatConfig
 from telechat.models.decoder import RopeMode, TeleChatModel
 from telechat.ops.paged import PagedCache, Sequences
@@ -38,6 +39,7 @@ class PagedBatch:
         slots_T: int64 place of each token in the cache, block * block_size + offset.
         sequences: which rows are whose, and the blocks to read.
         logit_rows_L: int64 rows whose results are wanted, in the order they are wanted in.
+        adapter_runs: which rows have which adapter, by the numbers of `Executor.load_adapter`.
     """
 
     token_ids_T: Tensor
@@ -46,6 +48,14 @@ class PagedBatch:
     slots_T: Tensor
     sequences: Sequences
     logit_rows_L: Tensor
+    adapter_runs: AdapterRuns = ()
+
+    @property
+    def logit_adapters(self) -> list[int | None]:
+        """The adapter of each wanted row; empty where no row has one."""
+        if not self.adapter_runs:
+            return []
+        return [adapter_of_row(self.adapter_runs, row) for row in self.logit_rows_L.tolist()]
 
 
 class Executor(Protocol):
@@ -90,6 +100,19 @@ class Executor(Protocol):
 
     def hidden_states(self, batch: PagedBatch) -> Tensor:
         """As `forward`, but final hidden states fp32 [L, hidden], after the last norm."""
+        ...
+
+    def load_adapter(self, number: int, layers: AdapterLayers) -> None:
+        """Keep an adapter for the batches whose rows name it.
+
+        Args:
+            number: not in use.
+            layers: whole matrices on the CPU, which fit the model; none of a mixture's experts.
+        """
+        ...
+
+    def unload_adapter(self, number: int) -> None:
+        """Give its memory back; no batch names it any more."""
         ...
 
     def describe(self) -> str:
@@ -149,6 +172,7 @@ class TorchExecutor:
         self.why_torch = why_torch
         self._given_kernels = self._kernels = kernels
         self._caches: list[PagedCache] = []
+        self._adapters = ModuleAdapters(model)
         self._device = model.device
         for chosen, count in bind_products(model).items():
             log.info("products of %d quantised layers: %s", count, chosen)
@@ -208,12 +232,22 @@ class TorchExecutor:
         )
         log.info("paged attention: %s (%s)", self._kernels.name, self._kernels.reason)
 
+    def load_adapter(self, number: int, layers: AdapterLayers) -> None:
+        """As `Executor.load_adapter`."""
+        self._adapters.load(number, layers)
+
+    def unload_adapter(self, number: int) -> None:
+        """As `Executor.unload_adapter`."""
+        self._adapters.unload(number)
+
     @torch.inference_mode()
     def forward(self, batch: PagedBatch) -> Tensor:
         """Logits fp32 [L, V]."""
         hidden = self._hidden(batch)
         rows = torch.split(hidden, 1) if self.deterministic and len(hidden) else (hidden,)
-        return torch.cat([self.model.project(row).float() for row in rows])
+        logits = torch.cat([self.model.project(row).float() for row in rows])
+        self._adapters.add_to_logits(logits, hidden, batch.logit_adapters)
+        return logits
 
     @torch.inference_mode()
     def hidden_states(self, batch: PagedBatch) -> Tensor:
@@ -229,24 +263,8 @@ class TorchExecutor:
 
     def _run(self, batch: PagedBatch) -> Tensor:
         assert self._caches and self._kernels is not None, "allocate comes first"
-        kernels, caches = self._kernels, self._caches
-        positions = batch.positions_T.to(self._device)
-        cos, sin = rotary_rows(self.model.rotary, positions, batch.rope_runs)
-        slots, sequences = batch.slots_T.to(self._device), batch.sequences.to(self._device)
-
-        def attend(layer: int, q_1THd: Tensor, kv_1TK2d: Tensor) -> Tensor:
-            cache = caches[layer]
-            q = q_1THd[0]
-            kernels.rope_and_store(q, kv_1TK2d[0], cos, sin, slots, cache)
-            return kernels.attention(q, cache, sequences)[None]
-
-        hidden: Tensor = self.model.transformer(
-            batch.token_ids_T.to(self._device)[None],
-            AttentionInputs(cos[None], sin[None], None, is_causal=False),
-            attend=attend,
-            wanted=batch.logit_rows_L.to(self._device),
-        )
-        return hidden[0]
+        with self._adapters.applied(batch.adapter_runs):
+            return run_modules(self.model, self._kernels, self._caches, batch)
 
     def describe(self) -> str:
         """What computes, and why nothing faster does."""
@@ -260,6 +278,29 @@ class TorchExecutor:
     def close(self) -> None:
         """Give the cache back."""
         self._caches = []
+
+
+def run_modules(
+    model: TeleChatModel, kernels: PagedKernels, caches: Sequence[PagedCache], batch: PagedBatch
+) -> Tensor:
+    """Final hidden states [L, hidden] from a model's modules; keys and values go into `caches`."""
+    device = model.device
+    cos, sin = rotary_rows(model.rotary, batch.positions_T.to(device), batch.rope_runs)
+    slots, sequences = batch.slots_T.to(device), batch.sequences.to(device)
+
+    def attend(layer: int, q_1THd: Tensor, kv_1TK2d: Tensor) -> Tensor:
+        cache = caches[layer]
+        q = q_1THd[0]
+        kernels.rope_and_store(q, kv_1TK2d[0], cos, sin, slots, cache)
+        return kernels.attention(q, cache, sequences)[None]
+
+    hidden: Tensor = model.transformer(
+        batch.token_ids_T.to(device)[None],
+        AttentionInputs(cos[None], sin[None], None, is_causal=False),
+        attend=attend,
+        wanted=batch.logit_rows_L.to(device),
+    )
+    return hidden[0]
 
 
 def single_tokens(batch: PagedBatch) -> Iterator[PagedBatch]:
@@ -287,6 +328,7 @@ def single_tokens(batch: PagedBatch) -> Iterator[PagedBatch]:
                 batch.slots_T[here],
                 sequences,
                 torch.zeros(1, dtype=torch.int64),
+                [(1, adapter_of_row(batch.adapter_runs, row))] if batch.adapter_runs else (),
             )
 
 

@@ -21,10 +21,12 @@ from torch import Tensor
 
 from telechat.device import CPU, memory_in_use
 from telechat.errors import RankError, TelechatError
+from telechat.models.adapters import AdapterLayers
 from telechat.models.config import TeleChatConfig
 from telechat.models.decoder import RopeMode
 from telechat.models.paged import Executor, PagedBatch
 from telechat.parallel import wire
+from telechat.parallel.adapters import cut_adapter, pack_layers
 from telechat.parallel.binding import Binding, threads_per_rank
 from telechat.parallel.groups import Groups
 from telechat.parallel.processes import RankProcesses
@@ -176,6 +178,25 @@ class TensorParallelExecutor:
             Order.HIDDEN_STATES,
             wire.pack_batch(batch, self._block_size),
             lambda: self._local.hidden_states(batch),
+        )
+
+    def load_adapter(self, number: int, layers: AdapterLayers) -> None:
+        """As `Executor.load_adapter`, on every rank.
+
+        Raises:
+            RankError: as `forward`.
+        """
+        part = cut_adapter(layers, self.config, self._layout, 0)
+        self._together(
+            Order.LOAD_ADAPTER,
+            wire.with_number(number, pack_layers(layers)),
+            lambda: self._local.load_adapter(number, part),
+        )
+
+    def unload_adapter(self, number: int) -> None:
+        """As `Executor.unload_adapter`, on every rank; errors as `forward`."""
+        self._together(
+            Order.UNLOAD_ADAPTER, wire.with_number(number), lambda: self._local.unload_adapter(number)
         )
 
     def _together(self, order: Order, payload: bytes, work: Callable[[], _Result]) -> _Result:

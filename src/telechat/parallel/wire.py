@@ -19,9 +19,12 @@ from telechat.models.paged import PagedBatch
 from telechat.ops.paged import Sequences
 
 _FRAME = struct.Struct("<QQ")  # what to do, bytes that follow
-# T tokens, S sequences, how many of them decode, blocks of the longest table, L wanted rows, rotary runs;
-# most_new and longest, each preceded by whether it is known.
-_BATCH = struct.Struct("<10Q")
+_NUMBER = struct.Struct("<Q")
+# T tokens, S sequences, how many of them decode, blocks of the longest table, L wanted rows, rotary runs,
+# runs of adapters; most_new and longest, each preceded by whether it is known.
+_BATCH = struct.Struct("<11Q")
+# Stands for a run without an adapter; numbers of adapters are not negative.
+_NO_ADAPTER = -1
 
 
 class Order(enum.IntEnum):
@@ -33,6 +36,8 @@ class Order(enum.IntEnum):
     FORWARD = 4
     HIDDEN_STATES = 5
     CLOSE = 6
+    LOAD_ADAPTER = 7
+    UNLOAD_ADAPTER = 8
 
 
 def send(pipe: int, order: Order, payload: bytes, *, timeout_s: float) -> None:
@@ -74,6 +79,16 @@ def _read(pipe: int, size: int) -> bytearray | None:
     return found
 
 
+def with_number(number: int, content: bytes = b"") -> bytes:
+    """A number, and bytes after it."""
+    return _NUMBER.pack(number) + content
+
+
+def split_number(payload: bytearray) -> tuple[int, bytes]:
+    """What `with_number` joined."""
+    return _NUMBER.unpack_from(payload)[0], bytes(payload[_NUMBER.size :])
+
+
 def pack_batch(batch: PagedBatch, block_size: int) -> bytes:
     """A batch as bytes; of the block tables only what the longest sequence needs."""
     sequences = batch.sequences
@@ -81,6 +96,10 @@ def pack_batch(batch: PagedBatch, block_size: int) -> bytes:
     if sequences.longest is not None:
         tables = tables[:, : -(-sequences.longest // block_size)]
     runs = torch.tensor(batch.rope_runs, dtype=torch.int64)
+    adapters = torch.tensor(
+        [(row, _NO_ADAPTER if number is None else number) for row, number in batch.adapter_runs],
+        dtype=torch.int64,
+    )
     head = _BATCH.pack(
         len(batch.token_ids_T),
         sequences.count,
@@ -88,13 +107,14 @@ def pack_batch(batch: PagedBatch, block_size: int) -> bytes:
         tables.shape[1],
         len(batch.logit_rows_L),
         len(batch.rope_runs),
+        len(batch.adapter_runs),
         sequences.most_new is not None,
         sequences.most_new or 0,
         sequences.longest is not None,
         sequences.longest or 0,
     )
     tensors = (
-        *(batch.token_ids_T, batch.positions_T, batch.slots_T, batch.logit_rows_L, runs),
+        *(batch.token_ids_T, batch.positions_T, batch.slots_T, batch.logit_rows_L, runs, adapters),
         *(sequences.query_starts, sequences.kv_lengths, tables),
     )
     return head + b"".join(tensor.contiguous().numpy().tobytes() for tensor in tensors)
@@ -102,7 +122,7 @@ def pack_batch(batch: PagedBatch, block_size: int) -> bytes:
 
 def unpack_batch(payload: bytearray) -> PagedBatch:
     """The batch that `pack_batch` wrote; its tensors share the payload's memory."""
-    T, S, num_decoding, num_blocks, L, R, has_most, most_new, has_longest, longest = _BATCH.unpack_from(
+    T, S, num_decoding, num_blocks, L, R, N, has_most, most_new, has_longest, longest = _BATCH.unpack_from(
         payload
     )
     offset = _BATCH.size
@@ -117,7 +137,7 @@ def unpack_batch(payload: bytearray) -> PagedBatch:
         return tensor
 
     token_ids, positions, slots = (taken(torch.int64, T) for _ in range(3))
-    logit_rows, runs = taken(torch.int64, L), taken(torch.int64, R, 2)
+    logit_rows, runs, adapters = taken(torch.int64, L), taken(torch.int64, R, 2), taken(torch.int64, N, 2)
     sequences = Sequences(
         taken(torch.int32, S + 1),
         taken(torch.int32, S),
@@ -127,4 +147,5 @@ def unpack_batch(payload: bytearray) -> PagedBatch:
         num_decoding=num_decoding,
     )
     rope_runs = [(row, length) for row, length in runs.tolist()]
-    return PagedBatch(token_ids, positions, rope_runs, slots, sequences, logit_rows)
+    adapter_runs = [(row, None if number == _NO_ADAPTER else number) for row, number in adapters.tolist()]
+    return PagedBatch(token_ids, positions, rope_runs, slots, sequences, logit_rows, adapter_runs)

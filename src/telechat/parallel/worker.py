@@ -16,6 +16,7 @@ from telechat.errors import TelechatError
 from telechat.logs import setup_logging
 from telechat.models.paged import Executor
 from telechat.parallel import wire
+from telechat.parallel.adapters import cut_adapter, unpack_layers
 from telechat.parallel.binding import Binding
 from telechat.parallel.groups import Groups
 from telechat.parallel.sharding import Layout
@@ -64,6 +65,12 @@ def _serve(orders: int, reports: int) -> None:
             collect_logits(executor.forward(wire.unpack_batch(payload)), executor.config.vocab_size, groups)
         elif order is Order.HIDDEN_STATES:
             executor.hidden_states(wire.unpack_batch(payload))
+        elif order is Order.LOAD_ADAPTER:
+            number, content = wire.split_number(payload)
+            layers = cut_adapter(unpack_layers(content), executor.config, layout, rank)
+            executor.load_adapter(number, layers)
+        elif order is Order.UNLOAD_ADAPTER:
+            executor.unload_adapter(wire.split_number(payload)[0])
         elif order is Order.CLOSE:
             groups.close(in_order=True)  # and then wait for the end of the input
     executor.close()

@@ -27,6 +27,7 @@ def make_batch(*, is_counted: bool = True, num_wanted: int = 2) -> PagedBatch:
         slots_T=torch.tensor([0, 1, 2, 135]),
         sequences=sequences,
         logit_rows_L=torch.tensor([2, 3])[:num_wanted],
+        adapter_runs=[(3, None), (4, 2)],
     )
 
 

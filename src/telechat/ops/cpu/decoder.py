@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from telechat.ops.cpu import library
+from telechat.ops.cpu.adapters import PackedAdapter
 from telechat.ops.cpu.attention import sequences_fields, sequences_obstacle
 from telechat.ops.cpu.cache import cache_obstacle, cache_struct
 from telechat.ops.cpu.context import Context
@@ -109,6 +110,7 @@ class Decoder:
         slots_T: Tensor,
         sequences: Sequences,
         logit_rows_L: Tensor,
+        adapted: Sequence[tuple[PackedAdapter, int, int]] = (),
     ) -> Tensor:
         """Run the new tokens, writing their keys and values into the cache.
 
@@ -117,6 +119,7 @@ class Decoder:
             cos_Td, sin_Td: rotary rows, float32.
             slots_T: int64 place of each token in the cache, block * block_size + offset.
             logit_rows_L: int64 rows of x whose logits are wanted.
+            adapted: (adapter, first row, row after the last) of neighbouring rows that have one, in order.
 
         Returns:
             Logits float32 [L, V].
@@ -147,6 +150,8 @@ class Decoder:
             logits=logits.data_ptr(),
             **sequences_fields(sequences),
         )
+        if adapted:
+            batch.num_runs, batch.runs = len(adapted), _runs(adapted, T)
         self.context.library.tc_decode(self.context.handle, ctypes.byref(self._struct), ctypes.byref(batch))
         if self._failure is not None:
             failure, self._failure = self._failure, None
@@ -163,6 +168,21 @@ class Decoder:
             self._reduce(torch.frombuffer(values, dtype=torch.float32))
         except BaseException as error:  # noqa: BLE001 # raised again when C returns
             self._failure = error
+
+
+def _runs(
+    adapted: Sequence[tuple[PackedAdapter, int, int]], num_rows: int
+) -> ctypes.Array[library.AdapterRun]:
+    """What C is given of `Decoder.__call__`'s `adapted`."""
+    assert all(0 <= first < stop <= num_rows for _, first, stop in adapted), (
+        "adapted rows are not the batch's"
+    )
+    return (library.AdapterRun * len(adapted))(
+        *(
+            library.AdapterRun(ctypes.cast(adapter.struct, POINTER(library.LowRank)), first, stop - first)
+            for adapter, first, stop in adapted
+        )
+    )
 
 
 def obstacle(

@@ -150,6 +150,18 @@ class Decoder(Structure):
     ]
 
 
+class LowRank(Structure):
+    """tc_low_rank."""
+
+    _fields_: ClassVar[Fields] = [(name, POINTER(Weight)) for name in ("a", "b")]
+
+
+class AdapterRun(Structure):
+    """tc_adapter_run."""
+
+    _fields_: ClassVar[Fields] = [("layers", POINTER(LowRank)), ("first", c_int64), ("count", c_int64)]
+
+
 class Batch(Structure):
     """tc_batch."""
 
@@ -158,6 +170,8 @@ class Batch(Structure):
         *((name, c_int64) for name in ("max_blocks", "num_logits")),
         *((name, c_void_p) for name in ("query_starts", "kv_lengths", "block_tables", "slots")),
         *((name, c_void_p) for name in ("cos", "sin", "logit_rows", "x", "logits")),
+        ("num_runs", c_int64),
+        ("runs", POINTER(AdapterRun)),
     ]
 
 

@@ -8,6 +8,9 @@
 
 #include "telechat.h"
 
+/* Places of a layer's products among those that an adapter may change; the head's comes after all layers. */
+enum { TC_QUERY, TC_KEY_VALUE, TC_DENSE, TC_GATE, TC_UP, TC_DOWN, TC_PLACES };
+
 typedef struct {
     const tc_weight *query, *key_value, *dense, *gate, *up, *down; /* the last three NULL with a mixture */
     const float *input_norm, *post_norm, *dense_bias, *down_bias;  /* biases may be NULL */
@@ -37,12 +40,15 @@ typedef struct {
     const int64_t *logit_rows;  /* [num_logits]: rows of x whose logits are wanted */
     float *x;                   /* [num_tokens][hidden]: embeddings in, output of the last layer out */
     float *logits;              /* [num_logits][vocabulary] */
+    int64_t num_runs;           /* 0 where no row has an adapter */
+    const tc_adapter_run *runs; /* in the order of their rows */
 } tc_batch;
 
 /* Buffers of one call, shared by all layers. `partial` exists where results do not go straight into x. */
 typedef struct {
     float *normed, *query, *key_value, *attended, *gate, *up, *partial;
     int64_t num_decoding; /* rows at the beginning that are computed as those of a decoding step are */
+    int64_t first_place;  /* of the layer, among what adapters may change */
 } buffers;
 
 /* x += sum of the ranks' partial results. */
@@ -52,12 +58,18 @@ static void add_partial(const tc_decoder *d, const tc_batch *b, const buffers *t
     for (int64_t i = 0; i < count; i++) b->x[i] += t->partial[i];
 }
 
+static void multiply(tc_context *c, const tc_batch *b, const buffers *t, int64_t place, const tc_source *source,
+                     const tc_product *products, int count) {
+    tc_multiply(c, source, b->num_tokens, products, count, t->num_decoding);
+    tc_adapt(c, b->runs, b->num_runs, t->first_place + place, source, products, count);
+}
+
 /* x += source x weight + bias, over all ranks; one of them has the bias. */
-static void project(tc_context *c, const tc_decoder *d, const tc_batch *b, buffers *t, const tc_source *source,
-                    const tc_weight *weight, const float *bias) {
+static void project(tc_context *c, const tc_decoder *d, const tc_batch *b, buffers *t, int64_t place,
+                    const tc_source *source, const tc_weight *weight, const float *bias) {
     tc_product product = {weight, tc_into(b->x, d->hidden, bias, 1)};
     if (d->reduce) product.output = tc_into(t->partial, d->hidden, bias, 0);
-    tc_multiply(c, source, b->num_tokens, &product, 1, t->num_decoding);
+    multiply(c, b, t, place, source, &product, 1);
     if (d->reduce) add_partial(d, b, t);
 }
 
@@ -66,7 +78,7 @@ static void attention_part(tc_context *c, const tc_decoder *d, const tc_layer *l
     tc_source normed = {t->normed, NULL, TC_F32, d->hidden}, attended = {t->attended, NULL, TC_F32, width};
     tc_product products[2] = {{l->query, tc_into(t->query, width, NULL, 0)},
                               {l->key_value, tc_into(t->key_value, kv_width, NULL, 0)}};
-    tc_multiply(c, &normed, b->num_tokens, products, 2, t->num_decoding);
+    multiply(c, b, t, TC_QUERY, &normed, products, 2);
     tc_rope rope = {t->query, t->key_value, b->cos, b->sin, b->slots, l->cache, TC_F32, d->num_heads};
     tc_rope_rows(c, &rope, b->num_tokens);
     /* fp32 weights ask for fp32 throughout. */
@@ -74,7 +86,7 @@ static void attention_part(tc_context *c, const tc_decoder *d, const tc_layer *l
     tc_attention attention = {t->query, t->attended, l->cache, TC_F32, is_exact, d->num_heads, b->num_sequences,
                               b->num_decoding, b->max_blocks, b->query_starts, b->kv_lengths, b->block_tables};
     tc_attend_all(c, &attention);
-    project(c, d, b, t, &attended, l->dense, l->dense_bias);
+    project(c, d, b, t, TC_DENSE, &attended, l->dense, l->dense_bias);
 }
 
 static void feed_forward_part(tc_context *c, const tc_decoder *d, const tc_layer *l, const tc_batch *b,
@@ -87,8 +99,8 @@ static void feed_forward_part(tc_context *c, const tc_decoder *d, const tc_layer
     tc_source normed = {t->normed, NULL, TC_F32, d->hidden}, gated = {t->gate, t->up, TC_F32, d->ffn};
     tc_product products[2] = {{l->gate, tc_into(t->gate, d->ffn, NULL, 0)},
                               {l->up, tc_into(t->up, d->ffn, NULL, 0)}};
-    tc_multiply(c, &normed, b->num_tokens, products, 2, t->num_decoding);
-    project(c, d, b, t, &gated, l->down, l->down_bias);
+    multiply(c, b, t, TC_GATE, &normed, products, 2);
+    project(c, d, b, t, TC_DOWN, &gated, l->down, l->down_bias);
 }
 
 /* x -> normed; where the residual comes after the norm, x takes the normed values. */
@@ -96,6 +108,13 @@ static void norm_part(tc_context *c, const tc_decoder *d, const float *weight, c
     tc_norm_rows(c, b->x, NULL, t->normed, weight, b->num_tokens, d->hidden, d->eps, TC_F32);
     if (d->residual_post_norm)
         memcpy(b->x, t->normed, (size_t)(b->num_tokens * d->hidden) * sizeof(float));
+}
+
+/* The run that a row is in, or NULL. */
+static const tc_adapter_run *run_of(const tc_batch *b, int64_t row) {
+    for (const tc_adapter_run *run = b->runs; run < b->runs + b->num_runs; run++)
+        if (row >= run->first && row < run->first + run->count) return run;
+    return NULL;
 }
 
 static void head_part(tc_context *c, const tc_decoder *d, const tc_batch *b) {
@@ -107,6 +126,13 @@ static void head_part(tc_context *c, const tc_decoder *d, const tc_batch *b) {
     tc_source source = {rows, NULL, TC_F32, d->hidden};
     tc_product head = {d->head, tc_into(b->logits, d->head->rows, NULL, 0)};
     tc_multiply(c, &source, b->num_logits, &head, 1, ALL_ROWS);
+    /* Wanted rows are in an order of their own. */
+    for (int64_t i = 0; i < b->num_logits && b->num_runs; i++) {
+        const tc_adapter_run *run = run_of(b, b->logit_rows[i]);
+        if (!run) continue;
+        tc_adapter_run one = {run->layers, i, 1};
+        tc_adapt(c, &one, 1, d->num_layers * TC_PLACES, &source, &head, 1);
+    }
 }
 
 /* Buffers are needed throughout, the scratch memory of a product only until the next: a mark is returned to
@@ -127,6 +153,7 @@ API void tc_decode(tc_context *c, const tc_decoder *d, const tc_batch *b) {
     t.up = tc_alloc(c, n * (size_t)d->ffn);
     for (int64_t i = 0; i < d->num_layers; i++) {
         tc_mark mark = tc_remember(c);
+        t.first_place = i * TC_PLACES;
         norm_part(c, d, d->layers[i].input_norm, b, &t);
         attention_part(c, d, &d->layers[i], b, &t);
         norm_part(c, d, d->layers[i].post_norm, b, &t);

@@ -186,6 +186,21 @@ typedef struct {
 void tc_mix(tc_context *c, const tc_mixture *mixture, const float *x, float *out, int64_t rows, int64_t hidden,
             int64_t num_decoding);
 
+/* adapters.c: a product's layer changed by B A; both NULL where an adapter leaves the layer as it is. */
+typedef struct {
+    const tc_weight *a, *b; /* [rank, inputs], [outputs, rank] */
+} tc_low_rank;
+
+/* Rows first .. first + count - 1 of a batch, which have one adapter. */
+typedef struct {
+    const tc_low_rank *layers; /* by place */
+    int64_t first, count;
+} tc_adapter_run;
+/* Adds to the outputs of `products` (one or two, fp32), which have been computed from the fp32 `source`; their
+ * layers have the places `place` and `place` + 1. */
+void tc_adapt(tc_context *context, const tc_adapter_run *runs, int64_t num_runs, int64_t place,
+              const tc_source *source, const tc_product *products, int count);
+
 /* pack.c */
 int64_t tc_block_bytes(int format);
 int64_t tc_superblock(const tc_weight *w); /* inputs between two rows of scales */
