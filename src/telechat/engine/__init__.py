@@ -6,12 +6,13 @@ The modules, from the inside out: `request` (the record), `scheduler` (policy wi
 `async_engine`.
 """
 
-from telechat.engine.async_engine import AsyncEngine, QueueFullError, Stream
+from telechat.engine.async_engine import AsyncEngine, QueueFullError
 from telechat.engine.engine_process import EngineDiedError
 from telechat.engine.llm import LLM
 from telechat.engine.loop import EngineClosedError, EngineStepError
 from telechat.engine.outputs import Completion, Delta, FinishReason, RequestOutput, TokenLogprob
 from telechat.engine.sampling_params import SamplingParams, StructuredOutputs
+from telechat.engine.streams import Stream
 
 __all__ = [
     "LLM",

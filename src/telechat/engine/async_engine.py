@@ -14,12 +14,12 @@ import sys
 import threading
 import weakref
 from array import array
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
-from telechat.engine.channel import Add, Cancel, Embed, Letter, Order, Report
+from telechat.engine.channel import Add, Cancel, Embed, Letter, LoadAdapter, Order, Report, UnloadAdapter
 from telechat.engine.engine_process import EngineDiedError, EngineProcess, Ready
 from telechat.engine.engine_thread import EngineThread
 from telechat.engine.intake import Intake
@@ -27,9 +27,12 @@ from telechat.engine.llm import LLM
 from telechat.engine.loop import EngineClosedError, EngineLoop
 from telechat.engine.outputs import Delta, EngineStats, Pooling
 from telechat.engine.sampling_params import SamplingParams
+from telechat.engine.streams import OpenRequest, Stream
 from telechat.engine.text_intake import text_intake
-from telechat.errors import TelechatError
+from telechat.errors import RequestError, TelechatError
 from telechat.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 DEFAULT_MAX_PENDING = 1024
 
@@ -82,73 +85,6 @@ class Worker(Protocol):
     def close(self) -> None: ...
 
 
-class Stream(AsyncIterator[Delta]):
-    """The answers to one prompt as they grow.
-
-    Iterate once. Cancelling the task that waits, `aclose`, or dropping the stream ends the requests behind
-    it, and their memory is free at the engine's next step.
-    """
-
-    def __init__(
-        self, key: int, num_answers: int, cancel: Callable[[int], None], loop: asyncio.AbstractEventLoop
-    ) -> None:
-        self.key = key
-        self.loop = loop
-        self._cancel = cancel
-        self._inbox: deque[Delta | Exception] = deque()
-        self._arrived = asyncio.Event()
-        self._num_open = num_answers
-
-    def __aiter__(self) -> Stream:
-        return self
-
-    async def __anext__(self) -> Delta:
-        if not self._inbox:
-            if not self._num_open:
-                raise StopAsyncIteration
-            self._arrived.clear()
-            try:
-                await self._arrived.wait()
-            except asyncio.CancelledError:
-                self.cancel()
-                raise
-        item = self._inbox.popleft()
-        if isinstance(item, Exception):
-            self.cancel()
-            raise item
-        if item.finish_reason is not None:
-            self._num_open -= 1
-        return item
-
-    def receive(self, item: Delta | Exception) -> None:
-        """Called in the event loop's thread."""
-        self._inbox.append(item)
-        self._arrived.set()
-
-    def cancel(self) -> None:
-        """End what is still running. Deltas not yet read are dropped."""
-        self._inbox.clear()
-        if self._num_open:
-            self._num_open = 0
-            self._cancel(self.key)
-
-    async def aclose(self) -> None:
-        """As `cancel`; lets `contextlib.aclosing` end a stream."""
-        self.cancel()
-
-    def __del__(self) -> None:
-        if self._num_open:
-            self._cancel(self.key)
-
-
-@dataclass
-class _Open:
-    """A request not yet finished. The stream is held weakly: one that nobody holds any more ends it."""
-
-    stream: weakref.ref[Stream]
-    num_answers: int
-
-
 class AsyncEngine:
     """Continuous batching behind asyncio, on a thread of this process.
 
@@ -163,6 +99,7 @@ class AsyncEngine:
     def __init__(self, llm: LLM, *, max_pending: int = DEFAULT_MAX_PENDING) -> None:
         self._prepare(max_pending)
         self.llm: Model = llm
+        self._adapters.update(dict.fromkeys(llm.adapters.names, ""))
         self.worker: Worker = EngineThread(EngineLoop(llm.engine, llm.intake), self._deliver)
 
     @classmethod
@@ -182,7 +119,9 @@ class AsyncEngine:
         engine = cls.__new__(cls)
         engine._prepare(max_pending)
         level = logging.getLogger("telechat").getEffectiveLevel()
-        worker = EngineProcess(load, engine._deliver, engine._lose_engine, log_level=level)
+        worker = EngineProcess(
+            load, engine._deliver, engine._lose_engine, engine._reload_adapters, log_level=level
+        )
         engine.worker = worker
         engine.llm = RemoteModel.of(worker.ready, tokenizer)
         return engine
@@ -192,9 +131,13 @@ class AsyncEngine:
         self._keys = itertools.count()
         # A stream dropped by the garbage collector cancels itself, perhaps while this thread holds the lock.
         self._lock = threading.RLock()
-        self._open: dict[int, _Open] = {}
+        self._open: dict[int, OpenRequest] = {}
         self._num_pending = 0
         self._is_closed = False
+        # Name -> folder of each adapter, and the orders that load them into a process started again.
+        self._adapters: dict[str, str] = {}
+        self._reloading: dict[int, str] = {}
+        self._loading: set[asyncio.Future[None]] = set()
         self.stats: EngineStats | None = None
 
     @property
@@ -227,14 +170,73 @@ class AsyncEngine:
         """Itself: those who watch engines ask several that share the work in the same way."""
         return (self,)
 
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters that requests may ask for."""
+        with self._lock:
+            return tuple(self._adapters)
+
+    async def load_adapter(self, name: str, folder: str | Path) -> None:
+        """Read an adapter folder; requests may ask for it by `name` from now on.
+
+        Running answers wait while it is read. An engine started again after its process died reads it again.
+
+        Raises:
+            ConfigError, CheckpointError: the name is taken, there is no room, or the adapter cannot be used.
+            TelechatError: as `stream`.
+        """
+        # Whoever asked may go away; the engine will have loaded it all the same.
+        loading = asyncio.ensure_future(self._load(name, str(folder)))
+        self._loading.add(loading)
+        loading.add_done_callback(self._loading.discard)
+        await asyncio.shield(loading)
+
+    async def _load(self, name: str, folder: str) -> None:
+        await self._done(self._send(1, lambda key: LoadAdapter(key, name, folder)))
+        with self._lock:
+            self._adapters[name] = folder
+
+    async def unload_adapter(self, name: str) -> None:
+        """Take an adapter's name away. Requests that have begun keep the adapter to their end.
+
+        Raises:
+            RequestError: there is none of this name.
+            TelechatError: as `stream`.
+        """
+        with self._lock:
+            known = self._adapters.pop(name, None) is not None
+        if not known:
+            raise RequestError(f"There is no adapter {name[:200]!r}.", parameter="model")
+        await self._done(self._send(1, lambda key: UnloadAdapter(key, name)))
+
+    async def _done(self, stream: Stream) -> None:
+        """Wait until an order has been carried out."""
+        delta = await anext(stream)
+        if delta.finish_reason == "cancelled":
+            raise EngineClosedError("The engine was closed while this request was running.")
+
+    def _reload_adapters(self) -> None:
+        """The engine's process was started again: these orders come before any request."""
+        with self._lock:
+            self._reloading = {next(self._keys): name for name in self._adapters}
+            for key, name in self._reloading.items():
+                self.worker.send(LoadAdapter(key, name, self._adapters[name]))
+
     def stream(
-        self, prompt_ids: Sequence[int], params: SamplingParams, *, tenant: str = "", priority: int = 0
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        tenant: str = "",
+        priority: int = 0,
+        adapter: str | None = None,
     ) -> Stream:
         """Queue a prompt; must be called in an event loop. With n > 1 the answers' deltas come interleaved.
 
         Args:
             tenant: who asks; tenants share the engine fairly.
             priority: lower goes first.
+            adapter: name of the one to answer with.
 
         Raises:
             PromptError, RequestError: a prompt or parameter this model cannot take.
@@ -244,7 +246,7 @@ class AsyncEngine:
         """
         prompt = list(prompt_ids)
         self.llm.intake.check(prompt, params)
-        return self._send(params.n, lambda key: Add(key, prompt, params, tenant, priority))
+        return self._send(params.n, lambda key: Add(key, prompt, params, tenant, priority, adapter))
 
     async def embed(
         self,
@@ -253,20 +255,21 @@ class AsyncEngine:
         *,
         normalize: bool = False,
         tenant: str = "",
+        adapter: str | None = None,
     ) -> array[float]:
         """The vector of a prompt, from the model's final hidden states: fp32 [hidden].
 
         Args:
             pooling: `mean` of all tokens, or the `last` one.
             normalize: scale it to length 1.
-            tenant: who asks.
+            tenant, adapter: as for `stream`.
 
         Raises:
             TelechatError: as `stream`.
         """
         prompt = list(prompt_ids)
         self.llm.intake.make_embedding(prompt, pooling)
-        stream = self._send(1, lambda key: Embed(key, prompt, pooling, normalize, tenant))
+        stream = self._send(1, lambda key: Embed(key, prompt, pooling, normalize, tenant, adapter))
         delta = await anext(stream)
         if delta.embedding is None:
             raise EngineClosedError("The engine was closed while this request was running.")
@@ -289,7 +292,7 @@ class AsyncEngine:
                 )
             key = next(self._keys)
             stream = Stream(key, num_answers, self._cancel, asyncio.get_running_loop())
-            self._open[key] = _Open(weakref.ref(stream), num_answers)
+            self._open[key] = OpenRequest(weakref.ref(stream), num_answers)
             self._num_pending += num_answers
             self.worker.send(make_order(key))
         return stream
@@ -324,7 +327,8 @@ class AsyncEngine:
         with self._lock:
             for letter in report.letters:
                 request = self._open.get(letter.key)
-                if request is None:  # cancelled in the meantime
+                if request is None:  # cancelled in the meantime, or an adapter loaded again
+                    self._note_reload(letter)
                     continue
                 if isinstance(letter.item, Exception):
                     del self._open[letter.key]
@@ -343,6 +347,13 @@ class AsyncEngine:
             except RuntimeError:  # the loop was closed: nobody is left to read
                 for stream, _ in letters:
                     self._cancel(stream.key)
+
+    def _note_reload(self, letter: Letter) -> None:
+        """An adapter that cannot be read any more is no longer offered."""
+        name = self._reloading.pop(letter.key, None)
+        if name is not None and isinstance(letter.item, Exception):
+            log.error("the adapter %r could not be loaded again: %s", name, letter.item)
+            self._adapters.pop(name, None)
 
 
 def _hand_over(letters: list[tuple[Stream, Delta | Exception]]) -> None:

@@ -70,6 +70,7 @@ class EngineProcess:
             `functools.partial(LLM, "demo")`.
         deliver: called with each report, on a thread.
         lost: called when the process has died, on the same thread, before it is started again.
+        revived: called there when it has been started again, before requests reach it.
         log_level: of the new process.
 
     Attributes:
@@ -84,12 +85,14 @@ class EngineProcess:
         load: Callable[[], LLM],
         deliver: Callable[[Report], None],
         lost: Callable[[EngineDiedError], None],
+        revived: Callable[[], None],
         *,
         log_level: int = logging.WARNING,
     ) -> None:
         self._load = load
         self._deliver = deliver
         self._lost = lost
+        self._revived = revived
         self._log_level = log_level
         self._is_closing = False
         self._short_lives = 0
@@ -198,6 +201,7 @@ class EngineProcess:
                 log.error("the engine could not be started again: %s", error)
                 return
             self.num_restarts += 1
+            self._revived()
             self._is_alive = True
 
     def _read_reports(self) -> None:

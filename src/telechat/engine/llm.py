@@ -216,7 +216,7 @@ class LLM:
         )
 
     def load_adapter(self, name: str, folder: str | Path) -> None:
-        """Let requests ask for the adapter in a folder by `name`; errors as `AdapterTable.load`."""
+        """Let requests ask for the adapter in a folder by `name`; as `AdapterTable.load`."""
         self.engine.load_adapter(name, folder)
 
     def unload_adapter(self, name: str) -> None:
@@ -277,8 +277,7 @@ class LLM:
             adapter=adapter,
             **sampling,
         )
-        outputs = dict(each)
-        return [outputs[number] for number in range(len(outputs))]
+        return [output for _, output in sorted(each, key=lambda item: item[0])]
 
     def generate_each(
         self,
@@ -327,7 +326,7 @@ class LLM:
         Args:
             pooling: `mean` of all tokens, or the `last` one.
             normalize: scale each vector to length 1.
-            adapter: as for `generate`.
+            adapter: as in `generate`.
 
         Raises:
             PromptError, RequestError: a prompt or pooling this model cannot take; nothing was computed then.

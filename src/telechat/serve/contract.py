@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from telechat.engine.outputs import Delta, EngineStats, Pooling
@@ -117,14 +118,44 @@ class ServiceEngine(Protocol):
         """Requests are taken and answered."""
         ...
 
+    @property
+    def adapters(self) -> Sequence[str]:
+        """Names of the adapters that requests may ask for."""
+        ...
+
+    async def load_adapter(self, name: str, folder: str | Path) -> None:
+        """Read an adapter folder; requests may ask for it by `name` from now on.
+
+        Raises:
+            ConfigError, CheckpointError: the name is taken, there is no room, or the adapter cannot be used.
+            TelechatError: as `stream`.
+        """
+        ...
+
+    async def unload_adapter(self, name: str) -> None:
+        """Take an adapter's name away; requests that have begun keep the adapter.
+
+        Raises:
+            RequestError: there is none of this name.
+            TelechatError: as `stream`.
+        """
+        ...
+
     def stream(
-        self, prompt_ids: list[int], params: SamplingParams, *, tenant: str = "", priority: int = 0
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        *,
+        tenant: str = "",
+        priority: int = 0,
+        adapter: str | None = None,
     ) -> DeltaStream:
         """Start `params.n` answers. Cancelling the task that waits for a delta ends them.
 
         Args:
             tenant: who asks; tenants share the engine fairly.
             priority: lower goes first.
+            adapter: name of the one to answer with.
 
         Raises:
             TelechatError: the request cannot be taken; nothing was started.
@@ -132,14 +163,20 @@ class ServiceEngine(Protocol):
         ...
 
     async def embed(
-        self, prompt_ids: list[int], pooling: Pooling = "mean", *, normalize: bool = False, tenant: str = ""
+        self,
+        prompt_ids: list[int],
+        pooling: Pooling = "mean",
+        *,
+        normalize: bool = False,
+        tenant: str = "",
+        adapter: str | None = None,
     ) -> array[float]:
         """The vector of a prompt, from the model's final hidden states: fp32 [hidden]. Cancelling ends it.
 
         Args:
             pooling: of all tokens' states the mean, or the last one.
             normalize: scale it to length 1.
-            tenant: as in `stream`.
+            tenant, adapter: as in `stream`.
 
         Raises:
             TelechatError: as `stream`.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from telechat.engine.async_engine import QueueFullError
@@ -42,12 +43,28 @@ class Replica(Protocol):
     def num_pending(self) -> int: ...
     @property
     def stats(self) -> EngineStats | None: ...
+    @property
+    def adapters(self) -> Sequence[str]: ...
     def stream(
-        self, prompt_ids: list[int], params: SamplingParams, *, tenant: str = "", priority: int = 0
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        *,
+        tenant: str = "",
+        priority: int = 0,
+        adapter: str | None = None,
     ) -> DeltaStream: ...
     async def embed(
-        self, prompt_ids: list[int], pooling: Pooling = "mean", *, normalize: bool = False, tenant: str = ""
+        self,
+        prompt_ids: list[int],
+        pooling: Pooling = "mean",
+        *,
+        normalize: bool = False,
+        tenant: str = "",
+        adapter: str | None = None,
     ) -> array[float]: ...
+    async def load_adapter(self, name: str, folder: str | Path) -> None: ...
+    async def unload_adapter(self, name: str) -> None: ...
     def close(self) -> None: ...
 
 
@@ -74,18 +91,48 @@ class ReplicaSet:
         """At least one replica takes requests."""
         return any(replica.is_alive for replica in self.replicas)
 
+    @property
+    def adapters(self) -> Sequence[str]:
+        """Names of the adapters that every replica has."""
+        others = [set(replica.adapters) for replica in self.replicas[1:]]
+        return [name for name in self.replicas[0].adapters if all(name in names for names in others)]
+
+    async def load_adapter(self, name: str, folder: str | Path) -> None:
+        """As `AsyncEngine.load_adapter`, by every replica or by none."""
+        loaded: list[Replica] = []
+        try:
+            for replica in self.replicas:
+                await replica.load_adapter(name, folder)
+                loaded.append(replica)
+        except TelechatError:
+            for replica in loaded:
+                await replica.unload_adapter(name)
+            raise
+
+    async def unload_adapter(self, name: str) -> None:
+        """As `AsyncEngine.unload_adapter`, by every replica that has it."""
+        holders = [replica for replica in self.replicas if name in replica.adapters]
+        for replica in holders or self.replicas[:1]:
+            await replica.unload_adapter(name)
+
     def stream(
-        self, prompt_ids: list[int], params: SamplingParams, *, tenant: str = "", priority: int = 0
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        *,
+        tenant: str = "",
+        priority: int = 0,
+        adapter: str | None = None,
     ) -> DeltaStream:
         """As `ServiceEngine.stream`. A replica that is full, or dies before an answer begins, is left out."""
-        names = piece_names(prompt_ids)
+        names = piece_names(prompt_ids, adapter)
 
         def start() -> DeltaStream:
             refusal: TelechatError | None = None
             for number in self._by_preference(names):
                 try:
                     stream = self.replicas[number].stream(
-                        prompt_ids, params, tenant=tenant, priority=priority
+                        prompt_ids, params, tenant=tenant, priority=priority, adapter=adapter
                     )
                 except (EngineDiedError, QueueFullError) as error:
                     refusal = error
@@ -98,18 +145,26 @@ class ReplicaSet:
         return _Stream(start, num_tries=len(self.replicas))
 
     async def embed(
-        self, prompt_ids: list[int], pooling: Pooling = "mean", *, normalize: bool = False, tenant: str = ""
+        self,
+        prompt_ids: list[int],
+        pooling: Pooling = "mean",
+        *,
+        normalize: bool = False,
+        tenant: str = "",
+        adapter: str | None = None,
     ) -> array[float]:
         """As `AsyncEngine.embed`, by the replica that has least to do; by another one if that dies."""
         for number in self._by_preference([])[:-1]:
             try:
                 return await self.replicas[number].embed(
-                    prompt_ids, pooling, normalize=normalize, tenant=tenant
+                    prompt_ids, pooling, normalize=normalize, tenant=tenant, adapter=adapter
                 )
             except EngineDiedError:
                 continue
         last = self._by_preference([])[0]
-        return await self.replicas[last].embed(prompt_ids, pooling, normalize=normalize, tenant=tenant)
+        return await self.replicas[last].embed(
+            prompt_ids, pooling, normalize=normalize, tenant=tenant, adapter=adapter
+        )
 
     def close(self) -> None:
         """Stop all of them."""
@@ -207,10 +262,10 @@ class _Memory:
             self._names.clear()
 
 
-def piece_names(prompt_ids: Sequence[int]) -> list[BlockName]:
-    """Names of the whole pieces of a prompt; equal names mean equal tokens from the start to there."""
+def piece_names(prompt_ids: Sequence[int], adapter: str | None = None) -> list[BlockName]:
+    """Names of the whole pieces of a prompt; equal names mean equal tokens and adapter up to there."""
     names: list[BlockName] = []
-    parent = root_name("")
+    parent = root_name(adapter or "")
     for start in range(0, len(prompt_ids) - PIECE_TOKENS + 1, PIECE_TOKENS):
         parent = block_name(parent, prompt_ids[start : start + PIECE_TOKENS])
         names.append(parent)
