@@ -75,19 +75,20 @@ typedef struct {
     size_t scratch_per_thread;
 } work;
 
-static void panel_by_panel(const work *k, const tc_product *product, int64_t first, int64_t last) {
-    const tc_kernels *kernels = k->context->kernels;
+static void panel_by_panel(const tc_context *c, const tc_acts *acts, const tc_product *product, int64_t first,
+                           int64_t last) {
+    const tc_kernels *kernels = c->kernels;
     const tc_weight *w = product->weight;
     _Alignas(64) float y[INT_PANELS * TILE * PANEL];
-    for (int64_t tile = 0; tile * TILE < k->acts->rows; tile++) {
-        int64_t rows = k->acts->rows - tile * TILE < TILE ? k->acts->rows - tile * TILE : TILE;
-        int is_float = k->acts->format == TC_ACT_F32;
-        int is_amx = !is_float && k->context->level == TC_AMX && rows >= AMX_INT_MIN_ROWS;
+    for (int64_t tile = 0; tile * TILE < acts->rows; tile++) {
+        int64_t rows = acts->rows - tile * TILE < TILE ? acts->rows - tile * TILE : TILE;
+        int is_float = acts->format == TC_ACT_F32;
+        int is_amx = !is_float && c->level == TC_AMX && rows >= AMX_INT_MIN_ROWS;
         if (is_amx) tc_amx_int_begin(rows);
         for (int64_t panel = first, count = 1; panel < last; panel += count) {
-            if (is_float) kernels->float_panel(w, panel, k->acts, tile, y);
-            else if (is_amx) tc_amx_int_panel(w, panel, k->acts, tile, y);
-            else count = kernels->int_panels(w, panel, last - panel, k->acts, tile, y);
+            if (is_float) kernels->float_panel(w, panel, acts, tile, y);
+            else if (is_amx) tc_amx_int_panel(w, panel, acts, tile, y);
+            else count = kernels->int_panels(w, panel, last - panel, acts, tile, y);
             for (int64_t i = 0; i < count; i++) {
                 int64_t column = (panel + i) * PANEL, width = w->rows - column < PANEL ? w->rows - column : PANEL;
                 kernels->store(&product->output, y + i * TILE * PANEL, tile * TILE, rows, column, width);
@@ -95,6 +96,19 @@ static void panel_by_panel(const work *k, const tc_product *product, int64_t fir
         }
         if (is_amx) tc_amx_int_end();
     }
+}
+
+/* Scratch memory that `tc_panels` needs for so many panels. */
+size_t tc_panels_scratch(const tc_acts *acts, int64_t num_panels) {
+    return acts->format == TC_ACT_BF16 ? tc_amx_scratch(acts, num_panels) : 0;
+}
+
+/* Panels first .. last - 1 of a product, on the calling thread. */
+void tc_panels(const tc_context *c, const tc_acts *acts, const tc_product *product, int64_t first, int64_t last,
+               uint8_t *scratch) {
+    if (acts->format == TC_ACT_BF16)
+        tc_amx_bf16(product->weight, first, last - first, acts, &product->output, c->kernels, scratch);
+    else panel_by_panel(c, acts, product, first, last);
 }
 
 static void multiply_chunk(void *arg, int64_t chunk, int thread) {
@@ -107,10 +121,7 @@ static void multiply_chunk(void *arg, int64_t chunk, int thread) {
         if (first < 0) first = 0;
         if (last > product->weight->num_panels) last = product->weight->num_panels;
         if (first >= last) continue;
-        if (k->acts->format == TC_ACT_BF16)
-            tc_amx_bf16(product->weight, first, last - first, k->acts, &product->output, k->context->kernels,
-                        k->scratch + (size_t)thread * k->scratch_per_thread);
-        else panel_by_panel(k, product, first, last);
+        tc_panels(k->context, k->acts, product, first, last, k->scratch + (size_t)thread * k->scratch_per_thread);
     }
 }
 
@@ -137,10 +148,8 @@ void tc_products(tc_context *c, const tc_acts *acts, const tc_product *products,
     work k = {.context = c, .acts = acts, .products = products, .count = count};
     for (int i = 0; i < count; i++) k.first_panel[i + 1] = k.first_panel[i] + products[i].weight->num_panels;
     int64_t num_chunks = divide(&k, threads);
-    if (acts->format == TC_ACT_BF16) {
-        k.scratch_per_thread = (tc_amx_scratch(acts, k.large) + 63) / 64 * 64;
-        k.scratch = tc_alloc(c, (size_t)threads * k.scratch_per_thread);
-    }
+    k.scratch_per_thread = (tc_panels_scratch(acts, k.large) + 63) / 64 * 64;
+    if (k.scratch_per_thread) k.scratch = tc_alloc(c, (size_t)threads * k.scratch_per_thread);
     tc_pool_run(c->pool, num_chunks, multiply_chunk, &k);
 }
 

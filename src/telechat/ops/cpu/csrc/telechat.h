@@ -163,6 +163,9 @@ void tc_prepare(tc_context *context, tc_acts *acts, const tc_source *source);
 void tc_products(tc_context *context, const tc_acts *acts, const tc_product *products, int count);
 void tc_multiply(tc_context *context, const tc_source *source, int64_t rows, const tc_product *products, int count,
                  int64_t num_decoding);
+size_t tc_panels_scratch(const tc_acts *acts, int64_t num_panels);
+void tc_panels(const tc_context *context, const tc_acts *acts, const tc_product *product, int64_t first, int64_t last,
+               uint8_t *scratch);
 tc_output tc_into(float *out, int64_t stride, const float *bias, int accumulate);
 
 /* rows.c: operations on rows, spread over threads */
