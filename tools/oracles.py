@@ -75,7 +75,7 @@ ENVIRONMENTS = (
     Environment("venv", "langchain.txt", ("e2e/test_langchain.py", "golden/test_gguf_oracle.py")),
     # Its client of OpenAI's interface wants an older openai than the project is tested with.
     Environment("llamaindex", "llamaindex.txt", ("e2e/test_llamaindex.py",), free=("openai",)),
-    Environment("peft", "peft.txt", ("e2e/test_peft.py",)),
+    Environment("peft", "peft.txt", ("e2e/test_peft.py", "e2e/test_peft_serving.py")),
     Environment("compressed-tensors", "compressed_tensors.txt", ("unit/quant/test_llama_layout.py",)),
     Environment("trl", "trl.txt", ("unit/train/losses/test_trl.py",)),
     Environment("deepspeed", "deepspeed.txt", ("distributed_deepspeed",)),

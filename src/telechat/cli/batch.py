@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from telechat.cli.adapter_options import adapter_folders, load_adapters, rank_limit
 from telechat.cli.model_options import load_llm
 from telechat.cli.model_source import model_of
 from telechat.cli.progress import progress_bar
@@ -93,6 +95,16 @@ def start_engine(model: str, args: argparse.Namespace) -> tuple[AsyncEngine, int
     max_batch_size = args.max_batch_size or DEFAULT_MAX_BATCH_SIZE
     folder = resolve_model(model)
     read_config(folder)
-    load = partial(load_llm, model, args, max_batch_size=max_batch_size)
+    adapters = adapter_folders(args)
+    settings = {"max_batch_size": max_batch_size, "max_loras": max(len(adapters), 1), **rank_limit(args)}
     # Rows with several answers count as so many.
-    return AsyncEngine.spawn(load, load_tokenizer(folder), max_pending=1 << 20), max_batch_size
+    engine = AsyncEngine.spawn(
+        partial(load_llm, model, args, **settings), load_tokenizer(folder), max_pending=1 << 20
+    )
+    try:
+        if adapters:
+            asyncio.run(load_adapters(engine, adapters, engine.llm.name))
+    except BaseException:
+        engine.close()
+        raise
+    return engine, max_batch_size

@@ -10,6 +10,7 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+from telechat.cli.adapter_options import adapter_settings, add_adapter_options, the_adapter
 from telechat.cli.model_options import (
     add_loading_options,
     add_model_argument,
@@ -37,6 +38,7 @@ def add_arguments(parser: CommandParser) -> None:
     add_model_argument(parser)
     parser.add_argument("--prompt", metavar="TEXT", help="answer TEXT and exit")
     parser.add_argument("--system", metavar="TEXT", help="system prompt, for models that have one")
+    add_adapter_options(parser)
     add_loading_options(parser)
     add_sampling_options(parser)
 
@@ -45,8 +47,9 @@ def run(args: argparse.Namespace) -> int:
     """Answer one prompt, or converse until the user leaves."""
     if args.prompt is not None and not args.prompt.strip():
         raise PromptError("The prompt is empty.", hint="Write a question after --prompt.")
-    llm = load_llm(model_of(args), args)
-    conversation = Conversation(llm, sampling_params(llm, args), system=args.system)
+    adapter = the_adapter(args)
+    llm = load_llm(model_of(args), args, **adapter_settings(args))
+    conversation = Conversation(llm, sampling_params(llm, args), system=args.system, adapter=adapter)
     if args.prompt is not None:
         conversation.ask(args.prompt)
         return 0
@@ -94,10 +97,19 @@ class Conversation:
         llm: the model.
         params: sampling settings of every answer.
         system: system prompt, or None.
+        adapter: name of the adapter that answers, or None.
     """
 
-    def __init__(self, llm: LLM, params: SamplingParams, *, system: str | None = None) -> None:
+    def __init__(
+        self,
+        llm: LLM,
+        params: SamplingParams,
+        *,
+        system: str | None = None,
+        adapter: str | None = None,
+    ) -> None:
         self.llm = llm
+        self.adapter = adapter
         self.params = params
         self.messages: list[dict[str, Any]] = []
         self.set_system(system)
@@ -150,7 +162,7 @@ class Conversation:
         while True:
             pieces = []
             try:
-                for delta in self.llm.chat(self.messages, self.params, stream=True):
+                for delta in self.llm.chat(self.messages, self.params, adapter=self.adapter, stream=True):
                     pieces.append(delta.text)
                     sys.stdout.write(delta.text)
                     sys.stdout.flush()

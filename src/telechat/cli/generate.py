@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from telechat.cli.adapter_options import adapter_settings, add_adapter_options, the_adapter
 from telechat.cli.answer_file import ANSWER_KEY, PROMPT_KEY, AnswerFile, Row, read_prompts
 from telechat.cli.batch import run_batch
 from telechat.cli.model_options import (
@@ -61,6 +62,7 @@ def add_arguments(parser: CommandParser) -> None:
             metavar="all|top-N",
             help=f"keep {what} of each step (needs --output)",
         )
+    add_adapter_options(parser)
     add_loading_options(parser)
     add_sampling_options(parser)
 
@@ -86,12 +88,13 @@ def run(args: argparse.Namespace) -> int:
     if not rows[0][PROMPT_KEY].strip():
         raise PromptError("The prompt is empty.", hint="Write a text after --input-text.")
     settings = {} if args.max_batch_size is None else {"max_batch_size": args.max_batch_size}
-    llm = load_llm(model_of(args), args, **settings)
+    adapter = the_adapter(args)
+    llm = load_llm(model_of(args), args, **settings, **adapter_settings(args))
     params = sampling_params(llm, args)
     prompts = [prompt_ids(llm, row[PROMPT_KEY], args) for row in rows]
     check_lengths(prompts, llm, params, args)
     if args.output is None:
-        print(llm.generate(prompts[0], params)[0].text)
+        print(llm.generate(prompts[0], params, adapter=adapter)[0].text)
         return 0
     with AnswerFile(args.output, rows) as output:
         if output.num_done:
@@ -164,7 +167,11 @@ def answer_rows(
     """Answer the rows behind those already done; each is written once it and all before it are done."""
     first = output.num_done
     answers = llm.generate_each(
-        prompts[first:], params, return_logits=args.return_logits, return_scores=args.return_scores
+        prompts[first:],
+        params,
+        return_logits=args.return_logits,
+        return_scores=args.return_scores,
+        adapter=the_adapter(args),
     )
     early: dict[int, Row] = {}
     with progress_bar(len(rows), first) as advance:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,10 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from telechat.cli.adapter_options import (
+    adapter_folders,
+    add_adapter_options,
+    load_adapters,
+    rank_limit,
+)
 from telechat.cli.model_options import add_loading_options, add_model_argument
 from telechat.cli.model_source import model_of
 from telechat.cli.parser import CommandParser, byte_size, port_number, positive_int
 from telechat.cli.replica_options import load_replica, share_out
+from telechat.errors import UsageError
 
 if TYPE_CHECKING:
     from telechat.serve.contract import ServiceEngine
@@ -54,6 +62,7 @@ def add_arguments(parser: CommandParser) -> None:
     _add_access(parser)
     _add_limits(parser)
     _add_log(parser)
+    _add_adapters(parser)
     add_loading_options(parser)
 
 
@@ -115,6 +124,19 @@ def _add_log(parser: CommandParser) -> None:
     parser.add_boolean("--log-prompts", help="write prompts into the access log")
 
 
+def _add_adapters(parser: CommandParser) -> None:
+    group = add_adapter_options(parser)
+    group.add_argument(
+        "--max-loras", type=positive_int, metavar="N", help="adapters in memory at once (default: 8)"
+    )
+    group.add_argument(
+        "--lora-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="let clients load and unload adapters from folders below this one (default: they may not)",
+    )
+
+
 def _seconds(text: str) -> float:
     """An argparse type: a time above 0."""
     try:
@@ -155,8 +177,18 @@ def serve_settings(args: argparse.Namespace) -> ServeSettings:
         log_prompts=args.log_prompts,
         tls_cert=args.tls_cert,
         tls_key=args.tls_key,
+        lora_dir=_lora_dir(args),
         **{name: value for name, value in given.items() if value is not None},
     )
+
+
+def _lora_dir(args: argparse.Namespace) -> Path | None:
+    folder: Path | None = args.lora_dir
+    if folder is not None and not folder.is_dir():
+        raise UsageError(
+            f"The folder {folder} for --lora-dir does not exist.", hint="Make it, or correct it."
+        )
+    return folder
 
 
 def _access_log(args: argparse.Namespace) -> str | None:
@@ -188,7 +220,11 @@ def engine_starter(args: argparse.Namespace, settings: ServeSettings) -> Callabl
     from telechat.tokenizer import load_tokenizer
 
     model = model_of(args)
-    sizes = {} if args.max_batch_size is None else {"max_batch_size": args.max_batch_size}
+    adapters = adapter_folders(args)
+    sizes = rank_limit(args)
+    for name in ("max_batch_size", "max_loras"):
+        if getattr(args, name) is not None:
+            sizes[name] = getattr(args, name)
     # Requests are counted at the door; a second limit behind it would only confuse.
     max_pending = settings.max_pending_requests * settings.max_choices
 
@@ -200,15 +236,20 @@ def engine_starter(args: argparse.Namespace, settings: ServeSettings) -> Callabl
         read_config(folder)
         tokenizer = load_tokenizer(folder)
         engines: list[AsyncEngine] = []
+        engine: ServiceEngine
         try:
             # One after another: each takes a share of the memory that is then free.
             for part in parts:
                 load = partial(load_replica, model, part, len(parts), **sizes)
                 engines.append(AsyncEngine.spawn(load, tokenizer, max_pending=max_pending))
+            engine = engines[0] if len(engines) == 1 else ReplicaSet(engines)
+            if adapters:
+                name = settings.served_model_name or engine.llm.name
+                asyncio.run(load_adapters(engine, adapters, name))
         except BaseException:
-            for engine in engines:
-                engine.close()
+            for started in engines:
+                started.close()
             raise
-        return engines[0] if len(engines) == 1 else ReplicaSet(engines)
+        return engine
 
     return start

@@ -35,6 +35,8 @@ from telechat.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 DEFAULT_MAX_PENDING = 1024
+# Instead of a folder: what makes the model loads this adapter too.
+_WITH_THE_MODEL = ""
 
 
 class QueueFullError(TelechatError):
@@ -99,7 +101,7 @@ class AsyncEngine:
     def __init__(self, llm: LLM, *, max_pending: int = DEFAULT_MAX_PENDING) -> None:
         self._prepare(max_pending)
         self.llm: Model = llm
-        self._adapters.update(dict.fromkeys(llm.adapters.names, ""))
+        self._adapters.update(dict.fromkeys(llm.adapters.names, _WITH_THE_MODEL))
         self.worker: Worker = EngineThread(EngineLoop(llm.engine, llm.intake), self._deliver)
 
     @classmethod
@@ -124,6 +126,7 @@ class AsyncEngine:
         )
         engine.worker = worker
         engine.llm = RemoteModel.of(worker.ready, tokenizer)
+        engine._adapters.update(dict.fromkeys(worker.ready.adapters, _WITH_THE_MODEL))
         return engine
 
     def _prepare(self, max_pending: int) -> None:
@@ -218,7 +221,8 @@ class AsyncEngine:
     def _reload_adapters(self) -> None:
         """The engine's process was started again: these orders come before any request."""
         with self._lock:
-            self._reloading = {next(self._keys): name for name in self._adapters}
+            names = [name for name, folder in self._adapters.items() if folder != _WITH_THE_MODEL]
+            self._reloading = {next(self._keys): name for name in names}
             for key, name in self._reloading.items():
                 self.worker.send(LoadAdapter(key, name, self._adapters[name]))
 

@@ -47,12 +47,14 @@ class Ready:
 
     Attributes:
         intake_settings: what `Intake` takes besides the tokenizer.
+        adapters: names of those that were loaded with the model.
     """
 
     name: str
     max_model_len: int
     default_params: SamplingParams
     intake_settings: Mapping[str, Any]
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,9 @@ def run_engine(connection: Connection, load: Callable[[], LLM], log_level: int) 
     try:
         llm = load()
         loop = EngineLoop(llm.engine, llm.intake)
-        ready = Ready(llm.name, llm.max_model_len, llm.default_params, llm.intake.settings)
+        ready = Ready(
+            llm.name, llm.max_model_len, llm.default_params, llm.intake.settings, llm.adapters.names
+        )
     except Exception as error:  # noqa: BLE001 - raised again where the user is
         connection.send(Failed(error))
         return

@@ -29,16 +29,18 @@ class Key:
         name: whose it is, for logs and for sharing the engine.
         digest: SHA-256 of the key.
         limits: what it may do.
+        may_load_adapters: it may change which adapters there are.
     """
 
     name: str
     digest: bytes
     limits: Limits = field(default_factory=Limits)
+    may_load_adapters: bool = False
 
     @classmethod
-    def of(cls, name: str, key: str, limits: Limits | None = None) -> Key:
+    def of(cls, name: str, key: str, limits: Limits | None = None, *, may_load_adapters: bool = False) -> Key:
         """From the key itself: printable ASCII."""
-        return cls(name, hashlib.sha256(key.encode("ascii")).digest(), limits or Limits())
+        return cls(name, hashlib.sha256(key.encode("ascii")).digest(), limits or Limits(), may_load_adapters)
 
 
 class KeyRing:
@@ -49,7 +51,9 @@ class KeyRing:
     """
 
     def __init__(self, keys: Iterable[Key] = ()) -> None:
-        self._entries = [(key.digest, Grant(key.name, key.limits)) for key in keys]
+        self._entries = [
+            (key.digest, Grant(key.name, key.limits, may_load_adapters=key.may_load_adapters)) for key in keys
+        ]
 
     @property
     def is_open(self) -> bool:

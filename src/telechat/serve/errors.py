@@ -7,7 +7,7 @@ know. It does not decide what is an error.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -83,13 +83,19 @@ def invalid_key(message: str) -> ApiError:
     )
 
 
-def model_not_found(name: str, known: str) -> ApiError:
-    """404: another model was asked for."""
+def forbidden(message: str) -> ApiError:
+    """403: the key is good, but not for this."""
+    return ApiError(403, message, kind="permission_error", code="forbidden")
+
+
+def model_not_found(name: str, known: Sequence[str], *, param: str = "model") -> ApiError:
+    """404: a model or adapter was asked for that is not among the known ones."""
+    listed = ", ".join(repr(one) for one in known)
     return ApiError(
         404,
-        f"The model {name[:200]!r} does not exist here; this service has {known!r}.",
+        f"The model {name[:200]!r} does not exist here; this service has {listed}.",
         code="model_not_found",
-        param="model",
+        param=param,
     )
 
 

@@ -6,6 +6,7 @@
         requests_per_minute: 60   # each limit may be left out
         tokens_per_minute: 20000
         concurrency: 4
+        load_adapters: true       # may load and unload adapters; false where left out
 
 Knows the file, not what is done with the keys.
 """
@@ -42,13 +43,14 @@ class _File:
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry:
-    """One key as written: exactly one of `key` and `key_sha256`, and limits."""
+    """One key as written: exactly one of `key` and `key_sha256`, limits, and what else it may do."""
 
     key: str | None = None
     key_sha256: str | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrency: int | None = None
+    load_adapters: bool = False
 
 
 def read_key_file(path: Path) -> tuple[Key, ...]:
@@ -92,7 +94,7 @@ def _read_entry(path: Path, name: str, raw: Any) -> Key:
         )
     except ConfigError as error:
         raise ConfigError(f"{where}: {error.message}", hint=error.hint) from error
-    return Key(name, _digest(where, entry), limits)
+    return Key(name, _digest(where, entry), limits, entry.load_adapters)
 
 
 def _digest(where: str, entry: _Entry) -> bytes:

@@ -20,4 +20,6 @@ def resolve_ring(settings: ServeSettings) -> KeyRing:
     listed = () if settings.key_file is None else read_key_file(settings.key_file)
     plain = resolve_keys(settings)
     names = ("default", *(f"default-{number}" for number in range(2, len(plain) + 1)))
-    return KeyRing([*(Key.of(name, key) for name, key in zip(names, plain, strict=False)), *listed])
+    # Whoever started the service, and thus knows its plain key, decides what it serves.
+    operators = [Key.of(name, key, may_load_adapters=True) for name, key in zip(names, plain, strict=False)]
+    return KeyRing([*operators, *listed])

@@ -89,13 +89,20 @@ class Grant:
     Args:
         name: for logs and metrics; also the tenant of the engine, so that keys share it fairly.
         limits: what it may do.
+        may_load_adapters: it may change which adapters there are.
         clock: seconds that never go back.
     """
 
     def __init__(
-        self, name: str, limits: Limits | None = None, *, clock: Callable[[], float] = time.monotonic
+        self,
+        name: str,
+        limits: Limits | None = None,
+        *,
+        may_load_adapters: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
+        self.may_load_adapters = may_load_adapters
         self.limits = limits or Limits()
         self.num_open = 0
         self._requests = Window(clock)

@@ -1,11 +1,12 @@
 """What Prometheus reads at `/metrics`: counts and times of requests, and where the engines stand.
 
-One registry per service, so that two in one process do not mix. Labels have few values: routes and statuses,
-never keys, models or texts. Knows nothing of how requests are answered.
+One registry per service, so that two in one process do not mix. Labels have few values: routes, statuses and
+the adapters that are loaded, never keys or texts. Knows nothing of how requests are answered.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
@@ -96,6 +97,18 @@ class Metrics:
         self._failed = self._counter(
             "telechat_requests_failed", "Requests let in whose answer ended in an error"
         )
+
+        self.adapter_prompts = Counter(
+            "telechat_adapter_prompts",
+            "Prompts answered with an adapter",
+            ["adapter"],
+            registry=self.registry,
+        )
+
+    def forget_adapter(self, name: str) -> None:
+        """An adapter is gone: so is its label, or there would be ever more of them."""
+        with contextlib.suppress(KeyError):
+            self.adapter_prompts.remove(name)
 
     def _histogram(self, name: str, what: str, buckets: Sequence[float]) -> Histogram:
         return Histogram(name, what, buckets=buckets, registry=self.registry)

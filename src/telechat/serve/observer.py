@@ -109,6 +109,7 @@ def log_line(record: Record, seconds: float) -> dict[str, Any]:
     }
     if record.was_admitted:
         first = record.first_token_seconds
+        line["adapter"] = record.adapter
         line["first_token_seconds"] = None if first is None else round(first, 4)
         line["prompt_tokens"] = record.num_prompt_tokens
         line["completion_tokens"] = record.num_completion_tokens

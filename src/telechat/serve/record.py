@@ -31,6 +31,7 @@ class Record:
         first_token_seconds: from arrival to the first token of an answer, None before it.
         is_abandoned: the client went away before its answer was complete.
         error: code of what ended its answer after it was let in, None if nothing did.
+        adapter: the one that answers it, if any (set by `visit`).
         was_admitted: it got a place, so it reached the model.
         prompts: give the texts of its prompts, only where they are to be logged.
     """
@@ -48,6 +49,7 @@ class Record:
     first_token_seconds: float | None = None
     is_abandoned: bool = False
     error: str | None = None
+    adapter: str | None = None
     was_admitted: bool = False
     prompts: list[Callable[[], str]] = field(default_factory=list)
 

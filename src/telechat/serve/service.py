@@ -56,14 +56,31 @@ class Service:
         """The model's name for clients."""
         return self.settings.served_model_name or self.model.name
 
+    @property
+    def known_names(self) -> list[str]:
+        """What requests may name as model: ours, then its adapters."""
+        return [self.model_name, *self.engine.adapters]
+
     def check_model(self, name: str | None) -> None:
-        """Refuse a request for another model; none named means ours.
+        """Refuse a request for anything but our model, without an adapter; none named means ours.
 
         Raises:
             ApiError: 404.
         """
         if name is not None and name != self.model_name:
-            raise model_not_found(name, self.model_name)
+            raise model_not_found(name, [self.model_name])
+
+    def adapter_of(self, name: str | None) -> str | None:
+        """The adapter that a request names as its model; None is our model alone.
+
+        Raises:
+            ApiError: 404, there is neither a model nor an adapter of this name.
+        """
+        if name is None or name == self.model_name:
+            return None
+        if name not in self.engine.adapters:
+            raise model_not_found(name, self.known_names)
+        return name
 
     def admit(self, request: Request) -> Visit:
         """Let a request in that will make the model work. Start the engine through the visit, and close it.

@@ -43,6 +43,7 @@ class ServeSettings:
         tls_key: its private key, not encrypted.
         shutdown_seconds: how long running answers may take to finish once the service is told to stop.
         also_listen: further addresses and ports for the same routes.
+        lora_dir: let keys that may do so load adapters from folders below this one; None: nobody may.
         mindie: limits and facts of the MindIE routes.
     """
 
@@ -65,6 +66,7 @@ class ServeSettings:
     tls_key: Path | None = None
     shutdown_seconds: int = DEFAULT_SHUTDOWN_SECONDS
     also_listen: tuple[tuple[str, int], ...] = ()
+    lora_dir: Path | None = None
     mindie: MindieSettings = field(default_factory=MindieSettings)
 
     def __post_init__(self) -> None:
@@ -89,6 +91,11 @@ class ServeSettings:
             raise ConfigError(
                 "An API key is set and anonymous access is allowed as well.",
                 hint="Leave out --allow-anonymous or the key.",
+            )
+        if self.lora_dir is not None and self.allow_anonymous and not self.is_loopback:
+            raise ConfigError(
+                "Adapters can be loaded by requests, and everybody is let in without a key.",
+                hint="Leave out --lora-dir or --allow-anonymous.",
             )
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ConfigError(

@@ -52,11 +52,19 @@ class Visit:
             elapsed = time.monotonic() - record.started
             self._deadline = asyncio.get_running_loop().time() + settings.request_seconds - elapsed
 
-    def stream(self, prompt_ids: Sequence[int], params: SamplingParams, *, priority: int = 0) -> DeltaStream:
+    def stream(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        adapter: str | None = None,
+    ) -> DeltaStream:
         """Start the answers to one prompt, counted and within the deadline.
 
         Args:
             priority: lower goes first.
+            adapter: name of the one to answer with.
 
         Raises:
             ApiError: 429 when the key has used up its tokens.
@@ -67,8 +75,15 @@ class Visit:
         self.take_prompt(prompt)
         grant = self.record.grant
         tenant = grant.name if grant is not None else ""
-        stream = self._engine.stream(prompt, params, tenant=tenant, priority=priority)
+        stream = self._engine.stream(prompt, params, tenant=tenant, priority=priority, adapter=adapter)
+        self.note_adapter(adapter)
         return _CountedStream(self, stream)
+
+    def note_adapter(self, adapter: str | None) -> None:
+        """The engine answers a prompt with this adapter."""
+        self.record.adapter = adapter
+        if adapter is not None:
+            self._metrics.adapter_prompts.labels(adapter).inc()
 
     def take_prompt(self, prompt_ids: Sequence[int]) -> None:
         """Check and count a prompt that the engine is about to get (`stream` does so itself).

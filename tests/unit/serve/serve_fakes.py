@@ -10,12 +10,13 @@ import asyncio
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from telechat.engine.grammar import GrammarCompiler
 from telechat.engine.outputs import Delta, EngineStats, Pooling, TokenLogprob
 from telechat.engine.sampling_params import SamplingParams, StructuredOutputs
-from telechat.errors import PromptError
+from telechat.errors import PromptError, RequestError
 
 # A step of a script: text of a delta, a pause in seconds, or an error to raise.
 Step = str | float | Exception
@@ -159,7 +160,8 @@ class FakeEngine:
 
     Attributes:
         scripts: last user message, or the whole prompt -> steps of the answer.
-        params, tenant, priority, prompt_ids: of the last request.
+        params, tenant, priority, prompt_ids, adapter: of the last request.
+        folders: adapters by name.
         num_open: streams started and not closed.
         num_cached_tokens: prompt tokens said to be found in the cache.
         stats, num_restarts: what a real engine tells of itself.
@@ -173,6 +175,8 @@ class FakeEngine:
         self.params: SamplingParams | None = None
         self.tenant = ""
         self.priority = 0
+        self.adapter: str | None = None
+        self.folders: dict[str, str] = {}
         self.prompt_ids: list[int] = []
         self.refusal: Exception | None = None
         self.finish_reason: Any = "stop"
@@ -185,9 +189,29 @@ class FakeEngine:
     def replicas(self) -> tuple[FakeEngine, ...]:
         return (self,)
 
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        return tuple(self.folders)
+
+    async def load_adapter(self, name: str, folder: str | Path) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.folders[name] = str(folder)
+
+    async def unload_adapter(self, name: str) -> None:
+        if self.folders.pop(name, None) is None:
+            raise RequestError(f"There is no adapter {name!r}.", parameter="model")
+
     def stream(
-        self, prompt_ids: list[int], params: SamplingParams, *, tenant: str = "", priority: int = 0
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        *,
+        tenant: str = "",
+        priority: int = 0,
+        adapter: str | None = None,
     ) -> FakeStream:
+        self.adapter = adapter
         self.params, self.tenant, self.priority, self.prompt_ids = params, tenant, priority, prompt_ids
         if self.refusal is not None:
             raise self.refusal
@@ -199,10 +223,16 @@ class FakeEngine:
         return FakeStream(self, prompt_ids, self.scripts.get(question, DEFAULT_ANSWER), params)
 
     async def embed(
-        self, prompt_ids: list[int], pooling: Pooling = "mean", *, normalize: bool = False, tenant: str = ""
+        self,
+        prompt_ids: list[int],
+        pooling: Pooling = "mean",
+        *,
+        normalize: bool = False,
+        tenant: str = "",
+        adapter: str | None = None,
     ) -> array[float]:
         """(number of tokens, 0) for the mean, (0, last id) for the last."""
-        self.tenant = tenant
+        self.tenant, self.adapter = tenant, adapter
         if self.refusal is not None:
             raise self.refusal
         if not prompt_ids:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -32,12 +33,14 @@ def chat_router(service: Service) -> APIRouter:
     )
     async def chat_completions(request: Request) -> Response:
         body = await read_model(request, ChatRequest, service.settings.max_body_bytes)
-        service.check_model(body.model)
+        adapter = service.adapter_of(body.model)
 
         async def prepare() -> tuple[Ask, Form]:
-            ask = await _ask(service, body)
+            ask = replace(await _ask(service, body), adapter=adapter)
             tokens = TokenText(service.model.tokenizer)
-            return ask, ChatForm(service.model_name, ask.num_answers, tokens, wants_usage=body.wants_usage)
+            return ask, ChatForm(
+                adapter or service.model_name, ask.num_answers, tokens, wants_usage=body.wants_usage
+            )
 
         return await respond(service, request, prepare, is_streamed=bool(body.stream))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -30,10 +31,10 @@ def completions_router(service: Service) -> APIRouter:
     )
     async def completions(request: Request) -> Response:
         body = await read_model(request, CompletionRequest, service.settings.max_body_bytes)
-        service.check_model(body.model)
+        adapter = service.adapter_of(body.model)
 
         async def prepare() -> tuple[Ask, Form]:
-            ask = await _ask(service, body)
+            ask = replace(await _ask(service, body), adapter=adapter)
             return ask, _form(service, body, ask)
 
         return await respond(service, request, prepare, is_streamed=bool(body.stream))
@@ -79,7 +80,7 @@ def _form(service: Service, body: CompletionRequest, ask: Ask) -> CompletionForm
         texts = [(given if isinstance(given, str) else decode(ids), ids) for given, ids in prompts]
         echoed = [pair for pair in texts for _ in range(ask.params.n)]
     return CompletionForm(
-        service.model_name,
+        ask.adapter or service.model_name,
         ask.num_answers,
         TokenText(service.model.tokenizer),
         wants_usage=body.wants_usage,

@@ -49,19 +49,21 @@ def embeddings_router(service: Service) -> APIRouter:
     )
     async def embeddings(request: Request) -> Response:
         body = await read_model(request, EmbeddingRequest, service.settings.max_body_bytes)
-        service.check_model(body.model)
+        adapter = service.adapter_of(body.model)
         with ExitStack() as stack:
             visit = service.admit(request)
             stack.callback(visit.close)
-            return JSONResponse(await run_while_connected(request, _answer(service, visit, body)))
+            return JSONResponse(await run_while_connected(request, _answer(service, visit, body, adapter)))
 
     return router
 
 
-async def _answer(service: Service, visit: Visit, body: EmbeddingRequest) -> dict[str, Any]:
+async def _answer(
+    service: Service, visit: Visit, body: EmbeddingRequest, adapter: str | None
+) -> dict[str, Any]:
     prompts = await encode_prompts(service, body.input, "input")
     async with visit.in_time():
-        vectors = await _embed_all(service, visit, prompts, body)
+        vectors = await _embed_all(service, visit, prompts, body, adapter)
     if body.dimensions is not None and body.dimensions != len(vectors[0]):
         raise bad_field(
             f"dimensions is {body.dimensions}; this model's vectors have {len(vectors[0])} numbers.",
@@ -73,11 +75,15 @@ async def _answer(service: Service, visit: Visit, body: EmbeddingRequest) -> dic
         for index, vector in enumerate(vectors)
     ]
     usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
-    return {"object": "list", "data": data, "model": service.model_name, "usage": usage}
+    return {"object": "list", "data": data, "model": adapter or service.model_name, "usage": usage}
 
 
 async def _embed_all(
-    service: Service, visit: Visit, prompts: Sequence[list[int]], body: EmbeddingRequest
+    service: Service,
+    visit: Visit,
+    prompts: Sequence[list[int]],
+    body: EmbeddingRequest,
+    adapter: str | None,
 ) -> list[array[float]]:
     """The vectors, computed side by side; one that fails ends the others."""
     normalize = body.normalize is not False
@@ -85,11 +91,14 @@ async def _embed_all(
     tenant = grant.name if grant is not None else ""
 
     async def embed(prompt: list[int]) -> array[float]:
-        return await service.engine.embed(prompt, body.pooling or "mean", normalize=normalize, tenant=tenant)
+        return await service.engine.embed(
+            prompt, body.pooling or "mean", normalize=normalize, tenant=tenant, adapter=adapter
+        )
 
     with blamed_on("input"):
         for prompt in prompts:
             visit.take_prompt(prompt)
+            visit.note_adapter(adapter)
         tasks = [asyncio.ensure_future(embed(prompt)) for prompt in prompts]
         try:
             return await asyncio.gather(*tasks)

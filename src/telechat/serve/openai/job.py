@@ -30,12 +30,14 @@ class Ask:
         params: how to answer.
         tools: functions the answers may call.
         field: where the request has its prompt, for errors.
+        adapter: the adapter to answer with.
     """
 
     prompts: Sequence[Sequence[int]]
     params: SamplingParams
     tools: ToolPlan | None = None
     field: str = "messages"
+    adapter: str | None = None
 
     @property
     def num_answers(self) -> int:
@@ -137,7 +139,7 @@ async def start(service: Service, visit: Visit, ask: Ask) -> Job:
     try:
         with blamed_on(ask.field):
             for prompt in ask.prompts:
-                streams.append(visit.stream(prompt, ask.params))
+                streams.append(visit.stream(prompt, ask.params, adapter=ask.adapter))
     except BaseException:
         for stream in streams:
             await stream.aclose()

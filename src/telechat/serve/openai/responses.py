@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -33,11 +34,13 @@ def responses_router(service: Service) -> APIRouter:
     )
     async def responses(request: Request) -> Response:
         body = await read_model(request, ResponseRequest, service.settings.max_body_bytes)
-        service.check_model(body.model)
+        adapter = service.adapter_of(body.model)
 
         async def prepare() -> tuple[Ask, Form]:
-            ask = await _ask(service, body)
-            return ask, ResponseForm(_echoed(service, body, ask.params), TokenText(service.model.tokenizer))
+            ask = replace(await _ask(service, body), adapter=adapter)
+            return ask, ResponseForm(
+                _echoed(adapter or service.model_name, body, ask.params), TokenText(service.model.tokenizer)
+            )
 
         return await respond(service, request, prepare, is_streamed=bool(body.stream))
 
@@ -93,12 +96,12 @@ def _structures(body: ResponseRequest) -> list[Structure]:
     return [Structure(StructuredOutputs(json=given.schema_), field), *found]
 
 
-def _echoed(service: Service, body: ResponseRequest, params: SamplingParams) -> dict[str, Any]:
+def _echoed(model_name: str, body: ResponseRequest, params: SamplingParams) -> dict[str, Any]:
     """Fields of the answer that repeat what was asked for, with the defaults in use."""
     chosen = body.text.format if body.text is not None else None
     shown = {"type": "text"} if chosen is None else chosen.model_dump(by_alias=True, exclude_none=True)
     return {
-        "model": service.model_name,
+        "model": model_name,
         "instructions": body.instructions,
         "max_output_tokens": params.max_tokens,
         "metadata": body.metadata or {},

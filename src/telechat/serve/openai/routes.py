@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fastapi import APIRouter
 from pydantic import BaseModel
 
+from telechat.serve.openai.adapters import LoadAdapterRequest, UnloadAdapterRequest, adapters_router
 from telechat.serve.openai.chat import chat_router
 from telechat.serve.openai.chat_fields import ChatRequest
 from telechat.serve.openai.completion_fields import CompletionRequest
@@ -25,11 +26,14 @@ BODIES: Sequence[type[BaseModel]] = (
     EmbeddingRequest,
     TokenizeRequest,
     DetokenizeRequest,
+    LoadAdapterRequest,
+    UnloadAdapterRequest,
 )
 
 
 def openai_routers(service: Service) -> Sequence[APIRouter]:
-    """One router per route or pair of routes."""
+    """One router per route or pair of routes; those that load adapters only where that is allowed."""
+    lora_dir = service.settings.lora_dir
     return (
         chat_router(service),
         completions_router(service),
@@ -37,4 +41,5 @@ def openai_routers(service: Service) -> Sequence[APIRouter]:
         embeddings_router(service),
         models_router(service),
         tokens_router(service),
+        *(() if lora_dir is None else (adapters_router(service, lora_dir),)),
     )

@@ -52,7 +52,7 @@ def tokens_router(service: Service) -> APIRouter:
     )
     async def tokenize(request: Request) -> dict[str, Any]:
         body = await read_model(request, TokenizeRequest, limit)
-        service.check_model(body.model)
+        service.adapter_of(body.model)
         ids = await _encode(service, body)
         texts = None
         if body.return_token_strs:
@@ -70,7 +70,7 @@ def tokens_router(service: Service) -> APIRouter:
     )
     async def detokenize(request: Request) -> dict[str, str]:
         body = await read_model(request, DetokenizeRequest, limit)
-        service.check_model(body.model)
+        service.adapter_of(body.model)
         check_token_ids(body.tokens, service.model.tokenizer.vocab_size, "tokens")
         return {"prompt": await asyncio.to_thread(service.model.tokenizer.decode, body.tokens)}
 
