@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 from tests.distributed.models import save_folder
 from tests.distributed.test_rank_processes import is_alive
+from tests.unit.checkpoint.adapters import random_adapter
 
+from telechat.checkpoint import AdapterConfig, read_config, write_adapter
 from telechat.engine import LLM, Completion, SamplingParams
 from telechat.engine.engine import Engine
 from telechat.errors import CheckpointError, ConfigError, DeviceError, RankError, TelechatError
@@ -177,3 +179,36 @@ def test_a_damaged_folder_is_an_error_of_the_checkpoint(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(CheckpointError):
         LLM(folder, tp=2)
+
+
+def test_adapters_answer_as_on_one_rank(folder: Path, tmp_path: Path) -> None:
+    """Each rank keeps its part of an adapter; key/value heads, inner widths and vocabulary are cut."""
+    config = read_config(folder)
+    folders = {}
+    for seed, targets in enumerate((("query", "key_value", "dense"), ("up_proj", "down_proj", "lm_head"))):
+        settings = AdapterConfig(r=3, lora_alpha=6, target_modules=targets)
+        folders[f"a{seed}"] = tmp_path / f"a{seed}"
+        write_adapter(random_adapter(config, seed=seed, settings=settings), folders[f"a{seed}"], config)
+    options: dict[str, Any] = {"max_model_len": 128, "adapters": {"a0": folders["a0"]}}
+    params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+    prompt = list(range(10, 40))
+
+    def found(llm: LLM) -> list[list[int]]:
+        llm.load_adapter("a1", folders["a1"])
+        requests = [
+            llm.intake.make_requests(prompt, params, adapter=name)[0] for name in (None, "a0", "a1", "a0")
+        ]
+        for request in requests:
+            llm.engine.add(request)
+        while llm.engine.has_work:
+            llm.engine.step()
+        llm.unload_adapter("a1")
+        return [request.token_ids for request in requests]
+
+    expected = found(LLM(folder, **options))
+    assert len({tuple(tokens) for tokens in expected}) == 3
+    llm = LLM(folder, tp=2, **options)
+    try:
+        assert found(llm) == expected
+    finally:
+        llm.close()

@@ -10,7 +10,7 @@ import logging
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from telechat.device import CPU
 from telechat.layers.sums import OutputSum
@@ -147,7 +147,10 @@ class NativeExecutor:
         check_batch(batch, self._num_blocks, self._block_size)
         model = self.weights.model
         transformer = model.transformer
-        x = take_rows(transformer.word_embeddings.weight, batch.token_ids_T)
+        embedding, ids = transformer.word_embeddings, batch.token_ids_T
+        # Others hold part of the vocabulary, or look rows up in the packed head.
+        is_plain = type(embedding) is nn.Embedding
+        x = take_rows(embedding.weight, ids) if is_plain else embedding(ids)
         if transformer.word_embeddings_layernorm is not None:
             x = transformer.word_embeddings_layernorm(x)
         x = x.float()

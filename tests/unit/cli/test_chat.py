@@ -28,7 +28,9 @@ class FakeLLM:
         self.seen: list[list[dict[str, Any]]] = []
         self.default_params = None
 
-    def chat(self, messages: list[dict[str, Any]], params: object, *, stream: bool) -> Iterator[Any]:
+    def chat(
+        self, messages: list[dict[str, Any]], params: object, *, adapter: str | None, stream: bool
+    ) -> Iterator[Any]:
         assert stream
         if len(messages) > self.limit:
             raise ContextLengthError(len(messages), self.limit)
@@ -37,7 +39,7 @@ class FakeLLM:
 
 
 def converse(monkeypatch: pytest.MonkeyPatch, llm: FakeLLM, lines: list[str], *words: str) -> int:
-    monkeypatch.setattr(chat, "load_llm", lambda model, args: llm)
+    monkeypatch.setattr(chat, "load_llm", lambda model, args, **settings: llm)
     monkeypatch.setattr(chat, "sampling_params", lambda llm, args: None)
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
     return main(["chat", "fake", *words])

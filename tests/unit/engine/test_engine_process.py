@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.unit.checkpoint.adapters import random_adapter
 
-from telechat.checkpoint import resolve_model
+from telechat.checkpoint import AdapterConfig, read_config, resolve_model, write_adapter
 from telechat.engine import LLM, AsyncEngine, SamplingParams, StructuredOutputs
 from telechat.engine.engine_process import EngineDiedError, EngineProcess
-from telechat.errors import ContextLengthError, RequestError, TelechatError
+from telechat.errors import ConfigError, ContextLengthError, RequestError, TelechatError
 from telechat.tokenizer import Tokenizer, load_tokenizer
 
 pytestmark = pytest.mark.timeout(120)
@@ -102,6 +104,41 @@ def test_a_killed_engine_fails_its_requests_and_is_started_again(engine: AsyncEn
         assert engine.num_running == 0 and engine.stats is None
         assert engine.num_restarts == 1
         assert await text_of(engine, [30, 31]) == expected
+
+    asyncio.run(scenario())
+
+
+def test_an_engine_started_again_has_its_adapters(engine: AsyncEngine, tmp_path: Path) -> None:
+    config = read_config(resolve_model("demo"))
+    settings = AdapterConfig(r=2, lora_alpha=2, target_modules=("query", "down_proj"))
+    folders = {name: tmp_path / name for name in ("poet", "gone", "moved")}
+    for folder in folders.values():
+        write_adapter(random_adapter(config, settings=settings, size=0.5), folder, config)
+
+    async def answer(name: str | None) -> str:
+        return "".join([delta.text async for delta in engine.stream([30, 31, 32], GREEDY, adapter=name)])
+
+    async def scenario() -> None:
+        assert isinstance(engine.worker, EngineProcess) and engine.worker.pid is not None
+        for name, folder in folders.items():
+            await engine.load_adapter(name, folder)
+        with pytest.raises(ConfigError, match=r"has no adapter_config.json"):
+            await engine.load_adapter("none", tmp_path)
+        before = await answer("poet")
+        assert before != await answer(None)
+        await engine.unload_adapter("gone")
+        shutil.rmtree(folders["moved"])
+        os.kill(engine.worker.pid, signal.SIGKILL)
+        async with asyncio.timeout(20):
+            while engine.is_alive:
+                await asyncio.sleep(0.005)
+        await until_alive(engine)
+        assert await answer("poet") == before
+        # What could not be read again is not offered any more.
+        assert engine.adapters == ("poet",)
+        with pytest.raises(RequestError, match="no adapter 'gone'"):
+            await answer("gone")
+        await engine.unload_adapter("poet")
 
     asyncio.run(scenario())
 
