@@ -145,6 +145,14 @@ def test_a_recipe(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert plan(capsys, "--config", str(recipe), "--layout", "dp2")["micro_batches"] == 1
 
 
+def test_a_recipe_downloads_nothing(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A hub id of a published size stands for it; any other has to be on this machine."""
+    for name, code in (("TeleAI/TeleChat2-7B", 0), ("somebody/something", 2)):
+        recipe.write_text(RECIPE.format(model=name, folder=tmp_path), encoding="utf-8")
+        assert main(["plan", "--config", str(recipe)]) == code
+    assert "neither on this machine" in capsys.readouterr().err
+
+
 def test_a_recipe_of_preferences(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe.write_text(recipe.read_text(encoding="utf-8") + "preference: {method: dpo}\n", encoding="utf-8")
     assert main(["plan", "--config", str(recipe)]) == 1
