@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,23 @@ def test_scaling_of_an_adapter(tmp_path: Path) -> None:
     assert checkpoint("merge-lora", mindspore_path("dense/torch"), tmp_path / "hf", *words) == 0
     expected, found = open_checkpoint(mindspore_path("dense/torch")), open_checkpoint(tmp_path / "hf")
     assert all(torch.equal(found.tensors[name].read(), t.read()) for name, t in expected.tensors.items())
+
+
+def test_sources_that_need_more(tmp_path: Path) -> None:
+    """Slices with their strategy elsewhere; weights with their config elsewhere."""
+    config = mindspore_path("dense/torch/config.json")
+    strategy = ("--strategy", mindspore_path("lora/mp2/strategy/ckpt_strategy_rank_0.ckpt"))
+    shutil.copytree(mindspore_path("lora/mp2/ckpt"), tmp_path / "a/ckpt")
+    words = ("merge-lora", tmp_path / "a/ckpt", tmp_path / "out", "--scaling", scaling())
+    assert checkpoint(*words) == 1
+    assert checkpoint(*words, *strategy) == 0
+    words = ("--alpha", 8, "--model-config", config)
+    full = mindspore_path("lora/lora_full.ckpt")
+    assert checkpoint("extract-lora", full, tmp_path / "adapter", *words) == 0
+    plain = mindspore_path("dense/kv_concat_fp32.ckpt")
+    words = ("merge-lora", plain, tmp_path / "hf", "--adapter", tmp_path / "adapter")
+    assert checkpoint(*words) == 1
+    assert checkpoint(*words, "--model-config", config) == 0
 
 
 def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

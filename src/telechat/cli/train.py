@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from telechat.cli.parser import CommandParser
+
+log = logging.getLogger(__name__)
 
 EXAMPLES = (
     "telechat train --config recipes/sft.yaml",
     "telechat train --config recipes/lora.yaml --schedule.total-steps 10 --output.folder runs/try",
 )
 LOG_LEVEL = "info"
+CONFIG_HELP = "the recipe, a YAML file; or MindFormers' finetune_*.yaml"
 
 # Flags of the original commands -> the recipe's fields they are short for.
 _SHORT = {
@@ -24,7 +28,7 @@ _SHORT = {
 
 def add_arguments(parser: CommandParser) -> None:
     """Declare the options of `telechat train`."""
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the recipe, a YAML file")
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help=CONFIG_HELP)
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -62,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     """Hand over to the trainer."""
     short = {field: value for name, field in _SHORT.items() if (value := getattr(args, name)) is not None}
     overrides = {**short, **args.overrides}
+    args.config = recipe_of(args.config)
     if args.dry_run:
         from telechat.config import load_config, to_yaml
         from telechat.train.config import TrainConfig
@@ -77,3 +82,31 @@ def run(args: argparse.Namespace) -> int:
 
     main(str(args.config), overrides)
     return 0
+
+
+def recipe_of(path: Path) -> Path:
+    """The recipe itself; of a MindFormers run file the recipe that it becomes, in a file of its own."""
+    from telechat.config import read_yaml
+    from telechat.train.mindformers import is_run_config, translate
+
+    raw = read_yaml(path)
+    if not is_run_config(raw):
+        return path
+    import tempfile
+
+    import yaml
+
+    found = translate(raw, path.name)
+    model = {}
+    if found.checkpoint is not None and found.checkpoint.exists():
+        from telechat.checkpoint.formats.reference import reference_folder
+
+        tokenizer = found.tokenizer if found.tokenizer is not None and found.tokenizer.exists() else None
+        model = {"start_from": str(reference_folder(found.checkpoint, config=path, tokenizer=tokenizer))}
+    elif found.checkpoint is not None:
+        model = {"start_from": str(found.checkpoint)}
+    if found.ignored:
+        log.info("%s: not used here: %s", path.name, ", ".join(found.ignored))
+    target = Path(tempfile.mkdtemp(prefix="telechat-")) / f"{path.stem}.yaml"
+    target.write_text(yaml.safe_dump({"model": model, **found.recipe}, sort_keys=False), encoding="utf-8")
+    return target

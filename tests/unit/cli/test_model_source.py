@@ -107,6 +107,15 @@ def test_tokenizer_of_its_own(
     assert answer(capsys, folder, "--tokenizer", file) == answer(capsys, tiny_model_folder)
 
 
+def test_chat_too(parts: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--prompt", "hello world", "--max-new-tokens", "6"]
+    capsys.readouterr()
+    assert main(["chat", str(tiny_model_folder), *words]) == 0
+    expected = capsys.readouterr().out
+    assert main(["chat", "--config", str(parts / "predict.yaml"), *words]) == 0
+    assert capsys.readouterr().out == expected
+
+
 def test_strategy_of_slices(parts: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sliced = parts / "sliced"
     words = ["--to", "mindspore", "--layout", "dp2,pp2,opt"]

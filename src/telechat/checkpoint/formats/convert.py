@@ -145,6 +145,7 @@ def _write_k_quants(
     """By way of a file in fp16, which llama.cpp's quantiser reads."""
     require_quantiser()
     assert options.gguf_type is not None
+    target.parent.mkdir(parents=True, exist_ok=True)
     work = target.with_name(target.name + ".quantising")
     plain = replace(options, gguf_type=SOURCE_TYPE)
     try:

@@ -107,3 +107,27 @@ def test_mindie_dtype(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out/config.json").read_text())["compute_dtype"] == "float16"
     found = open_checkpoint(tmp_path / "out", config=tmp_path / "out/predict_telechat.yaml")
     assert "float16" in str(found.dtype)
+
+
+@pytest.mark.parametrize("kind", ["llama", "vllm", "gguf", "ollama"])
+def test_length_and_dtype(kind: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--gguf-type", "BF16") if kind in ("gguf", "ollama") else ("--dtype", "bfloat16")
+    assert export(kind, model, tmp_path / "out", "--length", "40", *words) == 0
+    printed = capsys.readouterr().out
+    assert kind in ("llama", "ollama") or " 40 " in printed
+    found = open_checkpoint(tmp_path / "out")
+    assert "bfloat16" in str(found.dtype)
+    assert found.runs_as is not None and found.runs_as.training_seqlen == 40
+
+
+@pytest.mark.parametrize("kind", ["llama", "vllm", "mindie"])
+def test_sources_that_need_more(kind: str, tmp_path: Path) -> None:
+    """Slices whose config and strategy are elsewhere."""
+    source = model_folder(tmp_path / "model")
+    words = ["--to", "mindspore", "--layout", "dp2,mp2,opt"]
+    assert main(["checkpoint", "convert", str(source), str(tmp_path / "ms"), *words]) == 0
+    (tmp_path / "ms/strategy").rename(tmp_path / "moved")
+    (tmp_path / "ms/config.json").unlink()
+    assert export(kind, tmp_path / "ms", tmp_path / "out") == 1
+    more = ("--model-config", source / "config.json", "--strategy", tmp_path / "moved")
+    assert export(kind, tmp_path / "ms", tmp_path / "out", *more) == 0
