@@ -35,7 +35,7 @@ def configs(draw: st.DrawFn) -> TeleChatConfig:
     num_kv_heads = draw(st.sampled_from([1, 2, 4, 8]))
     num_heads = num_kv_heads * draw(st.sampled_from([1, 2, 3]))
     experts = draw(st.none() | st.sampled_from([2, 4]))
-    hidden = num_heads * draw(st.sampled_from([2, 4]))
+    hidden = num_heads * draw(st.sampled_from([4, 6]))  # a head of 2 has no stretched rotary base
     ffn = 8 * draw(st.integers(1, 3))
     # Whether experts are transposed cannot be told where both widths are alike, in a slice neither.
     assume(not experts or all(ffn != hidden * shares for shares in (1, 2, 4, 8)))
