@@ -2,8 +2,9 @@
 
 A layer P with static activations (type `W8A8`) is `P.weight` int8 [N, K], `P.input_scale` and
 `P.input_offset` [1], `P.quant_bias` int32 [N] and `P.deq_scale` [N]: fp32, or in fp16 models the bits of fp32
-widened to int64. With dynamic ones (`W8A8_DYNAMIC`) it is `P.weight`, `P.weight_scale` and `P.weight_offset`
-[N, 1], and the bias stays. A description file gives the type of every tensor. Knows nothing of calibration.
+widened to int64. `W8A8S` is stored alike; most of its integers are small. With dynamic activations
+(`W8A8_DYNAMIC`) it is `P.weight`, `P.weight_scale` and `P.weight_offset` [N, 1], and the bias stays. A
+description file gives the type of every tensor. Knows nothing of calibration.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from telechat.checkpoint.packed import Expected, LoadedWeight
 from telechat.errors import CheckpointError
 from telechat.ops.int8 import ActivationRange, DynamicWeight, StaticWeight
 
-STATIC, DYNAMIC, FLOAT = "W8A8", "W8A8_DYNAMIC", "FLOAT"
+STATIC, SPARSE, DYNAMIC, FLOAT = "W8A8", "W8A8S", "W8A8_DYNAMIC", "FLOAT"
 DESCRIPTION = "quant_model_description.json"
 # Older versions of the tool.
-_OLD_DESCRIPTION = "quant_model_description_w8a8.json"
+_OLD_DESCRIPTIONS = ("quant_model_description_w8a8.json", "quant_model_description_w8a8s.json")
 _VERSION = "1.0.0"
 _HEADER = (
     "version",
@@ -47,7 +48,7 @@ def weights_file(kind: str) -> str:
 
 def find_description(folder: Path) -> Path | None:
     """The description of a folder; None where it is not of this tool."""
-    for name in (DESCRIPTION, _OLD_DESCRIPTION):
+    for name in (DESCRIPTION, *_OLD_DESCRIPTIONS):
         if (folder / name).is_file():
             return folder / name
     return None
@@ -67,10 +68,11 @@ class AscendFormat:
             CheckpointError: a type that cannot be read.
         """
         types = {key: value for key, value in read_json(path).items() if key not in _HEADER}
-        other = sorted({str(value) for value in types.values()} - {STATIC, DYNAMIC, FLOAT, "W8A8S"})
+        other = sorted({str(value) for value in types.values()} - {STATIC, SPARSE, DYNAMIC, FLOAT})
         if other:
             raise CheckpointError(
-                f"{path.name} has weights of the type {other[0]}; {STATIC}, W8A8S and {DYNAMIC} can be read."
+                f"{path.name} has weights of the type {other[0]}.",
+                hint=f"{STATIC}, {SPARSE} and {DYNAMIC} can be read.",
             )
         return cls(types)
 

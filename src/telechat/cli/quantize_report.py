@@ -68,11 +68,16 @@ def run(args: argparse.Namespace) -> int:
         speed_tokens=args.speed_tokens,
     )
     print(to_text(comparison))
-    for path, text in (
-        (args.output, lambda: to_html(comparison)),
-        (args.json, lambda: json.dumps(dataclasses.asdict(comparison), ensure_ascii=False, indent=2) + "\n"),
-    ):
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text(), encoding="utf-8")
+    if args.output is not None:
+        _write(args.output, to_html(comparison))
+    if args.json is not None:
+        _write(args.json, json.dumps(dataclasses.asdict(comparison), ensure_ascii=False, indent=2) + "\n")
     return 0
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"Cannot write {path}: {error.strerror or error}.") from error

@@ -24,6 +24,7 @@ _INT8_ONLY: dict[str, object] = {
     "disable_level": "L0",
     "disable_names": [],
     "is_dynamic": False,
+    "co_sparse": False,
     "part_file_size": None,
 }
 _WEIGHTS_ONLY: dict[str, object] = {
@@ -63,6 +64,12 @@ def add_arguments(parser: CommandParser) -> None:
         "(default: 32); gptq: any that divides the layers, -1 for one scale per output (default: 128)",
     )
     add_calibration(parser)
+    add_gptq(parser)
+    add_ascend(parser)
+
+
+def add_gptq(parser: CommandParser) -> None:
+    """Declare the options of GPTQ."""
     gptq = parser.add_argument_group("gptq")
     gptq.add_argument("--damp", type=float, default=0.01, help="damping of the Hessian (default: 0.01)")
     gptq.add_argument(
@@ -92,7 +99,6 @@ def add_arguments(parser: CommandParser) -> None:
         help="telechat: official names; llama: what vLLM and stock transformers run, compressed-tensors with "
         "keys and values apart (default: telechat)",
     )
-    add_ascend(parser)
     parser.add_boolean("--desc-act", help="gptq: round the inputs that matter most first")
     parser.add_boolean("--sym", default=True, help="gptq: no zero points (default: True)")
     parser.add_boolean(
@@ -112,7 +118,9 @@ def add_ascend(parser: CommandParser) -> None:
     ascend = parser.add_argument_group("w8a8, options as in the Ascend documents")
     ascend.add_argument("--model-path", default=None, metavar="MODEL", help="the same as MODEL")
     ascend.add_argument("--save-directory", type=Path, default=None, metavar="OUT", help="the same as OUT")
-    ascend.add_argument("--w-bit", type=int, default=None, help="bits of weights: 8; chooses w8a8")
+    ascend.add_argument(
+        "--w-bit", type=int, default=None, help="bits of weights: 8, or 4 with --co-sparse; chooses w8a8"
+    )
     ascend.add_argument("--a-bit", type=int, default=None, help="bits of activations: 8; chooses w8a8")
     ascend.add_argument("--device-type", choices=("cpu",), default="cpu", help="where to calibrate: cpu")
     ascend.add_argument(
@@ -146,6 +154,13 @@ def add_ascend(parser: CommandParser) -> None:
         metavar="GB",
         help="size of a weight file (default: one file)",
     )
+    ascend.add_argument(
+        "--fraction",
+        type=float,
+        default=None,
+        help="sparse weights: share of weights that use all 8 bits (default: 0.01)",
+    )
+    parser.add_boolean("--co-sparse", help="w8a8s: all but the largest weights within 4 bits, stored in 8")
     parser.add_boolean("--is-dynamic", help="w8a8: a scale per row of activations, found at run time")
 
 
@@ -201,11 +216,16 @@ def _wants_int8(args: argparse.Namespace) -> bool:
         UsageError: bits or a method that do not go together.
     """
     names_bits = args.w_bit is not None or args.a_bit is not None
-    if names_bits and (args.w_bit or 8, args.a_bit or 8) != (8, 8):
+    # The official tool's way to ask for sparse weights, which are stored in 8 bits.
+    wanted = (4, 8) if args.co_sparse else (8, 8)
+    if names_bits and (args.w_bit or wanted[0], args.a_bit or 8) != wanted:
         raise UsageError(
-            f"--w-bit {args.w_bit or 8} --a-bit {args.a_bit or 8} cannot be made; only 8 and 8 can.",
+            f"--w-bit {args.w_bit or 8} --a-bit {args.a_bit or 8} cannot be made; 8 and 8 can, and "
+            "4 and 8 with --co-sparse.",
             hint="For weights alone use --method gptq or rtn with --bits.",
         )
+    if args.fraction is not None and not args.co_sparse:
+        raise UsageError("--fraction is of sparse weights.", hint="Add --co-sparse.")
     if names_bits and args.method not in (None, "w8a8"):
         raise UsageError(f"--w-bit and --a-bit are of w8a8, not of {args.method}.")
     is_int8 = names_bits or args.method == "w8a8"
@@ -225,6 +245,7 @@ def _int8_config(args: argparse.Namespace) -> Int8Config:
         disable_level=args.disable_level,
         disable_names=tuple(args.disable_names),
         is_dynamic=args.is_dynamic,
+        fraction=(0.01 if args.fraction is None else args.fraction) if args.co_sparse else None,
         part_file_size=args.part_file_size,
     )
 

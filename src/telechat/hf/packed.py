@@ -60,12 +60,13 @@ def load_packed(
     dtype = options.get("dtype") or options.get("torch_dtype") or "auto"
     loaded = load_model(name, device=_device(options.get("device_map")), dtype=dtype)
     with torch.device("meta"):
-        model = cls(config)
+        model: TelechatForCausalLM = cls(config)
     model.adopt(loaded)
     if os.path.exists(os.path.join(name, GENERATION_CONFIG)):
         model.generation_config = GenerationConfig.from_pretrained(name)
     model.config.name_or_path = name
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _device(device_map: Any) -> str:

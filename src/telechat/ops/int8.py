@@ -18,6 +18,10 @@ from telechat.device import CPU
 LOW, HIGH = -128, 127
 # A channel of zeros: any scale means the same.
 _EMPTY_SCALE = 1.0
+# Activations turned into integers at a time: the piece stays in the second-level cache of a core.
+_QUANTISED_AT_ONCE = 2**17
+# The largest integer of the weights that are not protected, where weights are sparse.
+_SMALL_HIGH = 7
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,38 @@ class ActivationRange:
             scale = float(torch.finfo(dtype).smallest_normal)
         return cls(scale, max(LOW, min(HIGH, round(LOW - low / scale))))
 
-    def quantise(self, x: Tensor) -> Tensor:
-        """int8 of any shape."""
-        return (x.float() / self.scale + self.offset).round_().clamp_(LOW, HIGH).to(torch.int8)
+    def quantise(self, x: Tensor, *, is_unsigned: bool = False) -> Tensor:
+        """int8 of any shape; or uint8, each 128 more."""
+        shift = -LOW if is_unsigned else 0
+        rows = x.reshape(-1, x.shape[-1])
+        out = torch.empty(rows.shape, dtype=torch.uint8 if is_unsigned else torch.int8, device=x.device)
+        step = max(1, _QUANTISED_AT_ONCE // rows.shape[1])
+        for start in range(0, rows.shape[0], step):
+            piece = rows[start : start + step].to(torch.float32, copy=True)
+            piece.div_(self.scale).add_(self.offset + shift).round_().clamp_(LOW + shift, HIGH + shift)
+            out[start : start + step] = piece
+        return out.view(x.shape)
 
 
 def quantise_rows(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
     """int8 [N, K] and fp32 scales [N] of a float weight, symmetric; a row of zeros gets the scale 1."""
     weight = weight_NK.float()
     scales = weight.abs().amax(1) / HIGH
+    scales = torch.where(scales == 0, _EMPTY_SCALE, scales)
+    return (weight / scales[:, None]).round_().clamp_(LOW, HIGH).to(torch.int8), scales
+
+
+def quantise_rows_sparsely(weight_NK: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """As `quantise_rows`, but most integers are within -8 to 7.
+
+    The largest `fraction` of the matrix's weights use all 8 bits; the others set each row's scale.
+    """
+    weight = weight_NK.float()
+    num_protected = max(1, round(fraction * weight.numel()))
+    threshold = weight.abs().flatten().kthvalue(weight.numel() - num_protected).values
+    small = torch.where(weight.abs() <= threshold, weight.abs(), 0.0).amax(1)
+    # The protected ones must fit, too.
+    scales = torch.maximum(small / _SMALL_HIGH, weight.abs().amax(1) / HIGH)
     scales = torch.where(scales == 0, _EMPTY_SCALE, scales)
     return (weight / scales[:, None]).round_().clamp_(LOW, HIGH).to(torch.int8), scales
 
@@ -67,9 +94,19 @@ class StaticWeight:
     inputs: ActivationRange
 
     @classmethod
-    def from_float(cls, weight_NK: Tensor, bias_N: Tensor | None, inputs: ActivationRange) -> StaticWeight:
-        """Quantise a float weight and fold its bias."""
-        integers, scales = quantise_rows(weight_NK)
+    def from_float(
+        cls,
+        weight_NK: Tensor,
+        bias_N: Tensor | None,
+        inputs: ActivationRange,
+        *,
+        fraction: float | None = None,
+    ) -> StaticWeight:
+        """Quantise a float weight and fold its bias; sparsely, where a `fraction` to protect is given."""
+        if fraction is None:
+            integers, scales = quantise_rows(weight_NK)
+        else:
+            integers, scales = quantise_rows_sparsely(weight_NK, fraction)
         deq_scale = inputs.scale * scales
         sums = integers.sum(1, dtype=torch.int64)
         folded = (
@@ -80,8 +117,9 @@ class StaticWeight:
 
     def to(self, device: torch.device) -> StaticWeight:
         """A copy there."""
-        moved = (tensor.to(device) for tensor in (self.weight, self.deq_scale, self.quant_bias))
-        return StaticWeight(*moved, self.inputs)
+        return StaticWeight(
+            self.weight.to(device), self.deq_scale.to(device), self.quant_bias.to(device), self.inputs
+        )
 
     def plain_bias(self) -> Tensor:
         """fp32 [N]: the bias without the offset's share."""
@@ -156,9 +194,8 @@ class OneDnnProduct:
     def __call__(self, x_MK: Tensor) -> Tensor:
         """[M, K] -> [M, N] in x's dtype."""
         out_dtype = x_MK.dtype if x_MK.dtype == torch.bfloat16 else torch.float32
-        unsigned = (self.inputs.quantise(x_MK).to(torch.int16) - LOW).to(torch.uint8)
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
-            unsigned,
+            self.inputs.quantise(x_MK, is_unsigned=True),
             self.inputs.scale,
             self.inputs.offset - LOW,
             self.packed,

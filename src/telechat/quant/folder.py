@@ -34,6 +34,7 @@ from telechat.quant.int8_output import write_int8_folder
 from telechat.quant.llama_output import write_llama_folder
 from telechat.quant.rtn import quantize_model, round_nearest
 from telechat.quant.source import Source
+from telechat.quant.unfinished import Unfinished
 from telechat.tokenizer import load_tokenizer
 
 # Small, because a file's tensors are in memory together.
@@ -87,14 +88,15 @@ def quantize(
     given = [name for name, value in _named(examples, texts, calibration) if value is not None]
     if len(given) > 1:
         raise ConfigError(f"{' and '.join(given)} both say what to calibrate with.", hint="Give one of them.")
-    unfinished = out.with_name(f"{out.name}.writing-{os.getpid()}")
+    writing = out.with_name(f"{out.name}.writing-{os.getpid()}")
+    blocks: Unfinished | None = None
     try:
         if isinstance(config, QuantizeConfig) and config.method == "rtn":
             if given:
                 raise ConfigError(
                     "Rounding to nearest looks at no calibration rows.", hint="Choose the method gptq."
                 )
-            _round(model, unfinished, config, on_progress, max_shard_bytes)
+            _round(model, writing, config, on_progress, max_shard_bytes)
         elif isinstance(model, TeleChatModel):
             raise ConfigError(
                 "Calibration reads a folder block by block.", hint="Save the model, and name its folder."
@@ -102,27 +104,42 @@ def quantize(
         else:
             folder = resolve_model(model)
             rows = calibration or _calibration(folder, examples, texts)
-            source = Source(folder)
-            if isinstance(config, Int8Config):
-                blocks, plan = quantise_int8(source, out, config, rows, on_layer)
-                write_int8_folder(unfinished, source, plan, blocks)
-                _copy_rest(folder, unfinished)
-            else:
-                if config.layout == "llama":
-                    check_fits(source.config, "the layout llama")
-                blocks, layers = quantise_blocks(source, out, config, rows, on_layer)
-                write = write_llama_folder if config.layout == "llama" else write_gptq_folder
-                _copy_rest(folder, unfinished)
-                write(unfinished, source, config, layers, blocks, max_shard_bytes=max_shard_bytes)
+            blocks = _calibrate(Source(folder), out, writing, config, rows, on_layer, max_shard_bytes)
         if out.exists():
             out.rmdir()
-        unfinished.rename(out)
+        writing.rename(out)
     except OSError as error:
         raise CheckpointError(f"Cannot write {out}: {error.strerror or error}.") from error
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.rmtree(out.with_name(f"{out.name}.unfinished"), ignore_errors=True)
+        shutil.rmtree(writing, ignore_errors=True)
+    if blocks is not None:
+        blocks.remove()
     return out
+
+
+def _calibrate(
+    source: Source,
+    out: Path,
+    writing: Path,
+    config: QuantizeConfig | Int8Config,
+    rows: Calibration,
+    on_layer: OnLayer | None,
+    max_shard_bytes: int,
+) -> Unfinished:
+    """Quantise block by block, and make the folder `writing` of the blocks, which are returned."""
+    if isinstance(config, Int8Config):
+        blocks, plan = quantise_int8(source, out, config, rows, on_layer)
+        _copy_rest(source.folder, writing)
+        write_int8_folder(writing, source, plan, blocks)
+        return blocks
+    is_llama = config.layout == "llama"
+    if is_llama:
+        check_fits(source.config, "the layout llama")
+    blocks, layers = quantise_blocks(source, out, config, rows, on_layer)
+    _copy_rest(source.folder, writing)
+    write = write_llama_folder if is_llama else write_gptq_folder
+    write(writing, source, config, layers, blocks, max_shard_bytes=max_shard_bytes)
+    return blocks
 
 
 def _named(

@@ -40,8 +40,8 @@ class Hessian:
             ConfigError: they hold numbers that are not finite.
         """
         x_TK = inputs.reshape(-1, inputs.shape[-1])
-        for piece in x_TK.split(_TOKENS_AT_ONCE):
-            x = piece.float()
+        for start in range(0, x_TK.shape[0], _TOKENS_AT_ONCE):
+            x = x_TK[start : start + _TOKENS_AT_ONCE].float()
             self.matrix.addmm_(x.t(), x)
         self.num_tokens += x_TK.shape[0]
         if not bool(self.matrix.diagonal().isfinite().all()):

@@ -7,8 +7,9 @@ disk only through `checkpoint.ascend`.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from telechat.checkpoint.ascend import DYNAMIC, FLOAT, STATIC, stored_dynamic, stored_static
+from telechat.checkpoint.ascend import DYNAMIC, FLOAT, SPARSE, STATIC, stored_dynamic, stored_static
 from telechat.errors import ConfigError, TelechatError
 from telechat.models.parameters import parameter_table
 from telechat.ops.int8 import (
@@ -36,8 +37,10 @@ from telechat.quant.smoothing import smoothing_scale
 from telechat.quant.source import Source
 from telechat.quant.unfinished import Unfinished
 
+log = logging.getLogger(__name__)
+
 # Norms whose output is read by linear layers alone.
-_SMOOTHED = {
+_SMOOTHED: dict[str, InputGroup] = {
     "input_layernorm": ("self_attention.key_value", "self_attention.query"),
     "post_attention_layernorm": ("mlp.up_proj", "mlp.gate_proj"),
 }
@@ -56,7 +59,9 @@ class Int8Plan:
     @property
     def kind(self) -> str:
         """The type of the quantised layers in the description."""
-        return DYNAMIC if self.config.is_dynamic else STATIC
+        if self.config.is_dynamic:
+            return DYNAMIC
+        return STATIC if self.config.fraction is None else SPARSE
 
 
 def quantise_int8(
@@ -166,6 +171,8 @@ class _BlockWork:
         # fp32 weights that the move of outliers has changed, by their names within the block.
         self.weights: dict[str, Tensor] = {}
         self.scales: dict[str, Tensor] = {}
+        # Layers that no token reached.
+        self.unseen: set[str] = set()
 
     def run(self, on_layer: OnLayer | None) -> None:
         """Move outliers, find ranges, quantise, and keep the rest as it is."""
@@ -223,6 +230,12 @@ class _BlockWork:
         """Layers with a common input get a common range."""
         began = time.perf_counter()
         observer, sample = self._watched(readers[0])
+        if not observer.num_values:
+            log.warning(
+                "no calibration token reached %s%s: it stays in floats", self.block.prefix, readers[0]
+            )
+            self.unseen.update(readers)
+            return
         low, high = observer.range(self.plan.config.ranges)
         inputs = ActivationRange.spanning(low, high, self.source.dtype)
         for name in readers:
@@ -241,7 +254,7 @@ class _BlockWork:
                 self.tensors.update(stored_dynamic(full_name, dynamic))
                 given = dynamic_product(sample, dynamic) + (0 if bias is None else bias)
             else:
-                static = StaticWeight.from_float(weight, bias, inputs)
+                static = StaticWeight.from_float(weight, bias, inputs, fraction=self.plan.config.fraction)
                 self.tensors.update(stored_static(full_name, static, self.source.dtype))
                 given = StaticReference(static)(sample)
             norm = float(exact.square().sum())
@@ -255,9 +268,8 @@ class _BlockWork:
         """What stays in floats: as it is on disk, or as the move of outliers left it."""
         full_name = self.block.prefix + name
         layer, _, leaf = name.rpartition(".")
-        if full_name in self.plan.names:
-            return
-        if leaf == "bias" and self._full(layer) in self.plan.names and not self.plan.config.is_dynamic:
+        is_int8 = self._full(layer) in self.plan.names and layer not in self.unseen
+        if is_int8 and (leaf == "weight" or not self.plan.config.is_dynamic):
             return
         changed = self.scales.get(layer) if leaf == "weight" else None
         if changed is None and leaf == "weight":
@@ -271,13 +283,13 @@ def block_names(source: Source) -> list[str]:
     return [p.name for p in parameter_table(source.config) if not p.name.startswith("transformer.h.")]
 
 
-def tensor_types(plan: Int8Plan, tensors: Mapping[str, Any]) -> dict[str, str]:
+def tensor_types(plan: Int8Plan, names: Collection[str]) -> dict[str, str]:
     """The type of every tensor, for the description."""
-    layers = {name.removesuffix(".weight") for name in plan.names}
+    marks = (".deq_scale", ".weight_scale")
+    layers = {name.removesuffix(mark) for name in names for mark in marks if name.endswith(mark)}
 
     def kind(name: str) -> str:
         layer, _, leaf = name.rpartition(".")
-        is_plain_bias = leaf == "bias"
-        return plan.kind if layer in layers and not is_plain_bias else FLOAT
+        return plan.kind if layer in layers and leaf != "bias" else FLOAT
 
-    return {name: kind(name) for name in tensors}
+    return {name: kind(name) for name in names}

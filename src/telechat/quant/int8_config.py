@@ -22,6 +22,8 @@ class Int8Config:
             most.
         disable_names: layers that stay in floats.
         is_dynamic: a scale for each row of activations, found at run time; no ranges are stored.
+        fraction: sparse weights (W8A8S): this share of each matrix, its largest weights, uses all 8 bits, the
+            others are within -8 to 7. 0.01 to 0.1 is useful; None: not sparse.
         part_file_size: gigabytes of a weight file; None for one file.
     """
 
@@ -30,6 +32,7 @@ class Int8Config:
     disable_level: str = "L0"
     disable_names: tuple[str, ...] = ()
     is_dynamic: bool = False
+    fraction: float | None = None
     part_file_size: float | None = None
 
     def __post_init__(self) -> None:
@@ -37,6 +40,15 @@ class Int8Config:
         DisableLevel.parse(self.disable_level)
         if self.act_method not in ACT_METHODS:
             raise ConfigError(f"act_method is {self.act_method}; it must be 1, 2 or 3.")
+        if self.fraction is not None:
+            if not 0 < self.fraction < 1:
+                raise ConfigError(
+                    f"fraction is {self.fraction}; it must be between 0 and 1, best 0.01 to 0.1."
+                )
+            if self.is_dynamic:
+                raise ConfigError("Sparse weights have static activations.", hint="Leave is_dynamic out.")
+            if self.ranges == "auto":
+                raise ConfigError("act_method is 3; sparse weights allow 1 and 2.")
         if self.part_file_size is not None and not self.part_file_size > 0:
             raise ConfigError(f"part_file_size is {self.part_file_size}; it must be positive.")
 

@@ -25,7 +25,8 @@ _GIGABYTE = 10**9
 def write_int8_folder(out: Path, source: Source, plan: Int8Plan, unfinished: Unfinished) -> None:
     """Weights, config.json and description. Without `part_file_size` all weights are in memory once."""
     out.mkdir(parents=True, exist_ok=True)
-    writer = _Writer(out, plan.config.part_file_size)
+    kind = STATIC if plan.config.is_dynamic else plan.kind
+    writer = _Writer(out, weights_file(kind), plan.config.part_file_size)
     for name in block_names(source):
         writer.add({name: source.read(name).to(source.dtype, copy=True).contiguous()})
     for index in range(source.config.num_layers):
@@ -39,8 +40,8 @@ def write_int8_folder(out: Path, source: Source, plan: Int8Plan, unfinished: Unf
 class _Writer:
     """Collects tensors and writes a file whenever enough have come."""
 
-    def __init__(self, folder: Path, part_gigabytes: float | None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, name: str, part_gigabytes: float | None) -> None:
+        self.folder, self.name = folder, name
         self.limit = None if part_gigabytes is None else part_gigabytes * _GIGABYTE
         self._waiting: dict[str, Tensor] = {}
         self._parts: list[list[str]] = []
@@ -58,7 +59,7 @@ class _Writer:
     def finish(self) -> dict[str, str]:
         """Give the files their names, write the index where there are several; tensor -> file."""
         self._write()
-        name, count = weights_file(STATIC), len(self._parts)
+        name, count = self.name, len(self._parts)
         stem = name.removesuffix(".safetensors")
         files = [f"{stem}-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
         if count == 1:

@@ -30,6 +30,7 @@ class Observer:
     Attributes:
         low, high: extremes so far.
         largest_K: fp32 [K], the largest magnitude of each input.
+        num_values: how many were seen.
     """
 
     def __init__(self, num_inputs: int) -> None:
@@ -37,7 +38,7 @@ class Observer:
         self.largest_K = torch.zeros(num_inputs)
         self._counts = torch.zeros(_BINS, dtype=torch.float64)
         self._range = (0.0, 0.0)
-        self._num = 0
+        self.num_values = 0
         self._sum = self._squares = 0.0
 
     def add(self, inputs: Tensor) -> None:
@@ -52,7 +53,7 @@ class Observer:
             raise ConfigError("The calibration inputs of a layer are not finite.")
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.largest_K = torch.maximum(self.largest_K, x_TK.abs().amax(0))
-        self._num += x_TK.numel()
+        self.num_values += x_TK.numel()
         self._sum += float(x_TK.sum(dtype=torch.float64))
         self._squares += float(x_TK.square().sum(dtype=torch.float64))
         self._widen()
@@ -72,10 +73,10 @@ class Observer:
     @property
     def score(self) -> float:
         """Largest magnitude over standard deviation: how far the worst inputs stand out."""
-        if not self._num:
+        if not self.num_values:
             return 0.0
-        mean = self._sum / self._num
-        deviation = max(self._squares / self._num - mean * mean, 0.0) ** 0.5
+        mean = self._sum / self.num_values
+        deviation = max(self._squares / self.num_values - mean * mean, 0.0) ** 0.5
         return max(-self.low, self.high) / deviation if deviation else 0.0
 
     def range(self, method: ActMethod) -> tuple[float, float]:

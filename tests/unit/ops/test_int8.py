@@ -88,3 +88,13 @@ def test_channels_of_zeros_and_ranges_of_nothing() -> None:
     assert StaticReference(static)(torch.zeros(1, 96))[0, 3] == pytest.approx(float(bias[3]), abs=1.0)
     narrow = ActivationRange.spanning(3.0, 5.0)  # widened to contain 0
     assert narrow.quantise(torch.tensor([0.0, 5.0])).tolist() == [-128, 127]
+
+
+def test_signed_and_unsigned_integers() -> None:
+    """By the definition, in pieces of rows too, and without touching what is quantised."""
+    x = torch.randn(70, 4096, generator=torch.Generator().manual_seed(3)) * 3
+    before, inputs = x.clone(), ActivationRange.spanning(-4.0, 7.0)
+    q = inputs.quantise(x)
+    expected = (x / inputs.scale + inputs.offset).round().clamp(-128, 127)
+    assert torch.equal(q.float(), expected) and torch.equal(x, before)
+    assert torch.equal(inputs.quantise(x, is_unsigned=True).int(), q.int() + 128)

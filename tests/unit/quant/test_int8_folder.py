@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.unit.checkpoint.folders import random_model, tensors_of, write_config, write_safetensors
-from tests.unit.quant.quant_models import PLAIN
+from tests.unit.quant.quant_models import EXPERTS, PLAIN
 
 import telechat
 from telechat import load_model
@@ -243,6 +243,15 @@ def test_refusals(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plain"]
 
 
+def test_experts_that_no_token_reaches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They have no ranges, so they stay in floats."""
+    source = plain_folder(tmp_path / "plain", EXPERTS)
+    out = telechat.quantize(source, tmp_path / "out", Int8Config(), examples=[[5]])
+    assert "no calibration token reached transformer.h.0.mlp.local_experts." in caplog.text
+    layers = int8_layers(load_model(out, device="cpu"))
+    assert 0 < sum("local_experts" in name for name in layers) <= 8  # two of four in each layer, gate and up
+
+
 def test_the_official_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = tmp_path / "boolq.jsonl"
     row = {
@@ -273,6 +282,36 @@ def test_the_official_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "--anti-method says nothing to the method rtn" in capsys.readouterr().err
     assert main(["quantize", "run", "demo"]) == 2
     assert "OUT is missing" in capsys.readouterr().err
+
+
+def test_sparse_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The official command for the 12B: few integers need more than four bits, and the files say w8a8s."""
+    words = ["quantize", "run", "--model_path", "demo", "--save_directory", str(tmp_path / "out")]
+    words += ["--w_bit", "4", "--a_bit", "8", "--calib_texts", "<_user>你是谁？<_bot>"]
+    assert main([*words, "--fraction", "0.011", "--co_sparse", "True"]) == 0
+    stored = load_file(tmp_path / "out" / "quant_model_weight_w8a8s.safetensors")
+    large = num_all = 0
+    for value in stored.values():
+        if value.dtype == torch.int8:
+            large += int(((value < -8) | (value > 7)).sum())
+            num_all += value.numel()
+    assert 0 < large <= 0.011 * num_all + 10
+    description = json.loads((tmp_path / "out" / "quant_model_description.json").read_text())
+    assert description["model_quant_type"] == description["transformer.h.0.mlp.up_proj.weight"] == "W8A8S"
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["quantize"] == "w8a8s"
+    assert len(int8_layers(load_model(tmp_path / "out", device="cpu"))) == 30
+    capsys.readouterr()
+    for changed, message in (
+        ([], "--w-bit 4 --a-bit 8 cannot be made"),
+        (["--fraction", "0.02"], "cannot be made"),
+        (["--co-sparse", "--act-method", "3"], "sparse weights allow 1 and 2"),
+        (["--co-sparse", "--fraction", "2"], "fraction is 2.0"),
+        (["--co-sparse", "--is-dynamic"], "have static activations"),
+    ):
+        assert main([*words[:5], str(tmp_path / "no"), *words[6:], *changed]) in (1, 2)
+        assert message in capsys.readouterr().err
+    assert main([*words[:5], str(tmp_path / "no"), "--w-bit", "8", "--fraction", "0.1"]) == 2
+    assert "--fraction is of sparse weights" in capsys.readouterr().err
 
 
 def test_options_arrive(tmp_path: Path) -> None:
