@@ -148,7 +148,7 @@ def test_sampling_options_arrive(tiny_model_folder: Path, monkeypatch: pytest.Mo
 
     seen = []
 
-    def spy(self: LLM, messages: object, params: object, *, stream: bool) -> Iterator[Any]:
+    def spy(self: LLM, messages: object, params: object, **options: Any) -> Iterator[Any]:
         seen.append(params)
         return iter(())
 

@@ -96,11 +96,11 @@ class FakeLLM:
     def __init__(self) -> None:
         self.params: list[SamplingParams] = []
 
-    def chat(self, messages: object, params: SamplingParams, *, stream: bool) -> Iterator[Any]:
+    def chat(self, messages: object, params: SamplingParams, **options: Any) -> Iterator[Any]:
         self.params.append(params)
         return iter(())
 
-    def generate(self, prompts: object, params: SamplingParams) -> list[Any]:
+    def generate(self, prompts: object, params: SamplingParams, **options: Any) -> list[Any]:
         self.params.append(params)
         return [SimpleNamespace(text="")]
 
