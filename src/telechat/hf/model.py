@@ -75,7 +75,7 @@ class TelechatForCausalLM(ChatMixin, PreTrainedModel, GenerationMixin):
         if model.has_own_head:
             self.lm_head = model.lm_head
         else:
-            self.lm_head.weight = model.output_weight  # type: ignore[assignment]
+            self.lm_head.weight = model.transformer.word_embeddings.weight
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, for plain weights.
