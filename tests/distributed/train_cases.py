@@ -196,6 +196,7 @@ def make_engine(case: Case, layout: dict[str, Any]) -> TrainEngine:
     """The engine of this process for a layout; `{"local": True}` trains all of it alone."""
     model = whole_model(case.model, recompute=case.recompute)
     precision: Any = case.precision
+    model.to(PRECISIONS[precision].weights)
     if case.lora:
         section = LoraSection(**case.lora)
         add_adapters(model, section, adapter_config(section, ""), PRECISIONS[precision], seed=3)
