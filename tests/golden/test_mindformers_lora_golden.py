@@ -9,13 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from tests.golden.mindspore_cases import mindspore_path
-from tests.shared_data import needs_shared
 
 from telechat.checkpoint.formats.opening import open_checkpoint
 from telechat.checkpoint.mindspore.container import read_values
 from telechat.cli.main import main
-
-pytestmark = needs_shared
 
 
 def checkpoint(verb: str, *words: object) -> int:

@@ -15,7 +15,6 @@ from tests.golden.mindspore_cases import (
     source,
     written,
 )
-from tests.shared_data import needs_shared
 
 from telechat.checkpoint.formats.safetensors_file import plan_safetensors
 from telechat.checkpoint.formats.table import fit_table
@@ -25,8 +24,6 @@ from telechat.checkpoint.mindspore.naming import Layout, from_mindspore, is_weig
 from telechat.checkpoint.mindspore.ranks import file_of, read_ranks
 from telechat.checkpoint.mindspore.slicing import merge, split
 from telechat.checkpoint.mindspore.strategy import merged_file, read_strategy, strategy_files
-
-pytestmark = needs_shared
 
 CASES = [
     ("dense", "kv_concat_fp32"),

@@ -9,13 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from tests.golden.mindspore_cases import assert_same, mindspore_path
-from tests.shared_data import needs_shared
 
 from telechat import load_model
 from telechat.checkpoint.formats.opening import open_checkpoint
 from telechat.cli.main import main
-
-pytestmark = needs_shared
 
 
 @pytest.fixture
