@@ -126,7 +126,7 @@ def _counts(request: PlanRequest, table: tuple[Parameter, ...], sizes: dict[str,
     ends = _sum(request, groups.pop(""), sizes)
     blocks = [_sum(request, items, sizes) for items in groups.values()]
     matrices = [sum(sizes[item.name] for item in items if item.kind == "linear") for items in groups.values()]
-    trained = {item.name: sizes[item.name] for item in table if _is_trained(request, item)}
+    trained = {item.name: sizes[item.name] for item in table if _trains_all(request)}
     embedding = trained.get(EMBEDDING, 0)
     is_tied = request.config.tie_word_embeddings
     head = embedding if is_tied else trained.get("lm_head.weight", 0)
@@ -147,7 +147,7 @@ def _counts(request: PlanRequest, table: tuple[Parameter, ...], sizes: dict[str,
     )
 
 
-def _is_trained(request: PlanRequest, item: Parameter) -> bool:
+def _trains_all(request: PlanRequest) -> bool:
     return request.trains and request.lora is None
 
 
@@ -155,7 +155,7 @@ def _sum(request: PlanRequest, items: list[Parameter], sizes: dict[str, int]) ->
     trained = frozen = head = other = 0
     for item in items:
         size = sizes[item.name]
-        if _is_trained(request, item):
+        if _trains_all(request):
             trained += size
         elif item.kind == "linear":
             frozen += size
