@@ -137,8 +137,9 @@ def choose_training_attention(model: TeleChatModel, name: str, dtype: torch.dtyp
 
 def prepare_blocks(blocks: Sequence[nn.Module], config: TrainConfig) -> None:
     """Recomputation and compilation of decoder blocks; last, when nothing else changes them any more."""
-    apply_recompute(blocks, config.recompute)
-    if config.compile and has_compiler():
+    compiled = config.compile and has_compiler()
+    apply_recompute(blocks, config.recompute, compiled=compiled)
+    if compiled:
         # Block by block: one compilation serves all layers, and the mask logic outside stays in Python.
         for block in blocks:
             block.compile(dynamic=True)

@@ -16,10 +16,10 @@ from telechat.train.objective import CrossEntropy
 from telechat.train.recompute import Recompute, apply_recompute
 
 
-def run(mode: Recompute) -> tuple[dict[str, torch.Tensor], int]:
+def run(mode: Recompute, *, compiled: bool = False) -> tuple[dict[str, torch.Tensor], int]:
     """Gradients of a step, and the bytes that the forward pass kept for the backward pass."""
     model = tiny_model(TINY.replace(hidden_dropout=0.1))
-    apply_recompute(model.transformer.blocks, mode)
+    apply_recompute(model.transformer.blocks, mode, compiled=compiled)
     engine = LocalEngine(model, CrossEntropy(), OptimizerSection(), "fp32")
     kept: dict[int, int] = {}
 
@@ -36,10 +36,10 @@ def run(mode: Recompute) -> tuple[dict[str, torch.Tensor], int]:
     return gradients, sum(size for storage, size in kept.items() if storage not in parameters)
 
 
-@pytest.mark.parametrize("mode", ["selective", "full"])
-def test_gradients_are_bitwise_the_same(mode: Recompute) -> None:
+@pytest.mark.parametrize(("mode", "compiled"), [("selective", False), ("selective", True), ("full", False)])
+def test_gradients_are_bitwise_the_same(mode: Recompute, compiled: bool) -> None:
     expected, _ = run("none")
-    got, _ = run(mode)
+    got, _ = run(mode, compiled=compiled)
     assert expected.keys() == got.keys()
     for name, gradient in expected.items():
         assert torch.equal(gradient, got[name]), name
