@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from safetensors.torch import load_file, save_file
 from starlette.testclient import TestClient
+from tests.unit.checkpoint.adapters import ALL_LAYERS, random_adapter
 from tests.unit.serve.conftest import MakeClient
 from tests.unit.serve.serve_fakes import FakeEngine
 
-from telechat.engine import QueueFullError
+from telechat.checkpoint import AdapterConfig, read_config, write_adapter
+from telechat.engine import LLM, AsyncEngine, QueueFullError
 from telechat.errors import CheckpointError, ConfigError, RequestError
+from telechat.serve.app import create_app
 from telechat.serve.replicas import ReplicaSet, piece_names
 from telechat.serve.settings import ServeSettings
 
@@ -207,3 +213,60 @@ def test_all_replicas_have_an_adapter_or_none(tmp_path: Path) -> None:
 def test_pieces_of_prompts_differ_by_adapter() -> None:
     prompt = list(range(200))
     assert len({tuple(piece_names(prompt, name)) for name in (None, "a", "b")}) == 3
+
+
+def test_a_real_engine_survives_every_bad_folder(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """Refused with the reason, each time; then a good one answers as `LLM` does with it."""
+    config = read_config(tiny_model_folder)
+    plain = AdapterConfig(r=4, lora_alpha=8, target_modules=ALL_LAYERS)
+    good = random_adapter(config, settings=plain)
+    wide = random_adapter(config, settings=replace(plain, r=65))
+    other = config.replace(ffn_hidden_size=64)
+    for name, adapter, shape in (
+        ("good", good, config),
+        ("wide", wide, config),
+        ("other", random_adapter(other, settings=plain), other),
+        ("cut", good, config),
+        ("broken", good, config),
+    ):
+        write_adapter(adapter, tmp_path / name, shape)
+    weights = tmp_path / "cut" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-5])
+    tensors = load_file(tmp_path / "broken" / "adapter_model.safetensors")
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    save_file(tensors, tmp_path / "broken" / "adapter_model.safetensors")
+    (tmp_path / "empty").mkdir()
+    engine = AsyncEngine(LLM(tiny_model_folder))
+
+    async def scenario() -> None:
+        app = create_app(engine, ServeSettings(lora_dir=tmp_path))
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            for name, reason in (
+                ("nowhere", "has no adapter_config.json"),
+                ("empty", "has no adapter_config.json"),
+                ("wide", "rank 65; at most 64"),
+                ("other", "shape"),
+                ("cut", "bytes"),
+                ("broken", "not finite"),
+            ):
+                answer = await client.post(LOAD, json={"lora_name": "new", "lora_path": name})
+                assert answer.status_code == 400 and reason in answer.json()["error"]["message"], name
+                assert str(tmp_path) not in answer.text
+            answer = await client.post(LOAD, json={"lora_name": "new", "lora_path": "good"})
+            assert answer.status_code == 200
+            again = await client.post(LOAD, json={"lora_name": "new", "lora_path": "good"})
+            assert again.status_code == 400 and "already" in again.text
+            body = {"messages": HI, "temperature": 0, "max_tokens": 6}
+            for model in ({}, {"model": "new"}):
+                answer = await client.post("/v1/chat/completions", json={**body, **model})
+                texts.append(answer.json()["choices"][0]["message"]["content"])
+
+    texts: list[str] = []
+    try:
+        asyncio.run(scenario())
+    finally:
+        engine.close()
+    llm = LLM(tiny_model_folder, adapters={"new": tmp_path / "good"})
+    assert texts == [llm.chat(HI, adapter=name, temperature=0, max_tokens=6).text for name in (None, "new")]
+    assert texts[0] != texts[1]
