@@ -39,6 +39,12 @@ def add_arguments(parser: CommandParser) -> None:
     group = parser.add_argument_group("service")
     group.add_argument("--host", help="where to listen (default: 127.0.0.1, this machine)")
     group.add_argument("--port", type=port_number, help="port (default: 8070)")
+    group.add_argument(
+        "--engine",
+        choices=("telechat", "vllm"),
+        default="telechat",
+        help="vllm hands over to an installed vLLM, as plain Llama (default: telechat)",
+    )
     group.add_argument("--served-model-name", metavar="NAME", help="the model's name for clients")
     group.add_argument("--max-batch-size", type=positive_int, metavar="N", help="answers computed at once")
     group.add_argument(
@@ -199,6 +205,10 @@ def _access_log(args: argparse.Namespace) -> str | None:
 
 def run(args: argparse.Namespace) -> int:
     """Take the port, load the model, and serve until told to stop."""
+    if args.engine == "vllm":
+        from telechat.cli.vllm_engine import serve_with_vllm
+
+        return serve_with_vllm(args, add_arguments)
     from telechat.cli.mindie_option import mindie_settings, with_mindie_config
     from telechat.serve.mindie.config_file import read_mindie_config
     from telechat.serve.server import run_server

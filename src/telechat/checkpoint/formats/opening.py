@@ -6,6 +6,7 @@ Whatever opens here can be converted, verified and used as a model.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from telechat.checkpoint.mindspore.naming import is_mindspore
 from telechat.checkpoint.mindspore.ranks import file_of, find_ranks, read_file
 from telechat.checkpoint.mindspore.run_config import is_model_config, model_fields, read_run_config
 from telechat.checkpoint.mindspore.telechat1_52b import PLAIN, RowOrder
+from telechat.checkpoint.weights import NOTE
 from telechat.errors import CheckpointError
 from telechat.models import TeleChatConfig
 
@@ -69,6 +71,19 @@ def open_checkpoint(
     if path.is_file():
         return hf.open_named(hf.read_file(path), raw, path.name, folder)
     return hf.open_hf(path, raw)
+
+
+def open_model_folder(folder: Path) -> Checkpoint:
+    """Open a folder that `resolve_model` has found, which may stand for a checkpoint elsewhere."""
+    if not (folder / NOTE).is_file():
+        return open_checkpoint(folder)
+    note = read_json(folder / NOTE)
+    checkpoint = open_checkpoint(
+        Path(note["weights"]),
+        config=Path(note["config"]) if note.get("config") else None,
+        strategy=Path(note["strategy"]) if note.get("strategy") else None,
+    )
+    return replace(checkpoint, folder=folder)
 
 
 def kind_of(path: Path) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 from telechat.checkpoint.folder import CONFIG, GENERATION_CONFIG, WeightFiles, read_json
 from telechat.checkpoint.formats.hf import companion_files, json_bytes
 from telechat.checkpoint.formats.lazy import LazyTensor
-from telechat.checkpoint.formats.opening import open_checkpoint
+from telechat.checkpoint.formats.opening import open_checkpoint, open_model_folder
 from telechat.checkpoint.hub import cache_folder
 from telechat.checkpoint.pages import empty_pages
 from telechat.checkpoint.save import folder_config
@@ -97,13 +97,8 @@ class ReferencedWeights(StoredWeights):
     """The weights that a reference stands for, under the names of the parameter table."""
 
     def __init__(self, folder: Path) -> None:
-        note = read_json(folder / NOTE)
-        source, config = Path(note["weights"]), note.get("config")
-        checkpoint = open_checkpoint(
-            source,
-            config=Path(config) if config else None,
-            strategy=Path(note["strategy"]) if note.get("strategy") else None,
-        )
+        source = Path(read_json(folder / NOTE)["weights"])
+        checkpoint = open_model_folder(folder)
         self._lazy: dict[str, LazyTensor] = checkpoint.tensors
         paths = sorted(set().union(*(tensor.files() for tensor in self._lazy.values())))
         self.files = WeightFiles(tuple(paths), {})
