@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from tests.unit.deploy.command_lines import parse_command
 
 from telechat.cli.main import main
 from telechat.config import load_config, to_mapping
@@ -340,3 +343,31 @@ def test_a_hub_id_of_a_published_size_stands_for_it() -> None:
     assert known_config(ModelSection(start_from="someone/else")) is None
     with pytest.raises(ConfigError, match="no mixture"):
         known_config(ModelSection(start_from="TeleAI/TeleChat2-7B", moe=MoeSection(capacity_factor=1.2)))
+
+
+PAGE = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+COMMANDS = "".join(re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)).splitlines()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_of_the_page_run(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(command)
+    args = parse_command(words)
+    if words[1] in ("train", "plan"):
+        # 1: the plan does not fit the devices named.
+        assert main(words[1:]) in ((0,) if words[1] == "train" else (0, 1))
+        assert args.config.is_file()
+
+
+def test_the_page_names_every_recipe_and_its_files_start_as_it_says() -> None:
+    for name in DOCUMENTED:
+        assert f"recipes/{name}.yaml)" in PAGE, name
+        lines = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        words = shlex.split(lines[2].removeprefix("# Start: ").replace("--node-rank K", "--node-rank 0"))
+        args = parse_command(words)
+        assert args.words[:3] == ["train", "--config", f"recipes/{name}.yaml"]
+        if args.nproc_per_node is not None:
+            facts = DOCUMENTED[name]
+            axes = facts.get("axes", (facts.get("devices"), 1, 1, 1, 1))
+            assert (args.nnodes or 1) * args.nproc_per_node == math.prod(axes[:4])
