@@ -113,3 +113,15 @@ def test_one_that_ends_ends_the_others_and_is_shown(tmp_path: Path, monkeypatch:
     # What the process itself said, where its log is, and how it ended.
     assert "missing.yaml" in out and "worker_" in out and "exit code 1" in out
     assert not pids_of(logs)
+
+
+def test_ctrl_c_ends_all(tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, logs = write_recipe(tmp_path, tiny_model_folder, steps=100_000), tmp_path / "logs"
+    monkeypatch.setenv("LAUNCH_TEST", str(logs))
+    process = start("--log-dir", str(logs), "--", "train", "--config", str(recipe))
+    while process.poll() is None and not (tmp_path / "run/metrics.jsonl").exists():
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, out
+    assert not pids_of(logs)
