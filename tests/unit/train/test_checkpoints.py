@@ -92,7 +92,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep_last=1)
     store.save(5, state(5), {})
     store.wait()
-    with pytest.raises(CheckpointError, match="Cannot resume from .*step-00000005"):
+    with pytest.raises(CheckpointError, match=r"Cannot resume from .*step-00000005"):
         store.load(5, {"model": {"b.weight": torch.zeros(3)}})
     with pytest.raises(CheckpointError, match="Cannot resume from"):
         store.load(5, {"model": {"a.weight": torch.zeros(3, 3)}, "optimizer": {"a.step": torch.tensor(0.0)}})

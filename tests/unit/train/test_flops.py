@@ -19,7 +19,8 @@ def test_operations_equal_those_that_torch_counts(tied: bool) -> None:
     """The counter sees attention's whole square; ours counts what a token sees, the diagonal included."""
     config = TINY.replace(tie_word_embeddings=tied)
     model = tiny_model(config)
-    choose_training_attention(model, "reference", torch.float32, "cpu")  # the counter knows no fused one on a CPU
+    # The counter knows no fused attention on a CPU.
+    choose_training_attention(model, "reference", torch.float32, "cpu")
     batch = rows_batch([list(range(4, 36))] * 4, length=32)
     with FlopCounterMode(display=False) as counter:
         hidden, _ = hidden_states(model, batch, dtype=torch.float32)

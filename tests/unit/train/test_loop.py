@@ -207,7 +207,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
     whole = weights_of(of)
     with torch.no_grad():
         of.engine.model.transformer.ln_f.weight.fill_(float("nan"))  # type: ignore[attr-defined]
-    with pytest.raises(TelechatError, match="loss is nan at step 1, for samples .* no state was saved"):
+    with pytest.raises(TelechatError, match=r"loss is nan at step 1, for samples .* no state was saved"):
         of.run(metrics_of(of))
     assert of.checkpoints.steps() == []
     for name, weight in weights_of(of).items():
