@@ -69,9 +69,14 @@ class ModuleAdapters:
         """Give an adapter's memory back."""
         del self._layers[number]
         if not self._layers:
-            for hook in self._hooks:
-                hook.remove()
-            self._hooks = []
+            self.clear()
+
+    def clear(self) -> None:
+        """Leave the model as it was."""
+        self._layers = {}
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
     @contextmanager
     def applied(self, runs: AdapterRuns) -> Iterator[None]:

@@ -127,7 +127,7 @@ class FusedExecutor:
     def allocate(self, num_blocks: int, block_size: int) -> None:
         """Make an empty cache, giving back the one before; one block more than asked for takes padding."""
         config = self.config
-        self.close()
+        self._drop_cache()
         self._caches = [
             PagedCache.allocate(
                 num_blocks + 1,
@@ -269,7 +269,11 @@ class FusedExecutor:
         return line
 
     def close(self) -> None:
-        """Give cache and recordings back."""
+        """Give cache and recordings back, and the model as it was."""
+        self._drop_cache()
+        self._adapters.clear()
+
+    def _drop_cache(self) -> None:
         if self._recordings is not None:
             synchronize(self.device)  # a step may have been begun that nobody waits for
         self._recordings = None

@@ -276,8 +276,9 @@ class TorchExecutor:
         return line
 
     def close(self) -> None:
-        """Give the cache back."""
+        """Give the cache back, and the model as it was."""
         self._caches = []
+        self._adapters.clear()
 
 
 def run_modules(

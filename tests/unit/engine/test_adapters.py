@@ -38,7 +38,7 @@ KINDS = [
 def model_of(form: str) -> TeleChatModel:
     """One that the CPU kernels take, or one that they do not."""
     if form == "torch":
-        return tiny_model()
+        return copy.deepcopy(tiny_model())  # hooks are put on its layers
     skip_without_kernels()
     config = tiny_model().config.replace(hidden_size=64)
     model = build_model(config, rope_mode="static")
@@ -238,6 +238,14 @@ def test_adapters_of_experts_are_refused(tmp_path: Path) -> None:
     write_adapter(random_adapter(config, settings=settings), tmp_path, config)
     with pytest.raises(ConfigError, match="experts are only served merged"):
         tiny_llm(model.eval(), adapters={"x": tmp_path})
+
+
+def test_a_closed_engine_leaves_the_model_as_it_was(folders: dict[str, dict[str, Path]]) -> None:
+    model = copy.deepcopy(tiny_model())
+    llm = tiny_llm(model, adapters=folders["torch"])
+    assert any(module._forward_hooks for module in model.modules())
+    llm.close()
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_a_request_whose_adapter_went_before_it_began(folders: dict[str, dict[str, Path]]) -> None:
