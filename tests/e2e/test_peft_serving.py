@@ -52,7 +52,7 @@ def test_a_batch_of_adapters_has_pefts_logits(form: str, tmp_path: Path) -> None
         expected[name] = PeftModel.from_pretrained(fresh, folder)(torch.tensor([prompt])).logits[0]
         executor.load_adapter(number, read_adapter(folder, BASE).scaled_layers())
         numbers[name] = number
-    found = Adapted(executor, numbers).run({name: prompt for name in expected})
+    found = Adapted(executor, numbers).run(dict.fromkeys(expected, prompt))
     for name, logits in expected.items():
         torch.testing.assert_close(found[name], logits.detach(), rtol=1e-4, atol=1e-4)
         assert name == "none" or (found[name] - found["none"]).abs().max() > 0.1

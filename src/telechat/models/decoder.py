@@ -91,7 +91,7 @@ class Transformer(nn.Module):
     def __init__(self, config: TeleChatConfig, attention: AttentionFunction) -> None:
         super().__init__()
         weight = torch.empty(config.vocab_size, config.hidden_size)
-        if not weight.is_meta:  # drawing numbers for a model without memory imports torch's compiler: a second
+        if not weight.is_meta:  # drawing numbers that have no memory would import torch's compiler: a second
             nn.init.normal_(weight)
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, _weight=weight)
         self.word_embeddings_layernorm = (

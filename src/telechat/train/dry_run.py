@@ -9,7 +9,7 @@ from telechat.models import TeleChatConfig, count_parameters, parameter_table
 from telechat.train.config import TrainConfig
 from telechat.train.distributed.division import Division
 from telechat.train.distributed.groups import world_size
-from telechat.train.distributed.layout import AXES, ParallelLayout
+from telechat.train.distributed.layout import ParallelLayout
 from telechat.train.distributed.stages import layer_counts
 from telechat.train.distributed.start import check_recipe
 from telechat.train.feed import check_grouping
@@ -76,5 +76,4 @@ def describe(model: TeleChatConfig, layout: ParallelLayout) -> list[str]:
 
 
 def _shown(layout: ParallelLayout) -> str:
-    sizes = layout.sizes
-    return " x ".join(f"{axis} {sizes[axis]}" for axis in reversed(AXES))
+    return " x ".join(f"{axis} {size}" for axis, size in reversed(layout.sizes.items()))

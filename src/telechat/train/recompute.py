@@ -63,11 +63,11 @@ def _selective_contexts() -> tuple[TorchDispatchMode, TorchDispatchMode]:
     return _Keep(kept), _Reuse(kept)
 
 
-class _Keep(TorchDispatchMode):
+class _Keep(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps the outputs of products in their order."""
 
     def __init__(self, kept: deque[Any]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.kept = kept
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -77,11 +77,11 @@ class _Keep(TorchDispatchMode):
         return out
 
 
-class _Reuse(TorchDispatchMode):
+class _Reuse(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Hands these outputs out again, in place of computing them; each once."""
 
     def __init__(self, kept: deque[Any]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.kept = kept
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

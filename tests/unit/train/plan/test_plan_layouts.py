@@ -193,7 +193,12 @@ def test_layouts_are_read_as_they_are_shown(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "part"),
-    [("dp8,ofload", "Did you mean offload"), ("dp8,dp4", "twice"), ("zero4", "stages are 0 to 3"), ("tp0", "at least 1")],
+    [
+        ("dp8,ofload", "Did you mean offload"),
+        ("dp8,dp4", "twice"),
+        ("zero4", "stages are 0 to 3"),
+        ("tp0", "at least 1"),
+    ],
 )
 def test_layouts_that_are_refused(text: str, part: str) -> None:
     with pytest.raises((UsageError, ConfigError)) as caught:
