@@ -197,20 +197,22 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
 
 
 def test_one_block_in_memory(tmp_path: Path) -> None:
-    config = PLAIN.replace(num_layers=6, ffn_hidden_size=512)
-    source = plain_folder(tmp_path / "plain", config)
-    plain = sum(value.nbytes for value in tensors_of(random_model(config)).values())
-    with LiveBytes() as live:
-        telechat.quantize(
-            source,
-            tmp_path / "out",
-            QuantizeConfig(method="gptq", group_size=32),
-            examples=ROWS[:4],
-            max_shard_bytes=100_000,
-        )
+    """Three more blocks make the peak no higher."""
+    peaks = []
+    for num_layers in (2, 5):
+        config = PLAIN.replace(num_layers=num_layers, hidden_size=64, ffn_hidden_size=64)
+        source = plain_folder(tmp_path / f"plain-{num_layers}", config)
+        with LiveBytes() as live:
+            telechat.quantize(
+                source,
+                tmp_path / f"out-{num_layers}",
+                QuantizeConfig(method="gptq", group_size=32),
+                examples=ROWS[:2],
+                max_shard_bytes=20_000,
+            )
+        peaks.append(live.peak)
     block = sum(value.nbytes for name, value in tensors_of(random_model(config)).items() if ".h.0." in name)
-    # A block, the Hessian of its widest layer with its factors, and a weight being rounded.
-    assert live.peak < block + 8 * 512 * 512 * 4 + 6 * 128 * 512 * 4 < plain + 6_000_000
+    assert peaks[1] < peaks[0] + 0.5 * block
 
 
 def test_experts_that_no_token_reaches(tmp_path: Path) -> None:
