@@ -134,7 +134,8 @@ def test_quantize_options_arrive(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     """Each alone beside the defaults; what they do is tested with the folders they make."""
     seen: list[Any] = []
 
-    def fake(model: str, out: Path, config: object, *, on_progress: object) -> Path:
+    def fake(model: str, out: Path, config: object, **said: object) -> Path:
+        assert said.keys() == {"calibration", "on_progress", "on_layer"}
         seen.append((model, out, config))
         return out
 
