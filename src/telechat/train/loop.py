@@ -192,6 +192,7 @@ class Trainer:
             if not math.isfinite(part)
         ]
         rows = self.feed.describe(sorted(sample for samples in guilty or shown.samples for sample in samples))
+        self.checkpoints.wait()  # one may be on its way to the disk
         known = self.checkpoints.steps()
         kept = f"the last good state is that of step {known[-1]}" if known else "no state was saved yet"
         return TelechatError(

@@ -189,7 +189,7 @@ def test_busy_port_is_one_line_before_the_model_is_loaded(
     assert message == (
         f"error: Port {port} on 127.0.0.1 is in use. "
         "Stop the program that uses it, or choose another port with --port. "
-            "See docs/troubleshooting.md#a-port-is-in-use.\n"
+        "See docs/troubleshooting.md#a-port-is-in-use.\n"
     )
 
 

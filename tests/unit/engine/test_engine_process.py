@@ -34,9 +34,12 @@ def demo_tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[AsyncEngine]:
-    engine = AsyncEngine.spawn(functools.partial(LLM, "demo"), demo_tokenizer(), max_pending=20)
-    yield engine
-    engine.close()
+    # Several tests kill it, one soon after the other: no reason to give it up.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("telechat.engine.engine_process.SHORT_LIFE_SECONDS", 0.0)
+        engine = AsyncEngine.spawn(functools.partial(LLM, "demo"), demo_tokenizer(), max_pending=20)
+        yield engine
+        engine.close()
     assert not engine.is_alive
 
 

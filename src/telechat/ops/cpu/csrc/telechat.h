@@ -225,7 +225,7 @@ void tc_amx_attend(const tc_attention *a, int64_t sequence, int64_t kv_head, int
 #define tc_amx_int_begin(height) ((void)(height))
 #define tc_amx_int_end() ((void)0)
 #define tc_amx_int_panel(w, panel, acts, tile, y) ((void)0)
-#define tc_amx_scratch(acts, panels) ((size_t)0)
+#define tc_amx_scratch(acts, panels) ((void)(panels), (size_t)0)
 #define tc_amx_bf16(w, first, panels, acts, output, kernels, scratch) ((void)(scratch))
 #define tc_amx_attention_scratch(head_dim, tokens, heads) ((size_t)0)
 #define tc_amx_attend(a, sequence, kv_head, token, tokens, scratch) ((void)(scratch))
