@@ -81,7 +81,7 @@ bench-soak: setup ## memory over 20,000 short requests
 	$(RUN) -m benchmarks.soak $(BENCH_ARGS)
 
 bench-train: export PYTHONPATH := src:.
-bench-train: setup ## training beside Hugging Face's Trainer (15 minutes; BENCH_ARGS=--accelerator: a 7B on one)
+bench-train: setup ## training beside Hugging Face's Trainer (25 minutes; BENCH_ARGS=--accelerator: a 7B on one)
 	$(RUN) -m benchmarks.train $(BENCH_ARGS)
 
 bench-load: export PYTHONPATH := src:.

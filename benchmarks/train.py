@@ -1,6 +1,6 @@
 """`make bench-train`: training beside Hugging Face's Trainer, in steady state.
 
-    python -m benchmarks.train                 the CPU's rows, about 15 minutes on two cores
+    python -m benchmarks.train                 the CPU's rows, about 25 minutes on two cores
     python -m benchmarks.train --quick         the same rows with fewer steps and rounds
     python -m benchmarks.train --accelerator   a 7B on an accelerator: share of its matrix products' rate
     python -m benchmarks.train --list
@@ -93,12 +93,12 @@ def main(words: Sequence[str]) -> int:
         prog=f"python -m {MODULE}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", nargs="+", metavar="PATTERN", default=["*"], help="names, with * and ?")
-    parser.add_argument("--rounds", type=int, help="counted rounds; default 3, with --quick 1")
+    parser.add_argument("--rounds", type=int, help="counted rounds; default 5, with --quick 1")
     parser.add_argument("--quick", action="store_true", help="fewer steps and rounds; not for publishing")
     parser.add_argument("--accelerator", action="store_true", help="the rows of an accelerator instead")
     parser.add_argument("--list", action="store_true", help="print the rows' names and stop")
     args = parser.parse_args(words)
-    rounds = args.rounds if args.rounds is not None else 1 if args.quick else 3
+    rounds = args.rounds if args.rounds is not None else 1 if args.quick else 5
     if rounds < 1:
         parser.error("--rounds must be at least 1")
 
@@ -121,14 +121,15 @@ def main(words: Sequence[str]) -> int:
     head["machine"] |= facts
     outcomes: list[Outcome] = []
     workers: dict[str, Any] = {}
+    name = "train-gpu" if args.accelerator else "train"
     for group in groups:
         done, workers[group.name] = run_group(group, rounds)
         outcomes += done
         print("\n".join(lines(done)), flush=True)
-    minutes = round((time.monotonic() - start) / 60, 1)
-    report = {**head, "minutes": minutes, "rows": [each.entry() for each in outcomes], "workers": workers}
-    name = "train-gpu" if args.accelerator else "train"
-    record.write(name + ("-quick" if args.quick else ""), report)
+        # After every group, so that stopping a later one loses nothing.
+        minutes = round((time.monotonic() - start) / 60, 1)
+        report = {**head, "minutes": minutes, "rows": [each.entry() for each in outcomes], "workers": workers}
+        record.write(name + ("-quick" if args.quick else ""), report)
     print("\n".join(["", *lines(outcomes), "", f"{minutes} minutes, {rounds} rounds"]))
     return 0
 
