@@ -18,7 +18,7 @@ ROWS: tuple[tuple[tuple[str, ...], bool], ...] = (
     (("models", "tokenizer"), False),
     (("layers",), False),
     (("ops",), False),
-    (("config", "registry", "device", "errors", "logs"), True),
+    (("config", "run_file", "registry", "device", "errors", "logs"), True),
 )
 # `telechat/__init__.py` only names places; it imports them when asked.
 FREE = {"__init__"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from telechat.cli.parser import CommandParser
@@ -19,6 +20,7 @@ CONFIG_HELP = "the recipe, a YAML file; or MindFormers' finetune_*.yaml"
 
 # Flags of the original commands -> the recipe's fields they are short for.
 _SHORT = {
+    "train_dataset": "data.train_file",
     "on_bad_row": "data.on_bad_row",
     "engine": "parallel.engine",
     "zero_stage": "parallel.zero_stage",
@@ -33,6 +35,12 @@ def add_arguments(parser: CommandParser) -> None:
         "--dry-run",
         action="store_true",
         help="print the recipe with all fields and flags, check it against its model, and train nothing",
+    )
+    parser.add_argument(
+        "--train-dataset",
+        "--train-dataset-dir",
+        metavar="FILE",
+        help="rows to train on; short for --data.train-file",
     )
     parser.add_argument(
         "--on-bad-row", choices=("skip", "stop"), help="at malformed rows; short for --data.on-bad-row"
@@ -66,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     """Hand over to the trainer."""
     short = {field: value for name, field in _SHORT.items() if (value := getattr(args, name)) is not None}
     overrides = {**short, **args.overrides}
-    args.config = recipe_of(args.config)
+    args.config = recipe_of(args.config, overrides)
     if args.dry_run:
         from telechat.config import load_config, to_yaml
         from telechat.train.config import TrainConfig
@@ -84,29 +92,61 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def recipe_of(path: Path) -> Path:
-    """The recipe itself; of a MindFormers run file the recipe that it becomes, in a file of its own."""
+def recipe_of(path: Path, overrides: Mapping[str, str]) -> Path:
+    """The recipe itself; of a MindFormers run file the recipe that it becomes, in a file of its own.
+
+    Args:
+        overrides: fields that flags replace, by dotted key.
+    """
     from telechat.config import read_yaml
-    from telechat.train.mindformers import is_run_config, translate
+    from telechat.run_file import is_run_file
 
     raw = read_yaml(path)
-    if not is_run_config(raw):
+    if not is_run_file(raw):
         return path
     import tempfile
 
     import yaml
 
+    from telechat.train.mindformers import translate
+
     found = translate(raw, path.name)
-    model = {}
+    tokenizer = found.tokenizer if found.tokenizer is not None and found.tokenizer.exists() else None
+    start = None if found.checkpoint is None else str(found.checkpoint)
     if found.checkpoint is not None and found.checkpoint.exists():
         from telechat.checkpoint.formats.reference import reference_folder
 
-        tokenizer = found.tokenizer if found.tokenizer is not None and found.tokenizer.exists() else None
-        model = {"start_from": str(reference_folder(found.checkpoint, config=path, tokenizer=tokenizer))}
-    elif found.checkpoint is not None:
-        model = {"start_from": str(found.checkpoint)}
+        start = str(reference_folder(found.checkpoint, config=path, tokenizer=tokenizer))
+    if start is not None:
+        found.recipe["model"]["start_from"] = start
     if found.ignored:
         log.info("%s: not used here: %s", path.name, ", ".join(found.ignored))
+    given = {key.replace("-", "_"): value for key, value in overrides.items()}
+    tokens_of = given.get("model.tokenizer") or given.get("model.start_from", start)
+    check_special_ids(found.special_ids, tokens_of, path.name)
     target = Path(tempfile.mkdtemp(prefix="telechat-")) / f"{path.stem}.yaml"
-    target.write_text(yaml.safe_dump({"model": model, **found.recipe}, sort_keys=False), encoding="utf-8")
+    target.write_text(yaml.safe_dump(found.recipe, sort_keys=False), encoding="utf-8")
     return target
+
+
+def check_special_ids(named: Mapping[str, int], model: str | None, source: str) -> None:
+    """Refuse ids of control tokens that are not those of the model's tokenizer; the data has the latter.
+
+    Raises:
+        ConfigError: they differ.
+        CheckpointError, TokenizerError: there is no such model, or no tokenizer in it.
+    """
+    if not named or model is None:
+        return
+    from telechat.checkpoint import resolve_model
+    from telechat.errors import ConfigError
+    from telechat.tokenizer import load_tokenizer
+
+    special = load_tokenizer(resolve_model(model)).special
+    for name, token_id in named.items():
+        ours = getattr(special, name.removesuffix("_token_id"))
+        if ours is not None and ours != token_id:
+            raise ConfigError(
+                f"{source}: {name} is {token_id}, but the tokenizer of {model} has {ours}.",
+                hint="Name the tokenizer that the data was made for, or correct the number.",
+            )

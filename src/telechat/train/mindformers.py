@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from telechat.errors import ConfigError
+from telechat.run_file import RunFile
 
+MODEL = "model.model_config"
 # Names of layers in `pet_config.target_modules` -> ours.
 _TARGETS = {
     "wq": "query", "wk_v": "key_value", "wo": "dense",
     "w1": "gate_proj", "w3": "up_proj", "w2": "down_proj",
 }  # fmt: skip
-_USED_AT_TOP = (
-    "load_checkpoint", "model", "processor", "train_dataset", "runner_config", "optimizer", "lr_schedule",
-    "parallel_config", "parallel", "recompute_config", "output_dir", "callbacks", "runner_wrapper", "seed",
-    "moe_config",
-)  # fmt: skip
+_AXES = {
+    "tp": "model_parallel", "pp": "pipeline_stage", "cp": "context_parallel", "ep": "expert_parallel",
+}  # fmt: skip
+_PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}
+_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,113 +31,143 @@ class Translation:
     """A recipe, and what goes with it.
 
     Attributes:
-        recipe: fields as in our own files; `model` and `data.train_file` may be missing.
+        recipe: fields as in our own files; `model.start_from` and `data.train_file` may be missing.
         checkpoint, tokenizer: paths that the file names; None where it names none.
-        ignored: sections without a meaning here.
+        special_ids: ids that the file says its data has: `{"eos_token_id": 2}`.
+        ignored: keys without a meaning here.
     """
 
     recipe: dict[str, Any]
     checkpoint: Path | None
     tokenizer: Path | None
+    special_ids: Mapping[str, int]
     ignored: tuple[str, ...]
-
-
-def is_run_config(raw: Mapping[str, Any]) -> bool:
-    """Whether the contents of a YAML file are MindFormers', not a recipe."""
-    model = raw.get("model")
-    return isinstance(model, Mapping) and isinstance(model.get("model_config"), Mapping)
 
 
 def translate(raw: Mapping[str, Any], source: str) -> Translation:
     """The recipe of a MindFormers run file's contents.
 
     Raises:
-        ConfigError: a number that is none, or a layer for LoRA that TeleChat does not have.
+        ConfigError: a value of the wrong kind, a run that is no training, or a layer for LoRA that TeleChat
+            does not have.
     """
-    model = raw["model"]["model_config"]
-    length = int(model.get("seq_length") or 8192)
-    parallel = raw.get("parallel_config") or {}
-    ranks = int(parallel.get("data_parallel") or 1)
-    runner = raw.get("runner_config") or {}
-    micro = int(parallel.get("micro_batch_num") or 1) * int(runner.get("gradient_accumulation_steps") or 1)
-    rows = int(runner.get("batch_size") or 1) * ranks * micro
+    file = RunFile(raw, source)
+    mode = file.get("run_mode", "finetune")
+    if mode not in ("train", "finetune"):
+        raise ConfigError(
+            f"{source}: run_mode is {mode!r}; training takes train and finetune.",
+            hint=f"To answer with this model: telechat generate --config {source}",
+        )
     recipe: dict[str, Any] = {
-        "data": {"max_length": length},
-        "batch": {"tokens_per_step": rows * length, "micro_batches": ranks * micro, "packing": True},
-        "optimizer": _optimizer(raw),
-        "schedule": _schedule(raw, source),
-        "parallel": _parallel(parallel, raw.get("parallel") or {}),
-        "output": {"folder": str(raw.get("output_dir") or "output"), **_saving(raw)},
-        "precision": {"bfloat16": "bf16", "float16": "fp16"}.get(str(model.get("compute_dtype")), "fp32"),
-        "recompute": "full" if (raw.get("recompute_config") or {}).get("recompute") else "none",
+        "model": _model(file),
+        **_rows(file),
+        "optimizer": _optimizer(file),
+        "schedule": _schedule(file),
+        "parallel": _parallel(file),
+        "output": {"folder": str(file.get("output_dir", "output")), **_saving(file)},
+        "precision": _PRECISIONS.get(str(file.get(f"{MODEL}.compute_dtype")), "fp32"),
+        "recompute": _recompute(file),
     }
-    dataset = ((raw.get("train_dataset") or {}).get("data_loader") or {}).get("dataset_dir")
-    if dataset:
-        recipe["data"]["train_file"] = str(dataset)
-    adapter = model.get("pet_config") or raw.get("pet_config")
-    if adapter:
-        recipe["lora"] = _lora(adapter, source)
-    if isinstance(raw.get("seed"), int):
-        recipe["seed"] = raw["seed"]
-    vocabulary = ((raw.get("processor") or {}).get("tokenizer") or {}).get("vocab_file")
+    where = next((place for place in (f"{MODEL}.pet_config", "pet_config") if file.has(place)), None)
+    if where is not None:
+        recipe["lora"] = _lora(file, where)
+    if isinstance(file.get("seed"), int):
+        recipe["seed"] = file.get("seed")
+    checkpoint, vocabulary = file.get("load_checkpoint"), file.get("processor.tokenizer.vocab_file")
+    # -1 stands for none, in the files for pre-training.
+    ids = {name: file.number(f"{MODEL}.{name}", -1) for name in _SPECIAL_IDS}
     return Translation(
         recipe=recipe,
-        checkpoint=Path(raw["load_checkpoint"]) if raw.get("load_checkpoint") else None,
+        checkpoint=Path(checkpoint) if checkpoint else None,
         tokenizer=Path(vocabulary) if vocabulary else None,
-        ignored=tuple(key for key in raw if key not in _USED_AT_TOP),
+        special_ids={name: token_id for name, token_id in ids.items() if token_id >= 0},
+        ignored=file.ignored(),
     )
 
 
-def _optimizer(raw: Mapping[str, Any]) -> dict[str, Any]:
-    given = raw.get("optimizer") or {}
-    wrapper = raw.get("runner_wrapper") or {}
-    settings: dict[str, Any] = {
-        "lr": float(
-            (raw.get("lr_schedule") or {}).get("learning_rate") or given.get("learning_rate") or 5e-5
-        ),
-        "betas": [float(value) for value in given.get("betas") or (0.9, 0.95)],
-        "eps": float(given.get("eps") or 1e-8),
-        "weight_decay": float(given.get("weight_decay") or 0.0),
-        "max_grad_norm": 1.0 if wrapper.get("use_clip_grad") else 0.0,
+def _model(file: RunFile) -> dict[str, Any]:
+    """Rotary settings of a longer context, and how a mixture's router is trained."""
+    rope: dict[str, Any] = {}
+    if file.get(f"{MODEL}.theta"):
+        rope["theta"] = file.number(f"{MODEL}.theta", 0.0)
+    for ours, theirs in (("base_length", "pretrain_seqlen"), ("training_length", "training_seqlen")):
+        if file.get(f"{MODEL}.{theirs}"):
+            rope[ours] = file.number(f"{MODEL}.{theirs}", 0)
+    experts: dict[str, Any] = {}
+    if file.get("moe_config.capacity_factor"):
+        experts["capacity_factor"] = file.number("moe_config.capacity_factor", 0.0)
+    factors = file.get("moe_config.aux_loss_factors")
+    if factors:
+        experts["aux_loss_factor"] = float(factors[0])
+    return {**({"rope": rope} if rope else {}), **({"moe": experts} if experts else {})}
+
+
+def _rows(file: RunFile) -> dict[str, Any]:
+    """The sections `data` and `batch`: as many rows of full length a step as all ranks take together."""
+    length = file.number(f"{MODEL}.seq_length", 8192)
+    ranks = file.number("parallel_config.data_parallel", 1)
+    accumulated = file.number("runner_config.gradient_accumulation_steps", 1)
+    micro = file.number("parallel_config.micro_batch_num", 1) * accumulated
+    rows = file.number("runner_config.batch_size", 1) * ranks * micro
+    data: dict[str, Any] = {"max_length": length}
+    dataset = file.get("train_dataset.data_loader.dataset_dir") or file.get("train_dataset.dataset_dir")
+    if dataset:
+        data["train_file"] = str(dataset)
+    batch = {"tokens_per_step": rows * length, "micro_batches": ranks * micro, "packing": True}
+    return {"data": data, "batch": batch}
+
+
+def _optimizer(file: RunFile) -> dict[str, Any]:
+    rate = file.number("optimizer.learning_rate", 5e-5)
+    return {
+        "lr": file.number("lr_schedule.learning_rate", rate),
+        "betas": [float(value) for value in file.get("optimizer.betas", (0.9, 0.95))],
+        "eps": file.number("optimizer.eps", 1e-8),
+        "weight_decay": file.number("optimizer.weight_decay", 0.0),
+        "max_grad_norm": 1.0 if file.get("runner_wrapper.use_clip_grad") else 0.0,
     }
-    return settings
 
 
-def _schedule(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
-    given = raw.get("lr_schedule") or {}
-    peak = float(given.get("learning_rate") or 0.0)
+def _schedule(file: RunFile) -> dict[str, Any]:
+    peak = file.number("lr_schedule.learning_rate", 0.0)
     if peak <= 0:
-        raise ConfigError(f"{source}: lr_schedule.learning_rate is {given.get('learning_rate')!r}.")
+        raise ConfigError(f"{file.source}: lr_schedule.learning_rate is {peak}; it must be above 0.")
     schedule: dict[str, Any] = {
-        "name": "cosine" if "cosine" in str(given.get("type", "")).lower() else "constant",
-        "epochs": float((raw.get("runner_config") or {}).get("epochs") or 1),
-        "end_factor": float(given.get("lr_end") or 0.0) / peak,
+        "name": "cosine" if "cosine" in str(file.get("lr_schedule.type", "")).lower() else "constant",
+        "epochs": file.number("runner_config.epochs", 1.0),
+        "end_factor": file.number("lr_schedule.lr_end", 0.0) / peak,
     }
-    total = given.get("total_steps")
-    if isinstance(total, int) and total > 0:
+    total = file.number("lr_schedule.total_steps", -1)
+    if total > 0:
         schedule["total_steps"] = total
-    if given.get("warmup_steps"):
-        schedule["warmup_steps"] = int(given["warmup_steps"])
+    warmup_steps = file.number("lr_schedule.warmup_steps", 0)
+    if warmup_steps:
+        schedule["warmup_steps"] = warmup_steps
     else:
-        schedule["warmup_fraction"] = float(given.get("warmup_ratio") or 0.0)
+        schedule["warmup_fraction"] = file.number("lr_schedule.warmup_ratio", 0.0)
     return schedule
 
 
-def _parallel(axes: Mapping[str, Any], mode: Mapping[str, Any]) -> dict[str, Any]:
+def _parallel(file: RunFile) -> dict[str, Any]:
     """Shares; data-parallel ranks are whatever the run has beside them."""
-    names = {
-        "tp": "model_parallel",
-        "pp": "pipeline_stage",
-        "cp": "context_parallel",
-        "ep": "expert_parallel",
-    }
-    chosen: dict[str, Any] = {ours: int(axes.get(theirs) or 1) for ours, theirs in names.items()}
-    chosen["zero_stage"] = 1 if mode.get("enable_parallel_optimizer") else 0
+    chosen: dict[str, Any] = {ours: file.number(f"parallel_config.{name}", 1) for ours, name in _AXES.items()}
+    chosen["zero_stage"] = 1 if file.get("parallel.enable_parallel_optimizer") else 0
+    interleave, offset = file.number(f"{MODEL}.pp_interleave_num", 1), file.get(f"{MODEL}.offset", 0)
+    if chosen["pp"] > 1 and interleave > 1:
+        chosen["pp_interleave"] = interleave
+    if chosen["pp"] > 1 and isinstance(offset, list):
+        chosen["pp_offset"] = offset
     return chosen
 
 
-def _saving(raw: Mapping[str, Any]) -> dict[str, Any]:
-    monitors = [c for c in raw.get("callbacks") or [] if "checkpoint" in str(c.get("type", "")).lower()]
+def _recompute(file: RunFile) -> str:
+    if file.get("recompute_config.recompute"):
+        return "full"
+    return "selective" if file.get("recompute_config.select_recompute") else "none"
+
+
+def _saving(file: RunFile) -> dict[str, Any]:
+    monitors = [c for c in file.get("callbacks", []) if "checkpoint" in str(c.get("type", "")).lower()]
     saving = {}
     for ours, theirs in (("save_every", "save_checkpoint_steps"), ("keep_last", "keep_checkpoint_max")):
         values = [monitor[theirs] for monitor in monitors if monitor.get(theirs)]
@@ -144,18 +176,21 @@ def _saving(raw: Mapping[str, Any]) -> dict[str, Any]:
     return saving
 
 
-def _lora(given: Mapping[str, Any], source: str) -> dict[str, Any]:
+def _lora(file: RunFile, where: str) -> dict[str, Any]:
     """Targets are a regular expression over names of layers; those of TeleChat are looked for in it."""
-    pattern = str(given.get("target_modules") or "")
+    kind = file.get(f"{where}.pet_type", "lora")
+    if kind != "lora":
+        raise ConfigError(f"{file.source}: {where}.pet_type is {kind!r}; there is only lora.")
+    pattern = str(file.get(f"{where}.target_modules", ""))
     words = [word.removeprefix(".*") for word in pattern.split("|")]
     unknown = [word for word in words if word not in _TARGETS]
     if unknown:
         raise ConfigError(
-            f"{source}: pet_config.target_modules names {unknown[0]!r}; known are {', '.join(_TARGETS)}."
+            f"{file.source}: {where}.target_modules names {unknown[0]!r}; known are {', '.join(_TARGETS)}."
         )
     return {
-        "rank": int(given.get("lora_rank") or 8),
-        "alpha": float(given.get("lora_alpha") or 16),
-        "dropout": float(given.get("lora_dropout") or 0.0),
+        "rank": file.number(f"{where}.lora_rank", 8),
+        "alpha": file.number(f"{where}.lora_alpha", 16.0),
+        "dropout": file.number(f"{where}.lora_dropout", 0.0),
         "targets": [_TARGETS[word] for word in words],
     }

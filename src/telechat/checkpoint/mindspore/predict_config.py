@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from telechat.checkpoint.mindspore.run_config import is_run_config
 from telechat.config import read_yaml
 from telechat.errors import ConfigError
+from telechat.run_file import is_run_file
 
 # Field of generation_config.json -> name in `model.model_config`.
 _GENERATION = {
@@ -58,7 +58,7 @@ def read_predict_config(path: Path) -> PredictConfig:
         ConfigError: no such file, or not MindFormers'.
     """
     raw = read_yaml(path)
-    if not is_run_config(raw):
+    if not is_run_file(raw):
         raise ConfigError(
             f"{path.name} has no model.model_config; it is no MindFormers run file.",
             hint="For this verb, --config takes predict_*.yaml.",

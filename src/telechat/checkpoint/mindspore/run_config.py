@@ -11,6 +11,7 @@ from typing import Any
 
 from telechat.config import read_yaml
 from telechat.errors import ConfigError
+from telechat.run_file import is_run_file
 
 # Field of config.json -> names in `model.model_config`.
 _FIELDS = {
@@ -38,12 +39,6 @@ _EXPERTS = (
 _DEFAULT_LENGTH = 8192
 
 
-def is_run_config(raw: Mapping[str, Any]) -> bool:
-    """Whether the contents of a YAML file are a MindFormers run file."""
-    model = raw.get("model")
-    return isinstance(model, Mapping) and isinstance(model.get("model_config"), Mapping)
-
-
 def is_model_config(raw: Mapping[str, Any]) -> bool:
     """Whether the contents of a config.json are MindFormers', as in a folder for MindIE."""
     return "num_layers" in raw and "n_layer" not in raw and "intermediate_size" in raw
@@ -56,7 +51,7 @@ def read_run_config(path: Path) -> dict[str, Any]:
         ConfigError: no such file, not MindFormers', or without a size that the model needs.
     """
     raw = read_yaml(path)
-    if not is_run_config(raw):
+    if not is_run_file(raw):
         raise ConfigError(f"{path.name} has no model.model_config; it is no MindFormers run file.")
     return model_fields(raw, path.name)
 
