@@ -21,7 +21,7 @@ prompt = request["prompt"]
 model.eval(prompt)
 np.save(request["logits"], np.array(model.scores[: len(prompt)], dtype=np.float32))
 made = []
-while len(made) < request["steps"] and (not made or made[-1] != request["eos"]):
+while len(made) < request["steps"]:
     made.append(int(np.argmax(model.scores[model.n_tokens - 1])))
     model.eval(made[-1:])
 json.dump({**answer, "made": made}, sys.stdout)
