@@ -16,6 +16,7 @@ from typing import Any
 
 from telechat.checkpoint import read_config
 from telechat.config import load_config
+from telechat.evals.intervals import wilson
 from telechat.models import TeleChatConfig, count_parameters
 from telechat.train.config import TrainConfig
 from telechat.train.metrics import read_metrics
@@ -93,15 +94,6 @@ def table(report: dict[str, Any]) -> str:
             f"| {low:.1%} to {high:.1%} | {task['goal']:.0%} |"
         )
     return "\n".join(lines)
-
-
-def wilson(correct: int, total: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a rate."""
-    z, rate = 1.96, correct / total
-    centre = rate + z * z / (2 * total)
-    spread = z * (rate * (1 - rate) / total + z * z / (4 * total * total)) ** 0.5
-    scale = 1 + z * z / total
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
 def wrong_answers(task: dict[str, Any]) -> str:

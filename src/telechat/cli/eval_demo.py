@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from telechat.cli.model_options import add_loading_options, add_model_argument, load_llm
 from telechat.cli.model_source import model_of
 from telechat.cli.parser import CommandParser, positive_int
 
-if TYPE_CHECKING:
-    from telechat.engine import LLM
-
 EXAMPLES = (
     "telechat eval demo demo --task arithmetic --rows 20",
     "telechat eval demo demo --rows 500 --json runs/demo-eval.json",
 )
-
-MAX_ANSWER_TOKENS = 512
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -39,6 +32,7 @@ def add_arguments(parser: CommandParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the table; 1 when a task misses its goal."""
     from telechat.evals.demo import evaluate
+    from telechat.evals.tasks import answer_all
 
     settings = {} if args.max_batch_size is None else {"max_batch_size": args.max_batch_size}
     llm = load_llm(model_of(args), args, **settings)
@@ -52,12 +46,3 @@ def run(args: argparse.Namespace) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
     return 0 if report.passed else 1
-
-
-def answer_all(llm: LLM, prompts: Sequence[tuple[Any, Any]]) -> list[dict[str, Any]]:
-    """One assistant message for each (messages, tools), greedily."""
-    from telechat.evals.demo import message_from_text
-
-    params = llm.default_params.replace(temperature=0.0, max_tokens=MAX_ANSWER_TOKENS)
-    ids = [llm.tokenizer.apply_chat_template(messages, tools) for messages, tools in prompts]
-    return [message_from_text(output.text) for output in llm.generate(ids, params, progress=True)]

@@ -44,11 +44,28 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--speed-tokens", type=int, default=32, help="new tokens to time; 0 times nothing (default: 32)"
     )
+    parser.add_argument(
+        "--demo-rows",
+        type=int,
+        default=0,
+        metavar="N",
+        help="held-out rows of each of the demo model's tasks that both answer; other models were not "
+        "trained for them (default: 0)",
+    )
+    parser.add_argument(
+        "--choices",
+        nargs="+",
+        type=Path,
+        default=(),
+        metavar="FILE",
+        help="multiple-choice questions that both answer: CSV as C-Eval, CMMLU and MMLU have it",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Compare, print the table, write page and numbers."""
     from telechat.checkpoint import resolve_model
+    from telechat.evals.choices import read_questions
     from telechat.evals.comparison import compare
     from telechat.evals.comparison_page import to_html, to_text
     from telechat.quant.calibration import read_marked
@@ -57,6 +74,9 @@ def run(args: argparse.Namespace) -> int:
     for name in ("rows", "length", "max_new_tokens"):
         if getattr(args, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1.")
+    if args.demo_rows < 0:
+        raise UsageError(f"--demo-rows is {args.demo_rows}; it must not be negative.")
+    questions = [question for path in args.choices for question in read_questions(path)]
     tokenizer = load_tokenizer(resolve_model(args.first))
     rows = list(islice(read_marked(args.data, tokenizer, length=args.length), args.rows))
     comparison = compare(
@@ -66,12 +86,15 @@ def run(args: argparse.Namespace) -> int:
         num_worst=args.worst,
         max_new_tokens=args.max_new_tokens,
         speed_tokens=args.speed_tokens,
+        demo_rows=args.demo_rows,
+        questions=questions,
     )
     print(to_text(comparison))
     if args.output is not None:
         _write(args.output, to_html(comparison))
     if args.json is not None:
-        _write(args.json, json.dumps(dataclasses.asdict(comparison), ensure_ascii=False, indent=2) + "\n")
+        numbers = {"summary": comparison.summary(), **dataclasses.asdict(comparison)}
+        _write(args.json, json.dumps(numbers, ensure_ascii=False, indent=2) + "\n")
     return 0
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from telechat.checkpoint.weights import open_weights
 from telechat.data.sequences import Encoded
 from telechat.engine import LLM, SamplingParams
 from telechat.errors import ConfigError
+from telechat.evals.choices import Question, verdicts
+from telechat.evals.tasks import CHOICES, TaskScores, demo_verdicts, scores
 from telechat.layers.int8 import DynamicInt8Linear, StaticInt8Linear
 from telechat.layers.quantized import QuantizedLinear
 from telechat.models import TeleChatModel
@@ -86,6 +89,7 @@ class Comparison:
         layers: of the linear layers; empty where the models have other shapes.
         answers: of the rows that differ most.
         costs: of the first and the second.
+        tasks: what was asked for.
     """
 
     first: str
@@ -95,6 +99,7 @@ class Comparison:
     layers: tuple[LayerError, ...]
     answers: tuple[Answers, ...]
     costs: tuple[Cost, Cost]
+    tasks: tuple[TaskScores, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -125,6 +130,16 @@ class Comparison:
         )
         return math.exp(first), math.exp(second)
 
+    def summary(self) -> dict[str, Any]:
+        """What the rows come to."""
+        return {
+            "perplexity": self.perplexities,
+            "mean_kl": self.mean_kl,
+            "kl_99_percent": self.high_kl,
+            "agreement": self.agreement,
+            "num_tokens": self.num_tokens,
+        }
+
 
 def compare(
     first: str | Path,
@@ -134,6 +149,8 @@ def compare(
     num_worst: int = 5,
     max_new_tokens: int = 64,
     speed_tokens: int = 32,
+    demo_rows: int = 0,
+    questions: Sequence[Question] = (),
 ) -> Comparison:
     """Compare two models.
 
@@ -143,6 +160,8 @@ def compare(
         num_worst: for so many rows that differ most, both models answer.
         max_new_tokens: length of these answers.
         speed_tokens: new tokens to time; 0: speed is not measured.
+        demo_rows: held-out rows of each of the demo model's tasks that both answer.
+        questions: of multiple choice, that both answer.
 
     Raises:
         ConfigError: no marked tokens, or vocabularies that differ.
@@ -157,22 +176,24 @@ def compare(
         raise ConfigError(f"{first} has {sizes[0]} tokens, {second} has {sizes[1]}.")
     results, token_kl = _predictions(models[0], models[1], rows)
     layers = tuple(_layer_errors(models[0], models[1]))
+    chosen = [list(verdicts(model, tokenizer, questions)) for model in models]
     del models
     worst = [row.number for row in sorted(results, key=lambda row: -row.kl)[:num_worst]]
     prompts = [_prompt(rows[number - 1]) for number in worst]
-    said, costs = [], []
-    for folder in folders:
-        answers, cost = _speak(folder, prompts, max_new_tokens, speed_tokens)
-        said.append(answers)
-        costs.append(cost)
+    spoken = [_speak(folder, prompts, max_new_tokens, speed_tokens, demo_rows) for folder in folders]
+    tasks = scores(spoken[0].right, spoken[1].right)
+    if questions:
+        tasks.append(TaskScores.of(CHOICES, chosen[0], chosen[1]))
+    answers = _side_by_side(worst, prompts, spoken[0].answers, spoken[1].answers, tokenizer)
     return Comparison(
         first=str(first),
         second=str(second),
         rows=tuple(results),
         token_kl=tuple(token_kl),
         layers=layers,
-        answers=tuple(_side_by_side(worst, prompts, said[0], said[1], tokenizer)),
-        costs=(costs[0], costs[1]),
+        answers=tuple(answers),
+        costs=(spoken[0].cost, spoken[1].cost),
+        tasks=tuple(tasks),
     )
 
 
@@ -247,10 +268,18 @@ def _prompt(row: Encoded) -> list[int]:
     return list(row.ids[: ends[-1] if ends else max(1, len(marks) // 2)])
 
 
+@dataclass(frozen=True)
+class _Spoken:
+    """What one model gave: answers to the prompts, its cost, and which rows of each task it got right."""
+
+    answers: list[str]
+    cost: Cost
+    right: dict[str, list[bool]]
+
+
 def _speak(
-    folder: Path, prompts: Sequence[list[int]], max_new_tokens: int, speed_tokens: int
-) -> tuple[list[str], Cost]:
-    """Greedy answers, and what the model costs."""
+    folder: Path, prompts: Sequence[list[int]], max_new_tokens: int, speed_tokens: int, demo_rows: int
+) -> _Spoken:
     num_bytes = sum(path.stat().st_size for path in open_weights(folder).files.files)
     llm = LLM(folder)
     greedy = SamplingParams(temperature=0.0, max_tokens=max_new_tokens)
@@ -263,4 +292,4 @@ def _speak(
         began = time.perf_counter()
         llm.generate([prompt], timed)
         speed = speed_tokens / (time.perf_counter() - began)
-    return answers, Cost(num_bytes, speed)
+    return _Spoken(answers, Cost(num_bytes, speed), demo_verdicts(llm, demo_rows))

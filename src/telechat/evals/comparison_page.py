@@ -36,10 +36,25 @@ def summary_rows(comparison: Comparison) -> list[tuple[str, str, str]]:
     return rows
 
 
+def task_rows(comparison: Comparison) -> list[tuple[str, str, str]]:
+    """(task and rows, the first's share of right answers, the second's and the change), 95 % intervals."""
+    rows = []
+    for task in comparison.tasks:
+        shares = [
+            f"{right / task.num_rows:.1%} ({low:.1%} to {high:.1%})"
+            for right, (low, high) in zip(task.num_right, task.intervals, strict=True)
+        ]
+        low, high = (100 * end for end in task.change_interval)
+        moved = f"{100 * task.change:+.1f} points ({low:+.1f} to {high:+.1f})"
+        rows.append((f"{task.task}, {task.num_rows} rows", shares[0], f"{shares[1]}, {moved}"))
+    return rows
+
+
 def to_text(comparison: Comparison) -> str:
     """A table for the terminal."""
     lines = [f"{'':32} {comparison.first:>20}  {comparison.second}"]
-    lines += [f"{what:32} {first:>20}  {second}" for what, first, second in summary_rows(comparison)]
+    rows = [*summary_rows(comparison), *task_rows(comparison)]
+    lines += [f"{what:32} {first:>20}  {second}" for what, first, second in rows]
     return "\n".join(lines)
 
 
@@ -52,6 +67,7 @@ def to_html(comparison: Comparison) -> str:
         f"<title>{second} against {first}</title><style>{_STYLE}</style>",
         f"<h1>{second} against {first}</h1>",
         _table(("", comparison.first, comparison.second), summary_rows(comparison)),
+        *_tasks(comparison),
         "<h2>How far predictions move</h2>",
         "<p>Tokens by their KL divergence, on a logarithmic scale.</p>",
         _histogram(comparison.token_kl),
@@ -79,6 +95,45 @@ def to_html(comparison: Comparison) -> str:
         "</html>",
     ]
     return "\n".join(parts) + "\n"
+
+
+def _tasks(comparison: Comparison) -> list[str]:
+    if not comparison.tasks:
+        return []
+    return [
+        "<h2>Tasks</h2>",
+        "<p>Share of right answers, and in brackets what holds with 95 % certainty. The change counts which "
+        "rows changed.</p>",
+        _table(("", comparison.first, comparison.second), task_rows(comparison)),
+        _intervals(comparison),
+    ]
+
+
+def _intervals(comparison: Comparison) -> str:
+    """For each task the change in points, with its interval; the line in the middle is no change."""
+    ends = [end for task in comparison.tasks for end in task.change_interval]
+    reach = max(abs(end) for end in ends)
+    left, line = 260, 22
+
+    def place(share: float) -> float:
+        return left + (_WIDTH - left - _MARGIN) * (share / reach + 1) / 2
+
+    height = line * len(comparison.tasks) + _MARGIN
+    shapes = [
+        f'<line x1="{place(0):.1f}" x2="{place(0):.1f}" y1="0" y2="{height - _MARGIN}" stroke="#999"/>',
+        f'<text x="{left}" y="{height - 12}" font-size="12">{-100 * reach:+.1f} points</text>',
+        f'<text x="{_WIDTH - _MARGIN}" y="{height - 12}" font-size="12" text-anchor="end">'
+        f"{100 * reach:+.1f} points</text>",
+    ]
+    for number, task in enumerate(comparison.tasks):
+        y, name = line * number + line / 2, html.escape(task.task)
+        low, high = (place(end) for end in task.change_interval)
+        shapes += [
+            f'<text x="{left - 10}" y="{y + 4}" font-size="12" text-anchor="end">{name}</text>',
+            f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}" stroke="#4472aa" stroke-width="3"/>',
+            f'<circle cx="{place(task.change):.1f}" cy="{y}" r="5" fill="#4472aa"/>',
+        ]
+    return f'<svg viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" role="img">' + "".join(shapes) + "</svg>"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from telechat.data.demo import TASKS
 from telechat.data.demo.rows import select_tasks
-from telechat.data.demo.task import Message, Row, Task
+from telechat.data.demo.task import Message, Row, Task, Verdict
 from telechat.errors import UsageError
+from telechat.evals.intervals import wilson
 from telechat.tokenizer.tool_calls import parse_tool_calls
 
 Prompt = tuple[list[Message], list[dict[str, Any]] | None]
@@ -72,13 +73,14 @@ class DemoReport:
     def to_markdown(self, *, max_examples: int = MAX_EXAMPLES_IN_TABLE) -> str:
         """A table of all tasks and, below it, up to `max_examples` wrong answers of each task."""
         lines = [
-            "| Task | Rows | Right | Rate | Goal | Reached |",
-            "| --- | ---: | ---: | ---: | ---: | --- |",
+            "| Task | Rows | Right | Rate | 95 % interval | Goal | Reached |",
+            "| --- | ---: | ---: | ---: | --- | ---: | --- |",
         ]
         for result in self.results:
+            low, high = wilson(result.num_correct, result.num_rows)
             lines.append(
                 f"| {result.task} | {result.num_rows} | {result.num_correct} | {result.rate:.1%} "
-                f"| {result.goal:.0%} | {'yes' if result.passed else 'no'} |"
+                f"| {low:.1%} to {high:.1%} | {result.goal:.0%} | {'yes' if result.passed else 'no'} |"
             )
         for result in self.results:
             if result.wrong and max_examples:
@@ -137,12 +139,17 @@ def message_from_text(text: str) -> Message:
     return message
 
 
-def _evaluate_task(task: Task, answer: Answerer, count: int, seed: int) -> TaskResult:
+def judged(task: Task, answer: Answerer, count: int, seed: int) -> Iterator[tuple[Row, Message, Verdict]]:
+    """The held-out rows of a task, what was answered, and the task's judgement."""
     rows = held_out_rows(task.name, count, seed)
     answers = answer([(row.messages[:-1], row.tools) for row in rows])
-    wrong = []
     for row, given in zip(rows, answers, strict=True):
-        verdict = task.judge(row, given)
+        yield row, given, task.judge(row, given)
+
+
+def _evaluate_task(task: Task, answer: Answerer, count: int, seed: int) -> TaskResult:
+    wrong = []
+    for row, given, verdict in judged(task, answer, count, seed):
         if not verdict.correct:
             wrong.append(
                 WrongAnswer(

@@ -43,7 +43,7 @@ def test_wrong_answers_are_counted_and_explained() -> None:
     assert not report.passed
     assert report.results[0].wrong[0].reason == "no Markdown table in the answer"
     markdown = report.to_markdown(max_examples=1)
-    assert "| tables | 5 | 0 | 0.0% | 90% | no |" in markdown
+    assert "| tables | 5 | 0 | 0.0% | 0.0% to 43.4% | 90% | no |" in markdown
     assert markdown.count("Q: ") == 2
     assert "````text" in markdown
     record = json.loads(report.to_json())
