@@ -26,13 +26,14 @@ EXTRAS = {
     "deepspeed": "deepspeed",
     "ray": "ray",
     "lm-eval": "lm_eval",
-    "gguf": "gguf",
+    "gguf": "llama_cpp",
     "modelscope": "modelscope",
     "dev": "pytest",
 }
 DEVICE_VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
     "ASCEND_RT_VISIBLE_DEVICES",
+    "ASCEND_HOME_PATH",
     "MODEL_PATH",
     "TELECHAT_HUB",
     "HF_ENDPOINT",

@@ -31,6 +31,7 @@ def test_doctor_shows_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
         "reference",
         "deepspeed",
         "pip install",
+        "ASCEND_HOME_PATH",
     ):
         assert word in out
 
