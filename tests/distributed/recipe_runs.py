@@ -1,8 +1,8 @@
 """Runs the recipes of documented runs on tiny models, every axis of their layouts at two. A program.
 
-`python -m tests.distributed.recipe_runs [NAMES] [--steps 20] [--processes 16] [--folder DIR]` needs one to
-three seconds of a core for each process of a recipe. It imports torch once and forks the processes, which
-meet over gloo.
+`python -m tests.distributed.recipe_runs [NAMES] [--steps 20] [--processes 16] [--timeout 300] [--folder DIR]`
+needs one to three seconds of a core for each process of a recipe. It imports torch once and forks the
+processes, which meet over gloo.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ RECIPES = ROOT / "recipes"
 OURS = {"demo", "demo-2", "sft", "lora", "preference"}
 LENGTH = 256  # tokens, for which the tiny models are trained; long recipes double it
 AXES = ("dp", "tp", "pp", "cp", "ep")
-TIMEOUT_S = 300
 
 
 def names() -> list[str]:
@@ -127,8 +126,11 @@ def rows_file(folder: Path, name: str) -> Path:
     return path
 
 
-def run(name: str, folder: Path, steps: int, max_processes: int) -> dict[str, Any]:
+def run(name: str, folder: Path, steps: int, max_processes: int, timeout_s: float) -> dict[str, Any]:
     """Train a scaled recipe in forked processes; arguments as of `scaled`.
+
+    Args:
+        timeout_s: the longest it may take.
 
     Returns:
         `processes`, the `losses` of the steps, and `seconds`.
@@ -141,14 +143,14 @@ def run(name: str, folder: Path, steps: int, max_processes: int) -> dict[str, An
     recipe.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     size = math.prod(values["parallel"][axis] for axis in AXES)
     start = time.monotonic()
-    in_processes(size, lambda: train(str(recipe)), folder / name)
+    in_processes(size, lambda: train(str(recipe)), folder / name, timeout_s)
     metrics = (folder / name / "metrics.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in metrics.splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]
     return {"processes": size, "losses": losses, "seconds": time.monotonic() - start}
 
 
-def in_processes(size: int, work: Callable[[], object], logs: Path) -> None:
+def in_processes(size: int, work: Callable[[], object], logs: Path, timeout_s: float) -> None:
     """Do the same in `size` forks of this process, and wait for them.
 
     Raises:
@@ -165,7 +167,7 @@ def in_processes(size: int, work: Callable[[], object], logs: Path) -> None:
         if pid == 0:
             _be_rank(rank, size, port, work, logs / f"rank-{rank}.log")
         running[pid] = rank
-    deadline = time.monotonic() + TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     failed = None
     while running and failed is None:
         pid, status = os.waitpid(-1, os.WNOHANG)
@@ -205,21 +207,28 @@ def _be_rank(rank: int, size: int, port: int, work: Callable[[], object], log: P
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run recipes one after the other; a line of JSON each."""
+    """Run recipes one after the other; a line of JSON each. 1 if any failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=[], metavar="NAME")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--processes", type=int, default=16, help="leave dp out where more would be needed")
+    parser.add_argument("--timeout", type=float, default=300, metavar="SECONDS", help="for each recipe")
     parser.add_argument("--folder", type=Path)
     args = parser.parse_args(words)
     # Forks share no threads with their parent, so it may not have any.
     torch.set_num_threads(1)
+    failed = 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         for name in args.names or names():
-            found = run(name, folder, args.steps, args.processes)
+            try:
+                found = run(name, folder, args.steps, args.processes, args.timeout)
+            except AssertionError as error:
+                failed += 1
+                print(error, file=sys.stderr, flush=True)
+                continue
             print(json.dumps({"recipe": name, **found}), flush=True)
-    return 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

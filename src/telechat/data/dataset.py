@@ -17,10 +17,11 @@ from telechat.data.loss_mask import LossOn
 from telechat.data.mixing import copies_per_row, used_sequences
 from telechat.data.official.samples import load_official
 from telechat.data.official.settings import OfficialSettings
+from telechat.data.origins import OriginsBuilder
 from telechat.data.packing import pack_arrays, pack_best_fit
 from telechat.data.reading import Books, OnBadRow, ReadRow, RecordReader
 from telechat.data.records import Document, TokenRow
-from telechat.data.rows import RowProblem
+from telechat.data.rows import Row, RowProblem
 from telechat.data.samples import SampleSet
 from telechat.data.sequences import Encoded, SequenceBuilder
 from telechat.data.sources import Source, read_sources
@@ -124,14 +125,16 @@ def _load(sources: Sequence[Source], tokenizer: Tokenizer, settings: _Settings, 
     books = Books()
     reader = RecordReader(books, settings.on_bad_row)
     max_length = settings.max_length
-    builder = SequenceBuilder()
+    builder, origins = SequenceBuilder(), OriginsBuilder()
     row_starts: list[int] = []  # number of each usable row's first sequence; rows that were cut have several
     per_source: list[npt.NDArray[np.int64]] = []
     for source in sources:
         first_row = len(row_starts)
-        for pieces in _read_pieces(encode(reader.read(source)), reader, tokenizer, max_length):
+        for row, pieces in _read_pieces(encode(reader.read(source)), reader, tokenizer, max_length):
             numbers = [builder.add(piece) for piece in pieces]
             row_starts.append(numbers[0])
+            for _ in pieces:
+                origins.add([row])
         num_rows = len(row_starts) - first_row
         per_source.append(copies_per_row(num_rows, source.weight, seed=settings.seed, name=source.path.name))
     sequences, copies = builder.finish(), np.concatenate(per_source)
@@ -150,7 +153,7 @@ def _load(sources: Sequence[Source], tokenizer: Tokenizer, settings: _Settings, 
         samples=len(groups),
         max_length=max_length,
     )
-    return SampleSet(sequences, members, starts, accounting)
+    return SampleSet(sequences, members, starts, accounting, origins.finish())
 
 
 def _read_pieces(
@@ -158,8 +161,8 @@ def _read_pieces(
     reader: RecordReader,
     tokenizer: Tokenizer,
     max_length: int,
-) -> Iterator[list[Encoded]]:
-    """For each row of a file that can be used, its sequence, or the pieces of a long text."""
+) -> Iterator[tuple[Row, list[Encoded]]]:
+    """Each row of a file that can be used with its sequence, or the pieces of a long text."""
     books = reader.books
     for read, encoded in rows:
         if isinstance(encoded, RowProblem):
@@ -170,7 +173,7 @@ def _read_pieces(
             encoded = _without_padding(encoded, tokenizer.special.pad, books)
         pieces = _fitting(encoded, max_length, books, may_cut=isinstance(read.record, Document))
         if pieces:
-            yield pieces
+            yield read.row, pieces
 
 
 def _without_padding(encoded: Encoded, pad_id: int, books: Books) -> Encoded:

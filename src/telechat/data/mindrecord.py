@@ -1,8 +1,8 @@
-"""Reads the array columns of MindRecord files (version 3.0), without MindSpore. Text and number columns are
-passed over: training rows have none.
+"""Reads MindRecord files (version 3.0), without MindSpore.
 
-A file is a JSON header, then pages of one size. A blob page holds rows end to end; a row holds its array
-columns in alphabetical order. Integers are stored in as few of 1, 2, 4 or 8 bytes as each of them needs.
+A file is a JSON header, then pages of one size. A blob page holds rows end to end; a row holds its columns of
+arrays and bytes in alphabetical order. Integers are stored in as few of 1, 2, 4 or 8 bytes as each of them
+needs. A raw page holds the single numbers and texts of the same rows.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from telechat.data.mindrecord_scalars import Scalar, read_scalars
 from telechat.errors import ConfigError
 
 _NAME = re.compile(r"\.mindrecord\d*")
@@ -25,7 +26,7 @@ _INTEGERS = {"int32": np.int32, "int64": np.int64}
 _FLOATS = {"float32": np.float32, "float64": np.float64}
 _WIDTHS = (1, 2, 4, 8)
 
-Arrays = dict[str, npt.NDArray[Any]]
+Columns = dict[str, npt.NDArray[Any] | bytes | Scalar]
 
 
 def is_mindrecord(path: Path) -> bool:
@@ -33,8 +34,8 @@ def is_mindrecord(path: Path) -> bool:
     return _NAME.fullmatch(path.suffix) is not None
 
 
-def read_mindrecord(path: Path) -> Iterator[Arrays]:
-    """The rows of a file and of the shards that follow it, as arrays by column.
+def read_mindrecord(path: Path) -> Iterator[Columns]:
+    """The rows of a file and of the shards that follow it: arrays, bytes, numbers and texts by column.
 
     Raises:
         ConfigError: no such file, a damaged one, or a shard other than the first.
@@ -66,34 +67,56 @@ def _read_header(path: Path) -> dict[str, Any]:
     return dict(header)
 
 
-def _shard_rows(path: Path, header: dict[str, Any]) -> Iterator[Arrays]:
-    columns = header["schema"][0]["blob_fields"]
-    types = {name: header["schema"][0]["schema"][name] for name in columns}
-    pages = sorted(
-        (page for page in header["page"] if page["page_type"] == "BLOB_DATA"),
-        key=lambda page: page["page_type_id"],
-    )
+def _shard_rows(path: Path, header: dict[str, Any]) -> Iterator[Columns]:
+    schema = header["schema"][0]
+    types = {name: schema["schema"][name] for name in schema["blob_fields"]}
+    scalars = [name for name in schema["schema"] if name not in types]
+    blobs = _contents(path, header, "BLOB_DATA")
+    raws = _contents(path, header, "RAW_DATA") if scalars else None
+    for content in blobs if types else raws or ():
+        columns = _row(_Bytes(path, content), types) if types else {}
+        if raws is not None:
+            columns |= _scalars(path, next(raws, b"") if types else content, scalars)
+        yield columns
+
+
+def _contents(path: Path, header: dict[str, Any], kind: str) -> Iterator[bytes]:
+    """The rows of all pages of a kind, in order."""
+    pages = (page for page in header["page"] if page["page_type"] == kind)
     with path.open("rb") as file:
-        for page in pages:
+        for page in sorted(pages, key=lambda page: int(page["page_type_id"])):
             file.seek(header["header_size"] + page["page_id"] * header["page_size"])
             content = _Bytes(path, file.read(page["page_size"]))
-            for _ in range(page["start_row_id"], page["end_row_id"]):
-                row = _Bytes(path, content.take(content.number(_LENGTH_BYTES, "little")))
-                yield _row(row, types)
+            if content.left < page["page_size"]:
+                raise ConfigError(
+                    f"{path} is damaged: {page['page_size']} bytes are announced and {content.left} are left."
+                )
+            while content.left:
+                yield content.take(content.number(_LENGTH_BYTES, "little"))
 
 
-def _row(row: _Bytes, types: dict[str, Any]) -> Arrays:
-    arrays: Arrays = {}
+def _scalars(path: Path, content: bytes, wanted: list[str]) -> Columns:
+    try:
+        found = read_scalars(content)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is damaged in the numbers and texts of a row: {error}.") from error
+    return {name: found[name] for name in wanted if name in found}
+
+
+def _row(row: _Bytes, types: dict[str, Any]) -> Columns:
+    columns: Columns = {}
     for name, kind in types.items():
         # A single column has no length of its own.
         length = row.number(_LENGTH_BYTES, "big") if len(types) > 1 else row.left
         field = _Bytes(row.path, row.take(length))
         if kind["type"] in _INTEGERS:
-            arrays[name] = _integers(field).astype(_INTEGERS[kind["type"]]).reshape(kind["shape"])
+            columns[name] = _integers(field).astype(_INTEGERS[kind["type"]]).reshape(kind["shape"])
         elif kind["type"] in _FLOATS:
             values = np.frombuffer(field.take(length), dtype=_FLOATS[kind["type"]])
-            arrays[name] = values.reshape(kind["shape"])
-    return arrays
+            columns[name] = values.reshape(kind["shape"])
+        else:
+            columns[name] = field.take(length)
+    return columns
 
 
 def _integers(field: _Bytes) -> npt.NDArray[np.int64]:

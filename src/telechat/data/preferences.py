@@ -17,6 +17,7 @@ import numpy.typing as npt
 from telechat.data.accounting import Accounting, too_long
 from telechat.data.encoding import preference_ids
 from telechat.data.mixing import copies_per_row, used_sequences
+from telechat.data.origins import Origins, OriginsBuilder
 from telechat.data.reading import Books, OnBadRow, RecordReader
 from telechat.data.records import Preference
 from telechat.data.rows import RowProblem
@@ -37,12 +38,14 @@ class PreferenceSet:
         prompt_lengths: int64 [rows], tokens before the answer (`<_bot>` is the last of them).
         labels: bool [rows], whether a judged answer is good; None for pairs.
         accounting: where every row and token went.
+        origins: where each row stands in the files.
     """
 
     sequences: Sequences
     prompt_lengths: npt.NDArray[np.int64]
     labels: npt.NDArray[np.bool_] | None
     accounting: Accounting
+    origins: Origins
 
     def __len__(self) -> int:
         return len(self.prompt_lengths)
@@ -111,7 +114,8 @@ def load_preferences(
     log.info("preference data:\n%s", accounting)
     rows = used[::2] if paired else used
     labels = None if paired else np.array(read.labels, dtype=np.bool_)[rows]
-    return PreferenceSet(sequences, np.array(read.prompt_lengths, dtype=np.int64)[rows], labels, accounting)
+    prompt_lengths = np.array(read.prompt_lengths, dtype=np.int64)[rows]
+    return PreferenceSet(sequences, prompt_lengths, labels, accounting, read.origins.take(rows))
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,7 @@ class _Answers:
     prompt_lengths: list[int]
     labels: list[bool]
     copies: npt.NDArray[np.int64]
+    origins: Origins
 
 
 def _read(
@@ -134,7 +139,7 @@ def _read(
     paired: bool,
     seed: int,
 ) -> _Answers:
-    builder = SequenceBuilder()
+    builder, origins = SequenceBuilder(), OriginsBuilder()
     row_starts: list[int] = []
     prompt_lengths: list[int] = []
     labels: list[bool] = []
@@ -156,11 +161,14 @@ def _read(
                 continue
             numbers = [builder.add(answer) for answer in answers]
             row_starts.append(numbers[0])
+            for _ in answers:
+                origins.add([read.row])
             prompt_lengths += [prompt_length] * len(answers)
             labels += [True, False] if preference.label is None else [preference.label]
         num_rows = len(row_starts) - first_row
         copies.append(copies_per_row(num_rows, source.weight, seed=seed, name=source.path.name))
-    return _Answers(builder.finish(), row_starts, prompt_lengths, labels, np.concatenate(copies))
+    drawn = np.concatenate(copies)
+    return _Answers(builder.finish(), row_starts, prompt_lengths, labels, drawn, origins.finish())
 
 
 def _preference(record: object, paired: bool) -> Preference:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from telechat.data.accounting import Accounting
+from telechat.data.origins import Origins
 from telechat.data.sequences import Sequences
 
 IGNORED = -100
@@ -52,12 +53,14 @@ class SampleSet:
             that is used twice occurs twice.
         starts: int64 [samples + 1].
         accounting: where every row and token went.
+        origins: the rows that each sequence was made of.
     """
 
     sequences: Sequences
     members: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int64]
     accounting: Accounting
+    origins: Origins
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -75,6 +78,10 @@ class SampleSet:
     def members_of(self, sample: int) -> npt.NDArray[np.int64]:
         """Numbers of the sequences in a sample, int64 [conversations]."""
         return self.members[int(self.starts[sample]) : int(self.starts[sample + 1])]
+
+    def describe(self, samples: Sequence[int]) -> str:
+        """The rows that samples were made of, by file and line."""
+        return self.origins.describe(int(index) for sample in samples for index in self.members_of(sample))
 
     def batch(
         self, rows: Sequence[int], *, pad_id: int, num_rows: int | None = None, length: int | None = None

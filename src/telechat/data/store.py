@@ -20,6 +20,7 @@ import numpy.typing as npt
 from filelock import FileLock
 
 from telechat.data.accounting import Accounting
+from telechat.data.origins import Origins
 from telechat.data.samples import SampleSet
 from telechat.data.sequences import Sequences
 from telechat.data.sources import Source
@@ -28,9 +29,10 @@ from telechat.tokenizer.load import TOKENIZER_FILES
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1  # of how rows become samples: a change of it makes old folders unfit
+_VERSION = 2  # of how rows become samples: a change of it makes old folders unfit
 _BOOKS = "accounting.json"
 _WEIGHTS = "weights"
+_FILES = "files.json"
 
 
 def fingerprint(sources: Sequence[Source], tokenizer: Tokenizer, settings: object) -> str:
@@ -78,11 +80,14 @@ def save_samples(samples: SampleSet, folder: Path) -> None:
         "offsets": sequences.offsets,
         "members": samples.members,
         "starts": samples.starts,
+        "origin_rows": samples.origins.rows,
+        "origin_starts": samples.origins.starts,
     }
     if sequences.weights is not None:
         arrays[_WEIGHTS] = sequences.weights
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
+    (folder / _FILES).write_text(json.dumps(samples.origins.files), encoding="utf-8")
     (folder / _BOOKS).write_text(json.dumps(samples.accounting.to_json()), encoding="utf-8")
 
 
@@ -96,7 +101,14 @@ def open_samples(folder: Path) -> SampleSet:
     weights = array(_WEIGHTS, "r") if (folder / f"{_WEIGHTS}.npy").exists() else None
     books = json.loads((folder / _BOOKS).read_text(encoding="utf-8"))
     sequences = Sequences(array("ids", "r"), array("learnt", "r"), array("offsets", None), weights)
-    return SampleSet(sequences, array("members", None), array("starts", None), Accounting.from_json(books))
+    files = tuple(json.loads((folder / _FILES).read_text(encoding="utf-8")))
+    return SampleSet(
+        sequences,
+        array("members", None),
+        array("starts", None),
+        Accounting.from_json(books),
+        Origins(files, array("origin_rows", "r"), array("origin_starts", None)),
+    )
 
 
 def _content_digest(path: Path) -> bytes:

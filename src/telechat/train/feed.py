@@ -7,7 +7,7 @@ on the number of devices: data-parallel ranks share one step's batches. Knows no
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,8 +21,6 @@ from telechat.train.config import BatchSection
 # shape; without the rounding that took a fifth of the training time of a small model.
 _ROW_STEP = 8
 _LENGTH_STEP = 32
-_NAMED = 8  # samples that a message names
-_SHOWN_TOKENS = 12
 
 
 class Samples(Protocol):
@@ -37,6 +35,10 @@ class Samples(Protocol):
         self, rows: Sequence[int], *, pad_id: int, num_rows: int | None = None, length: int | None = None
     ) -> BatchArrays:
         """Samples as arrays of `num_rows` rows of `length`, padded on the right."""
+        ...
+
+    def describe(self, samples: Sequence[int]) -> str:
+        """The rows that samples were made of, by file and line."""
         ...
 
 
@@ -67,7 +69,6 @@ class Feed:
         pad_id: token id of padding.
         seed: of the order.
         rank, num_ranks: this rank's share of each step's batches, of how many.
-        decode: ids to text, so that messages can show how a sample begins.
 
     Attributes:
         lengths: tokens of each sample, which decide what is shown together.
@@ -87,10 +88,8 @@ class Feed:
         seed: int,
         rank: int = 0,
         num_ranks: int = 1,
-        decode: Callable[[list[int]], str] | None = None,
     ) -> None:
         self.samples = samples
-        self.decode = decode
         self.section = section
         self.row_length = row_length
         self.pad_id = pad_id
@@ -125,17 +124,6 @@ class Feed:
             share = groups[self.rank :: self.num_ranks]
             num_tokens = sum(self.num_tokens[sample] for group in groups for sample in group)
             yield StepBatches(epoch, [self.collate(group) for group in share], share, num_tokens)
-
-    def describe(self, samples: Sequence[int]) -> str:
-        """Some samples in words, for messages: the first of them by number and how they begin."""
-        shown = ", ".join(f"{sample}{self._beginning(sample)}" for sample in samples[:_NAMED])
-        return f"samples {shown}" + (f" and {len(samples) - _NAMED} more" if len(samples) > _NAMED else "")
-
-    def _beginning(self, sample: int) -> str:
-        if self.decode is None:
-            return ""
-        ids = self.samples.batch([sample], pad_id=self.pad_id).ids[0][:_SHOWN_TOKENS]
-        return f" ({self.decode(ids.tolist())!r})"
 
     def one_pass(self) -> Iterator[Batch]:
         """Every sample once, as this rank's share of equally many batches for each rank; for evaluation."""

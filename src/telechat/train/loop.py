@@ -185,13 +185,15 @@ class Trainer:
         return rates
 
     def _not_a_number(self, what: str, value: float, result: StepLoss, shown: StepBatches) -> TelechatError:
-        """The end of a run that went wrong, naming the samples that were shown."""
+        """The end of a run that went wrong, naming the rows that were shown."""
         guilty = [
-            samples
-            for samples, part in zip(shown.samples, result.parts.tolist(), strict=True)
+            batch
+            for batch, part in zip(shown.samples, result.parts.tolist(), strict=True)
             if not math.isfinite(part)
         ]
-        rows = self.feed.describe(sorted(sample for samples in guilty or shown.samples for sample in samples))
+        is_elsewhere = what == "loss" and not guilty
+        samples = [sample for batch in guilty or shown.samples for sample in batch]
+        rows = "rows that another process names" if is_elsewhere else self.feed.samples.describe(samples)
         self.checkpoints.wait()  # one may be on its way to the disk
         known = self.checkpoints.steps()
         kept = f"the last good state is that of step {known[-1]}" if known else "no state was saved yet"

@@ -34,9 +34,12 @@ PRECISIONS: dict[PrecisionName, Precision] = {
     "fp16": Precision(torch.float32, torch.float16),
 }
 
-# The documented runs' values: first scale, steps without overflow before it doubles, lowest scale.
-_FIRST_SCALE = 2.0**12
-_GROWTH_STEPS = 500
+# The documented runs' values for fp16's loss scale: the first one as a power of two, the lowest, the steps
+# without overflow before it doubles, and which overflow since the last doubling is the first to halve it.
+FIRST_SCALE_POWER = 12
+LEAST_SCALE = 1.0
+GROWTH_STEPS = 500
+HYSTERESIS = 2
 
 
 class LossScale:
@@ -47,23 +50,28 @@ class LossScale:
 
     def __init__(self, *, enabled: bool) -> None:
         self.enabled = enabled
-        self.scale = _FIRST_SCALE if enabled else 1.0
+        self.scale = 2.0**FIRST_SCALE_POWER if enabled else 1.0
         self.good_steps = 0
+        self.overflows_left = HYSTERESIS
 
     def update(self, *, overflowed: bool) -> None:
-        """Halve after an overflow; double after 500 steps without."""
+        """Halve from the second overflow on; after 500 steps without any, double and begin to count anew."""
         if not self.enabled:
             return
         self.good_steps = 0 if overflowed else self.good_steps + 1
-        if overflowed:
-            self.scale = max(1.0, self.scale / 2)
-        elif self.good_steps == _GROWTH_STEPS:
-            self.scale, self.good_steps = self.scale * 2, 0
+        if overflowed and self.overflows_left > 1:
+            self.overflows_left -= 1
+        elif overflowed:
+            self.scale = max(LEAST_SCALE, self.scale / 2)
+        elif self.good_steps == GROWTH_STEPS:
+            self.scale, self.good_steps, self.overflows_left = self.scale * 2, 0, HYSTERESIS
 
     def state_dict(self) -> dict[str, float]:
         """What a resumed run needs."""
-        return {"scale": self.scale, "good_steps": self.good_steps}
+        return {"scale": self.scale, "good_steps": self.good_steps, "overflows_left": self.overflows_left}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Restore what `state_dict` returned."""
         self.scale, self.good_steps = float(state["scale"]), int(state["good_steps"])
+        # Checkpoints of earlier versions do not say.
+        self.overflows_left = int(state.get("overflows_left", HYSTERESIS))

@@ -41,6 +41,7 @@ class PreferenceSamples:
     """
 
     def __init__(self, rows: PreferenceSet, *, max_length: int, seed: int) -> None:
+        self._origins = rows.origins
         self.is_good = rows.labels
         numbers = np.arange(len(rows))
         if rows.is_paired:
@@ -65,6 +66,10 @@ class PreferenceSamples:
         lengths = self.sequences.lengths
         both: list[int] = (lengths[self.upper] + lengths[self.lower]).tolist()
         return both
+
+    def describe(self, samples: Sequence[int]) -> str:
+        """These rows by file and line."""
+        return self._origins.describe(samples)
 
     def batch(
         self, rows: Sequence[int], *, pad_id: int, num_rows: int | None = None, length: int | None = None

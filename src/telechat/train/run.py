@@ -164,5 +164,4 @@ def open_feed(config: TrainConfig, file: str, tokenizer: Tokenizer, engine: Trai
         seed=config.seed,
         rank=engine.data_rank,
         num_ranks=engine.data_size,
-        decode=tokenizer.decode,
     )

@@ -161,3 +161,4 @@ def test_mindrecord_columns_of_other_types() -> None:
     for row, expected in zip(rows, recorded, strict=True):
         assert row["i64"].tolist() == expected["i64"]
         assert np.allclose(row["f"], expected["f"])
+        assert (row["n"], row["s"], row["b"].hex()) == (expected["n"], expected["s"], expected["b"])

@@ -74,12 +74,3 @@ def test_ranks_that_cannot_share_are_refused() -> None:
 def test_a_row_longer_than_a_micro_batch_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"holds 32 tokens .* one row has 64"):
         feed(row_length=64)
-
-
-def test_messages_name_the_first_samples() -> None:
-    assert feed().describe([4, 5]) == "samples 4, 5"
-    spoken = Feed(
-        CountingSamples(), SECTION, row_length=None, pad_id=3, seed=1, decode=lambda ids: f"{ids[0]}..."
-    )
-    assert spoken.describe([4, 5]) == "samples 4 ('8...'), 5 ('9...')"
-    assert feed().describe(range(20)) == "samples 0, 1, 2, 3, 4, 5, 6, 7 and 12 more"

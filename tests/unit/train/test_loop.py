@@ -66,6 +66,9 @@ class CountingSamples:
             self.sequences, [[row] for row in rows], pad_id=pad_id, num_rows=num_rows, length=length
         )
 
+    def describe(self, samples: Sequence[int]) -> str:
+        return f"rows {', '.join(map(str, samples))}"
+
 
 def tiny_model(config: TeleChatConfig = TINY) -> TeleChatModel:
     model = build_model(config)
@@ -207,7 +210,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
     whole = weights_of(of)
     with torch.no_grad():
         of.engine.model.transformer.ln_f.weight.fill_(float("nan"))  # type: ignore[attr-defined]
-    with pytest.raises(TelechatError, match=r"loss is nan at step 1, for samples .* no state was saved"):
+    with pytest.raises(TelechatError, match=r"loss is nan at step 1, for rows .* no state was saved"):
         of.run(metrics_of(of))
     assert of.checkpoints.steps() == []
     for name, weight in weights_of(of).items():
@@ -231,19 +234,30 @@ def test_the_batch_that_is_not_a_number_is_named_and_the_last_state_kept(tmp_pat
         of.run(metrics_of(of))
     shown = next(of.feed.steps(6))
     assert "inf at step 7" in caught.value.message
-    assert f"samples {', '.join(map(str, sorted(shown.samples[1])[:8]))}" in caught.value.message
+    assert f"for rows {', '.join(map(str, shown.samples[1]))};" in caught.value.message
     assert "the last good state is that of step 5" in caught.value.message
     of.checkpoints.close()
     again = trainer(settings(tmp_path))
     assert again.resume() and again.step == 5
 
 
-def test_an_overflow_in_fp16_skips_the_step_and_halves_the_scale(tmp_path: Path) -> None:
+def test_rows_of_another_process_are_left_to_it(tmp_path: Path) -> None:
+    of = trainer(settings(tmp_path))
+    backward = of.engine.backward
+    of.engine.backward = lambda batches: dataclasses.replace(  # type: ignore[method-assign]
+        backward(batches), total=torch.tensor(float("nan"))
+    )
+    with pytest.raises(TelechatError, match="for rows that another process names;"):
+        of.run(metrics_of(of))
+
+
+def test_an_overflow_in_fp16_skips_the_step_and_the_second_one_halves_the_scale(tmp_path: Path) -> None:
     of = trainer(dataclasses.replace(settings(tmp_path), precision="fp16"))
     of.engine.loss_scale.scale = 2.0**40
     before = weights_of(of)
-    of._train_step(next(of.feed.steps(0)))
-    assert of.engine.loss_scale.scale == 2.0**39
+    for scale in (2.0**40, 2.0**39):
+        of._train_step(next(of.feed.steps(0)))
+        assert of.engine.loss_scale.scale == scale
     assert all(torch.equal(weight, before[name]) for name, weight in weights_of(of).items())
 
 

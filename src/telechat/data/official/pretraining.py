@@ -31,3 +31,18 @@ def group(texts: Sequence[Sequence[int]], max_length: int) -> list[list[int]]:
     whole = len(joined) // max_length * max_length
     end = whole if whole else len(joined)
     return [joined[start : start + max_length] for start in range(0, end, max_length)]
+
+
+def members(lengths: Sequence[int], num_samples: int, max_length: int) -> list[list[int]]:
+    """For each sample of `group`, the numbers of the texts that have a token in it.
+
+    Args:
+        lengths: tokens of each text, at least one.
+    """
+    found: list[list[int]] = [[] for _ in range(num_samples)]
+    start = 0
+    for number, length in enumerate(lengths):
+        for sample in range(start // max_length, min(num_samples, (start + length - 1) // max_length + 1)):
+            found[sample].append(number)
+        start += length
+    return found

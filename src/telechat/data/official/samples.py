@@ -25,6 +25,7 @@ from telechat.data.families.fields import text_field
 from telechat.data.loss_mask import turn_mask
 from telechat.data.official import pretraining, telechat1, telechat2
 from telechat.data.official.settings import OfficialSettings
+from telechat.data.origins import OriginsBuilder
 from telechat.data.reading import RecordReader
 from telechat.data.records import Conversation
 from telechat.data.rows import Row, RowProblem
@@ -63,9 +64,10 @@ def load_official(
     per_source = [(source, [read.row for read in reader.read(source)]) for source in sources]
     family = _only_family(reader)
     maker = _MAKERS[family](tokenizer, reader, max_length, random.Random(seed), settings)
-    builder = SequenceBuilder()
-    for encoded in maker.make(per_source):
+    builder, origins = SequenceBuilder(), OriginsBuilder()
+    for encoded, rows in maker.make(per_source):
         builder.add(encoded)
+        origins.add(rows)
     sequences = builder.finish()
     if not len(sequences):
         raise reader.books.nothing_left()
@@ -81,7 +83,7 @@ def load_official(
         samples=len(sequences),
         max_length=max_length,
     )
-    return SampleSet(sequences, numbers[:-1], numbers, accounting)
+    return SampleSet(sequences, numbers[:-1], numbers, accounting, origins.finish())
 
 
 def _only_family(reader: RecordReader) -> str:
@@ -96,6 +98,8 @@ def _only_family(reader: RecordReader) -> str:
 
 
 FileRows = Sequence[tuple[Source, list[Row]]]
+# A sample, and the rows that it was made of.
+Made = tuple[Encoded, list[Row]]
 
 
 class _Maker(ABC):
@@ -118,7 +122,7 @@ class _Maker(ABC):
         self.rows_used = 0
 
     @abstractmethod
-    def make(self, files: FileRows) -> Iterator[Encoded]:
+    def make(self, files: FileRows) -> Iterator[Made]:
         """The samples."""
 
     def usable(self, rows: list[Row], encode: Callable[[Row], T]) -> list[T]:
@@ -145,21 +149,30 @@ class _Maker(ABC):
         return Encoded(ids[: self.max_length], learnt[: self.max_length])
 
 
+@dataclass(frozen=True)
+class _Line:
+    """A TeleChat1 row as one text."""
+
+    text: str
+    row: Row
+
+
 class _TeleChat1(_Maker):
-    def make(self, files: FileRows) -> Iterator[Encoded]:
-        lines: list[str] = []
+    def make(self, files: FileRows) -> Iterator[Made]:
+        lines: list[_Line] = []
         sizes: dict[str, int] = {}
         for source, rows in files:
             for line in self.usable(rows, lambda row: _concat_line(row, self.tokenizer, sizes)):
-                self.books.tokens_read += sizes[line]
+                self.books.tokens_read += sizes[line.text]
                 copies = telechat1.draw_copies(source.weight, self.generator)
-                self.note_use([copies], [sizes[line]], COPIES, NOT_DRAWN)
+                self.note_use([copies], [sizes[line.text]], COPIES, NOT_DRAWN)
                 lines += [line] * copies
         if not lines:
             return
         self.generator.shuffle(lines)
-        counted = {line: telechat1.packing_length(line, self.tokenizer) for line in set(lines)}
-        lengths = [counted[line] for line in lines]
+        texts = {line.text for line in lines}
+        counted = {text: telechat1.packing_length(text, self.tokenizer) for text in texts}
+        lengths = [counted[line.text] for line in lines]
         packs = telechat1.pack_lines(
             lengths,
             self.max_length,
@@ -170,38 +183,40 @@ class _TeleChat1(_Maker):
         uses = Counter(index for pack in packs for index in pack)
         for index, line in enumerate(lines):
             reason = AFTER_LAST_SAMPLE if lengths[index] < limit else too_long(limit - 1) + " (official)"
-            self.note_use([uses[index]], [sizes[line]], REPEATED_PASSES, reason)
+            self.note_use([uses[index]], [sizes[line.text]], REPEATED_PASSES, reason)
         self.rows_used = sum(uses.values())
         for pack in packs:
             sample = telechat1.sample_of(
-                "".join(lines[index] for index in pack),
+                "".join(lines[index].text for index in pack),
                 self.tokenizer,
                 self.max_length,
                 with_loss_mask=self.settings.with_loss_mask,
             )
-            self.books.add(LEFT_PADDING, self.max_length - sum(sizes[lines[index]] for index in pack))
-            yield sample
+            num_tokens = sum(sizes[lines[index].text] for index in pack)
+            self.books.add(LEFT_PADDING, self.max_length - num_tokens)
+            yield sample, [lines[index].row for index in pack]
 
 
-def _concat_line(row: Row, tokenizer: Tokenizer, sizes: dict[str, int]) -> str:
-    """The row's line; the tokens it has in a sample are noted in `sizes`."""
-    line = telechat1.concat_line(row.value)
-    if line not in sizes:
-        sizes[line] = len(telechat1.line_ids(line, tokenizer))
-    return line
+def _concat_line(row: Row, tokenizer: Tokenizer, sizes: dict[str, int]) -> _Line:
+    """The row's line; the tokens its text has in a sample are noted in `sizes`."""
+    text = telechat1.concat_line(row.value)
+    if text not in sizes:
+        sizes[text] = len(telechat1.line_ids(text, tokenizer))
+    return _Line(text, row)
 
 
 @dataclass(frozen=True)
 class _Dialog:
     """A TeleChat2 row, encoded; `ids` are the turns alone where it is to be packed."""
 
+    row: Row
     system: str
     ids: list[int]
     is_packed: bool
 
 
 class _TeleChat2(_Maker):
-    def make(self, files: FileRows) -> Iterator[Encoded]:
+    def make(self, files: FileRows) -> Iterator[Made]:
         drawn: list[_Dialog] = []
         for source, rows in files:
             dialogs = self.usable(rows, self._encode)
@@ -214,57 +229,71 @@ class _TeleChat2(_Maker):
         self.rows_used = len(drawn)
         for system in sorted({dialog.system for dialog in drawn if dialog.is_packed}):
             yield from self._packs(
-                system, [dialog.ids for dialog in drawn if dialog.is_packed and dialog.system == system]
+                system, [dialog for dialog in drawn if dialog.is_packed and dialog.system == system]
             )
         for dialog in drawn:
             if not dialog.is_packed:
-                yield self.cut(dialog.ids, turn_mask(dialog.ids, self.tokenizer.special))
+                yield self.cut(dialog.ids, turn_mask(dialog.ids, self.tokenizer.special)), [dialog.row]
 
     def _encode(self, row: Row) -> _Dialog:
         system, turns = text_field(row.value, "system"), telechat2_rows.read_dialog(row.value)
         if not telechat2_rows.flag(row.value, "tool") and not telechat2_rows.flag(row.value, "multiturn"):
-            return _Dialog(system, telechat2.dialog_ids(turns, self.tokenizer), is_packed=True)
+            return _Dialog(row, system, telechat2.dialog_ids(turns, self.tokenizer), is_packed=True)
         if self.tokenizer.chat_format.name != "telechat2":
-            return _Dialog(system, telechat2.manual_ids(system, turns, self.tokenizer), is_packed=False)
+            ids = telechat2.manual_ids(system, turns, self.tokenizer)
+            return _Dialog(row, system, ids, is_packed=False)
         conversation = Conversation(({"role": "system", "content": system}, *turns))
-        return _Dialog(system, conversation_ids(conversation, self.tokenizer), is_packed=False)
+        return _Dialog(row, system, conversation_ids(conversation, self.tokenizer), is_packed=False)
 
-    def _packs(self, system: str, rows: list[list[int]]) -> Iterator[Encoded]:
+    def _packs(self, system: str, dialogs: list[_Dialog]) -> Iterator[Made]:
         prefix = telechat2.system_prefix(system, self.tokenizer)
         newline = self.tokenizer.encode("\n")
-        for batch in telechat2.shard_rows(range(len(rows)), self.settings.num_workers):
-            packed = telechat2.pack_rows(prefix, [rows[row] for row in batch], newline, self.max_length)
+        for batch in telechat2.shard_rows(range(len(dialogs)), self.settings.num_workers):
+            rows = [dialogs[number] for number in batch]
+            packed = telechat2.pack_rows(prefix, [row.ids for row in rows], newline, self.max_length)
             for lost in packed.lost_rows:
-                self.books.drop(LOST_IN_PACKING, len(rows[batch[lost]]))
+                self.books.drop(LOST_IN_PACKING, len(rows[lost].ids))
             self.rows_used -= len(packed.lost_rows)
             self.books.add(SYSTEM_TEXTS, len(prefix) * len(packed.packs))
             self.books.drop(ENDS_OF_PACKS, len(newline) * (len(packed.packs) - 1), rows=0)
-            for pack in packed.packs:
-                yield self.cut(pack, turn_mask(pack, self.tokenizer.special))
+            for pack, members in zip(packed.packs, packed.members, strict=True):
+                made = self.cut(pack, turn_mask(pack, self.tokenizer.special))
+                yield made, [rows[member].row for member in members]
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A pre-training row, encoded."""
+
+    row: Row
+    ids: list[int]
 
 
 class _Pretraining(_Maker):
-    def make(self, files: FileRows) -> Iterator[Encoded]:
-        texts: list[list[int]] = []
+    def make(self, files: FileRows) -> Iterator[Made]:
+        texts: list[_Text] = []
         for source, rows in files:
             encoded = self.usable(rows, self._encode)
             numbers = pretraining.draw_rows(len(encoded), source.weight, self.generator)
             uses = Counter(numbers)
-            tokens = [len(ids) for ids in encoded]
+            tokens = [len(text.ids) for text in encoded]
             self.books.tokens_read += sum(tokens)
             self.note_use([uses[number] for number in range(len(encoded))], tokens, COPIES, NOT_DRAWN)
             texts += [encoded[number] for number in numbers]
         self.rows_used = len(texts)
-        samples = texts
+        samples = [text.ids for text in texts]
+        members = [[number] for number in range(len(texts))]
         if self.settings.group_texts:
-            samples = pretraining.group(texts, self.max_length)
-            left_over = sum(map(len, texts)) - sum(map(len, samples))
-            self.books.drop(REMAINDER, left_over, rows=0)
-        for ids in samples:
-            yield self.cut(ids, [True] * len(ids))
+            lengths = list(map(len, samples))
+            samples = pretraining.group(samples, self.max_length)
+            self.books.drop(REMAINDER, sum(lengths) - sum(map(len, samples)), rows=0)
+            members = pretraining.members(lengths, len(samples), self.max_length)
+        for ids, numbers in zip(samples, members, strict=True):
+            yield self.cut(ids, [True] * len(ids)), [texts[number].row for number in numbers]
 
-    def _encode(self, row: Row) -> list[int]:
-        return list(encode_document(pretraining_rows.read(row.value).text, self.tokenizer).ids)
+    def _encode(self, row: Row) -> _Text:
+        ids = encode_document(pretraining_rows.read(row.value).text, self.tokenizer).ids
+        return _Text(row, list(ids))
 
 
 _MAKERS: Mapping[str, type[_Maker]] = {

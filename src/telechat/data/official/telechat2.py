@@ -23,10 +23,12 @@ class PackedRows:
 
     Attributes:
         packs: token ids per sample.
+        members: numbers of the rows in each.
         lost_rows: numbers of the rows that no pack holds.
     """
 
     packs: list[list[int]]
+    members: list[list[int]]
     lost_rows: list[int]
 
 
@@ -90,16 +92,20 @@ def pack_rows(
         max_length: `max_seq_length`.
     """
     packs: list[list[int]] = []
+    members: list[list[int]] = []
     lost: list[int] = []
     pack = list(prefix)
+    held: list[int] = []
     for number, row in enumerate(rows):
         if len(pack) + len(row) > max_length:
             packs.append(pack[: -len(newline)])
+            members.append(held)
             lost.append(number)
-            pack = list(prefix)
+            pack, held = list(prefix), []
         else:
             pack += row
-    return PackedRows([*packs, pack], lost)
+            held.append(number)
+    return PackedRows([*packs, pack], [*members, held], lost)
 
 
 def shard_rows(rows: Sequence[int], num_shards: int) -> list[list[int]]:

@@ -27,7 +27,13 @@ from telechat.train.engine import StepLoss
 from telechat.train.forward import hidden_states
 from telechat.train.objective import Objective
 from telechat.train.optimizer import OptimizerSet
-from telechat.train.precision import LossScale
+from telechat.train.precision import (
+    FIRST_SCALE_POWER,
+    GROWTH_STEPS,
+    HYSTERESIS,
+    LEAST_SCALE,
+    LossScale,
+)
 
 c10d: Any = dist
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -261,7 +267,13 @@ def configuration(layout: ParallelLayout, precision: PrecisionName, max_grad_nor
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": precision == "bf16"},
-        "fp16": {"enabled": precision == "fp16"},
+        "fp16": {
+            "enabled": precision == "fp16",
+            "initial_scale_power": FIRST_SCALE_POWER,
+            "loss_scale_window": GROWTH_STEPS,
+            "hysteresis": HYSTERESIS,
+            "min_loss_scale": LEAST_SCALE,
+        },
     }
     return _merged(ours, layout.deepspeed)
 
