@@ -5,6 +5,8 @@ Know how they compute; not how ranges were found.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from torch import Tensor, nn
 
 from telechat.ops.int8 import (
@@ -23,10 +25,9 @@ class StaticInt8Linear(nn.Module):
     Attributes:
         weight: int8 [out, in], a buffer, as are deq_scale fp32 [out] and quant_bias int32 [out].
         inputs: how activations become int8.
-        product_name: the form that computes.
     """
 
-    weight: Tensor
+    weight: Tensor | None
     deq_scale: Tensor
     quant_bias: Tensor
 
@@ -37,20 +38,26 @@ class StaticInt8Linear(nn.Module):
         self.register_buffer("deq_scale", weight.deq_scale)
         self.register_buffer("quant_bias", weight.quant_bias)
         self.inputs: ActivationRange = weight.inputs
-        is_fast = OneDnnProduct.obstacle(weight.weight.device) is None
-        self._product: OneDnnProduct | StaticReference = (
-            OneDnnProduct(weight) if is_fast else StaticReference(weight)
-        )
-        self.product_name = self._product.name
 
     @property
     def stored(self) -> StaticWeight:
-        """Integers and constants."""
+        """Integers and constants. Gone after `release`."""
+        assert self.weight is not None, "release has given the stored form up"
         return StaticWeight(self.weight, self.deq_scale, self.quant_bias, self.inputs)
+
+    @cached_property
+    def product(self) -> OneDnnProduct | StaticReference:
+        """What computes, made when first needed: it may hold the weight in a layout of its own."""
+        is_fast = OneDnnProduct.obstacle(self.quant_bias.device) is None
+        return OneDnnProduct(self.stored) if is_fast else StaticReference(self.stored)
+
+    def release(self) -> None:
+        """Give the integers up, for who has a form of their own; the layer cannot compute any more."""
+        self.weight = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out] in x's dtype."""
-        return self._product(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
+        return self.product(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
 
 
 class DynamicInt8Linear(nn.Module):
@@ -61,7 +68,7 @@ class DynamicInt8Linear(nn.Module):
         bias: in the activations' dtype, or None.
     """
 
-    weight: Tensor
+    weight: Tensor | None
     weight_scale: Tensor
 
     def __init__(self, weight: DynamicWeight, bias: Tensor | None = None) -> None:
@@ -73,8 +80,13 @@ class DynamicInt8Linear(nn.Module):
 
     @property
     def stored(self) -> DynamicWeight:
-        """Integers and scales."""
+        """Integers and scales. Gone after `release`."""
+        assert self.weight is not None, "release has given the stored form up"
         return DynamicWeight(self.weight, self.weight_scale.float())
+
+    def release(self) -> None:
+        """Give the integers up, for who has a form of their own; the layer cannot compute any more."""
+        self.weight = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out] in x's dtype."""

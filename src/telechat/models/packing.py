@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from telechat.layers.int8 import DynamicInt8Linear, StaticInt8Linear
 from telechat.layers.mlp import SwiGLU
 from telechat.layers.moe import MixtureOfExperts
 from telechat.layers.quantized import QuantizedLinear
@@ -90,7 +91,8 @@ def module_obstacle(name: str, module: nn.Module) -> str | None:
     if isinstance(module, QuantizedLinear) and module.order is not None:
         return f"{name} takes its inputs in another order"
     products = ("query", "key_value", "dense", "gate_proj", "up_proj", "down_proj", "lm_head")
-    if name.endswith(products) and type(module) not in (nn.Linear, QuantizedLinear):
+    known = (nn.Linear, QuantizedLinear, StaticInt8Linear, DynamicInt8Linear)
+    if name.endswith(products) and type(module) not in known:
         return f"{name} is a {type(module).__name__}"
     if isinstance(module, MixtureOfExperts) and _local_experts(module) is None:
         return f"the experts of {name} on this rank do not stand together"
@@ -201,6 +203,8 @@ class _Packer:
     def linear(self, linear: nn.Module) -> PackedWeight:
         if isinstance(linear, QuantizedLinear):
             return self.quantised(linear)
+        if isinstance(linear, StaticInt8Linear | DynamicInt8Linear):
+            return self.int8(linear)
         assert isinstance(linear, nn.Linear)
         packed = self.matrix(linear.weight)
         if self.consume:
@@ -221,6 +225,13 @@ class _Packer:
         self.formats[f"{packed.weight_format} in groups of {packed.group}"] += 1
         return packed
 
+    def int8(self, linear: StaticInt8Linear | DynamicInt8Linear) -> PackedWeight:
+        packed = PackedWeight.pack_w8a8(self.context, linear.stored)
+        if self.consume:
+            linear.release()
+        self.formats[packed.weight_format] += 1
+        return packed
+
     def matrix(self, weight_NK: Tensor) -> PackedWeight:
         packed = PackedWeight.pack(self.context, weight_NK, FORMATS[weight_NK.dtype])
         self.formats[packed.weight_format] += 1
@@ -239,5 +250,7 @@ def _vector(weight: Tensor) -> Tensor:
     return weight.detach().float().contiguous()
 
 
-def _bias(linear: nn.Linear | QuantizedLinear) -> Tensor | None:
-    return None if linear.bias is None else _vector(linear.bias)
+def _bias(linear: nn.Module) -> Tensor | None:
+    """What is added to a layer's results; the bias of int8 layers may be within their integers."""
+    bias = getattr(linear, "bias", None)
+    return _vector(bias) if isinstance(bias, Tensor) else None

@@ -194,8 +194,12 @@ class OneDnnProduct:
     def __call__(self, x_MK: Tensor) -> Tensor:
         """[M, K] -> [M, N] in x's dtype."""
         out_dtype = x_MK.dtype if x_MK.dtype == torch.bfloat16 else torch.float32
+        return self.multiply(self.inputs.quantise(x_MK, is_unsigned=True), out_dtype).to(x_MK.dtype)
+
+    def multiply(self, q_MK: Tensor, out_dtype: torch.dtype) -> Tensor:
+        """Activations that are integers already, uint8 [M, K] -> [M, N], fp32 or bf16."""
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
-            self.inputs.quantise(x_MK, is_unsigned=True),
+            q_MK,
             self.inputs.scale,
             self.inputs.offset - LOW,
             self.packed,
@@ -209,7 +213,7 @@ class OneDnnProduct:
             [],
             "",
         )
-        return out.to(x_MK.dtype)
+        return out
 
 
 @cache

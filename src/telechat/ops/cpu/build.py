@@ -30,8 +30,11 @@ AMX = (*AVX512_WIDE, "-mavx512vbmi", "-mavx512bf16", "-mamx-tile", "-mamx-int8",
 Compilation = tuple[str, str, tuple[str, ...]]
 
 PLAIN_FILES = ("adapters", "context", "decoder", "matmul", "mixture", "pack", "pool", "rows", "sample")
-LEVEL_FILES = ("level_attention", "level_matmul_float", "level_matmul_int", "level_rows", "level_sample")
-AMX_FILES = ("attention_amx", "matmul_amx_bf16", "matmul_amx_int")
+LEVEL_FILES = (
+    *("level_attention", "level_matmul_float", "level_matmul_int", "level_matmul_w8a8"),
+    *("level_rows", "level_sample"),
+)
+AMX_FILES = ("attention_amx", "matmul_amx_tiles", "matmul_amx_int")
 
 
 class BuildError(Exception):

@@ -25,6 +25,12 @@ log = logging.getLogger(__name__)
 Fields = list[tuple[str, type]]
 
 
+class Range(Structure):
+    """tc_range."""
+
+    _fields_: ClassVar[Fields] = [("scale", c_float), ("offset", c_int32), ("by_row", c_int32)]
+
+
 class Weight(Structure):
     """tc_weight."""
 
@@ -37,6 +43,7 @@ class Weight(Structure):
         ("num_blocks", c_int64),
         ("panel_bytes", c_int64),
         ("data", c_void_p),
+        ("range", Range),
     ]
 
 
@@ -185,6 +192,7 @@ _FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "tc_weight_init": (c_int64, [POINTER(Weight)]),
     "tc_pack": (None, [c_void_p, POINTER(Weight), c_void_p, c_int]),
     "tc_pack_quantised": (None, [c_void_p, POINTER(Weight), c_void_p, c_void_p]),
+    "tc_pack_w8a8": (None, [c_void_p, POINTER(Weight), c_void_p, c_void_p, c_void_p]),
     "tc_unpack": (None, [POINTER(Weight), c_void_p]),
     "tc_matmul": (
         None,

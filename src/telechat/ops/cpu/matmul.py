@@ -1,9 +1,9 @@
 """Products of activations and packed weights, with bias.
 
-With int4 and int8 weights the activations are quantised on the fly, int8 by groups of 32. On an AMX machine
-rows of prompts take another way: activations in bf16 and weights turned into bf16. bf16 weights take
-activations rounded to bf16. Every row is summed in the same order at any number of rows.
-Shapes: M rows, N outputs, K inputs.
+With int4 and int8 weights the activations are quantised on the fly, int8 by groups of 32; w8a8 weights say
+how their activations become int8, and all sums are integers to the end. On an AMX machine rows of prompts
+take another way: activations in bf16 and weights turned into bf16. bf16 weights take activations rounded to
+bf16. Every row is summed in the same order at any number of rows. Shapes: M rows, N outputs, K inputs.
 """
 
 from __future__ import annotations

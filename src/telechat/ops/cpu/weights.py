@@ -1,25 +1,30 @@
-"""Weights packed for the kernels: int4 and int8 by groups, bf16, fp32.
+"""Weights packed for the kernels: int4 and int8 by groups, bf16, fp32, and int8 for int8 activations (w8a8).
 
 int4 and int8 are symmetric with one fp16 scale per group of 32, 64 or 128 inputs: weight = integer * scale.
-The packed bytes lie in huge pages where the system gives them. Shapes: N outputs, K inputs, G groups of a
-row.
+w8a8 has one scale per output, and knows how activations become integers. The packed bytes lie in huge pages
+where the system gives them. Shapes: N outputs, K inputs, G groups of a row.
 """
 
 from __future__ import annotations
 
 import ctypes
 import weakref
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from telechat.errors import ConfigError
+from telechat.ops.cpu import library
 from telechat.ops.cpu.context import Context
 from telechat.ops.cpu.library import Weight
+from telechat.ops.int8 import DynamicWeight, StaticWeight
 
 WeightFormat = Literal["int4", "int8", "bfloat16", "float32"]
+# What a float matrix can be packed as.
 FORMATS: tuple[WeightFormat, ...] = get_args(WeightFormat)
+W8A8: Final = "w8a8"
+_STORED = (*FORMATS, W8A8)
 GROUPS = (32, 64, 128)
 _PANEL = 16
 _SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -28,8 +33,8 @@ _RANGES = {"int4": (-8, 7), "int8": (-127, 127)}
 _TAKEN = {"int4": (-8, 7), "int8": (-128, 127)}
 
 
-def is_quantised(weight_format: WeightFormat) -> bool:
-    """Whether a format stores integers and scales."""
+def is_quantised(weight_format: WeightFormat | Literal["w8a8"]) -> bool:
+    """Whether a format stores integers and scales by groups."""
     return weight_format in _RANGES
 
 
@@ -60,21 +65,26 @@ def dequantise_reference(q_NK: Tensor, scales_NG: Tensor, group: int) -> Tensor:
 
 
 class PackedWeight:
-    """A weight in the layout that the kernels read; made by `pack` or `pack_quantised`.
+    """A weight in the layout that the kernels read; made by `pack`, `pack_quantised` or `pack_w8a8`.
 
     Attributes:
-        weight_format, group: how it is stored; group is 0 for bfloat16 and float32.
+        weight_format, group: how it is stored; group is 0 where there are no groups.
         rows, columns: outputs and inputs.
         num_bytes: memory it takes.
         struct: what C is given.
     """
 
     def __init__(
-        self, context: Context, rows: int, columns: int, weight_format: WeightFormat, group: int
+        self,
+        context: Context,
+        rows: int,
+        columns: int,
+        weight_format: WeightFormat | Literal["w8a8"],
+        group: int,
     ) -> None:
-        if weight_format not in FORMATS:
+        if weight_format not in _STORED:
             raise ConfigError(
-                f"Unknown weight format {weight_format!r}.", hint=f"Choose {', '.join(FORMATS)}."
+                f"Unknown weight format {weight_format!r}.", hint=f"Choose {', '.join(_STORED)}."
             )
         if is_quantised(weight_format) and group not in GROUPS:
             raise ConfigError(f"group is {group}; the kernels have {', '.join(map(str, GROUPS))}.")
@@ -82,16 +92,15 @@ class PackedWeight:
         self.group = group if is_quantised(weight_format) else 0
         self.rows, self.columns = rows, columns
         self.struct = Weight(
-            format=FORMATS.index(weight_format), group=self.group, rows=rows, columns=columns
+            format=_STORED.index(weight_format), group=self.group, rows=rows, columns=columns
         )
-        library = context.library
-        self.num_bytes: int = library.tc_weight_init(ctypes.byref(self.struct))
-        address = library.tc_huge_alloc(self.num_bytes)
+        self._library = context.library
+        self.num_bytes: int = self._library.tc_weight_init(ctypes.byref(self.struct))
+        address = self._library.tc_huge_alloc(self.num_bytes)
         if not address:
             raise MemoryError(f"{self.num_bytes} bytes for a weight of {rows} x {columns}")
         self.struct.data = address
-        self._library = library
-        weakref.finalize(self, library.tc_huge_free, address, self.num_bytes)
+        weakref.finalize(self, self._library.tc_huge_free, address, self.num_bytes)
 
     @classmethod
     def pack(
@@ -124,13 +133,35 @@ class PackedWeight:
         )
         return packed
 
+    @classmethod
+    def pack_w8a8(cls, context: Context, weight: StaticWeight | DynamicWeight) -> PackedWeight:
+        """Pack int8 weights that int8 activations go with; a bias within `quant_bias` stays there."""
+        q_NK = weight.weight.contiguous()
+        packed = cls(context, q_NK.shape[0], q_NK.shape[1], W8A8, 0)
+        offsets: Tensor | None = None
+        if isinstance(weight, StaticWeight):
+            scales, offsets = weight.deq_scale.float().contiguous(), weight.quant_bias.contiguous()
+            packed.struct.range = library.Range(weight.inputs.scale, weight.inputs.offset, by_row=0)
+        else:
+            scales = weight.scales.float().contiguous()
+            packed.struct.range = library.Range(by_row=1)
+        assert q_NK.dtype == torch.int8 and scales.shape == (packed.rows,), scales.shape
+        packed._library.tc_pack_w8a8(
+            context.handle,
+            ctypes.byref(packed.struct),
+            q_NK.data_ptr(),
+            scales.data_ptr(),
+            None if offsets is None else offsets.data_ptr(),
+        )
+        return packed
+
     def take_rows(self, rows_T: Tensor) -> Tensor:
         """Some rows [T, K] of a bfloat16 or float32 weight, in its dtype; rows are int64 [T].
 
         Raises:
             IndexError: there is no such row.
         """
-        assert not is_quantised(self.weight_format), self.weight_format
+        assert self.weight_format in ("bfloat16", "float32"), self.weight_format
         if rows_T.numel() and not 0 <= int(rows_T.min()) <= int(rows_T.max()) < self.rows:
             raise IndexError(f"rows {int(rows_T.min())} to {int(rows_T.max())} of {self.rows}")
         panels, lanes = rows_T // _PANEL, rows_T % _PANEL
@@ -142,7 +173,8 @@ class PackedWeight:
         return by_panel[panels, :, lanes].flatten(1)[:, : self.columns]
 
     def unpack(self) -> Tensor:
-        """The fp32 matrix [N, K] that the packed weight stands for."""
+        """The fp32 matrix [N, K] that the packed weight, not w8a8, stands for."""
+        assert self.weight_format != W8A8, "ask the weight that was packed"
         out = torch.empty(self.rows, self.columns)
         self._library.tc_unpack(ctypes.byref(self.struct), out.data_ptr())
         return out

@@ -9,6 +9,7 @@
 tc_context *tc_context_new(int threads, int level);
 int64_t tc_weight_init(tc_weight *w);
 void tc_pack(tc_context *c, const tc_weight *w, const void *source, int dtype);
+void tc_pack_w8a8(tc_context *c, const tc_weight *w, const int8_t *q, const float *scales, const int32_t *offsets);
 void tc_unpack(const tc_weight *w, float *out);
 void tc_matmul(tc_context *c, const tc_weight *w, const tc_source *source, int64_t rows, const tc_output *output,
                int64_t num_decoding);
@@ -62,6 +63,33 @@ static void check_matmul(tc_context *c, int format, int64_t rows) {
             expect("matmul", out[m * N + n], sum, 0.15); /* int8 activations: 1/254 of up to 1, 100 times */
         }
     }
+}
+
+static void check_w8a8(tc_context *c, int by_row) {
+    enum { M = 19, N = 40, K = 100 };
+    tc_weight w = {.format = TC_W_W8A8, .rows = N, .columns = K, .range = {0.01f, -7, by_row}};
+    w.data = tc_huge_alloc((size_t)tc_weight_init(&w));
+    int8_t q[N * K];
+    int32_t offsets[N];
+    for (int i = 0; i < N * K; i++) q[i] = (int8_t)(128 * random_value());
+    for (int n = 0; n < N; n++) {
+        offsets[n] = 0;
+        for (int k = 0; k < K && !by_row; k++) offsets[n] += 7 * q[n * K + k];
+    }
+    float *x = random_values(M * K), *scales = random_values(N), out[M * N];
+    tc_pack_w8a8(c, &w, q, scales, offsets);
+    tc_source from = {x, NULL, TC_F32, K};
+    tc_output to = {out, NULL, TC_F32, 0, N};
+    tc_matmul(c, &w, &from, M, &to, 1);
+    note(out, sizeof out);
+    for (int m = 0; m < M; m++)
+        for (int n = 0; n < N; n++) {
+            double sum = 0;
+            for (int k = 0; k < K; k++) sum += x[m * K + k] * (double)q[n * K + k];
+            if (!by_row) sum /= 0.01;
+            /* Each input is rounded to a hundredth, or to 1/127. */
+            expect("w8a8", out[m * N + n], sum * scales[n], (by_row ? 0.004 : 0.5) * 128 * 20 * fabsf(scales[n]) + 1e-3);
+        }
 }
 
 static void check_rows(tc_context *c) {
@@ -125,6 +153,8 @@ int main(void) {
     tc_context *c = tc_context_new(2, TC_PORTABLE);
     for (int format = 0; format < 4; format++)
         for (int64_t rows = 1; rows < 40; rows += 7) check_matmul(c, format, rows);
+    check_w8a8(c, 0);
+    check_w8a8(c, 1);
     check_rows(c);
     check_attention(c);
     check_int8_cache(c);

@@ -185,6 +185,17 @@ INLINE float highest16(v16f v) {
 #endif
 }
 
+/* Sums of integers and what is to be added to them, as values. */
+INLINE v16f scaled_sums(v16i exact, v16i offset, v16f scale, float row_scale) {
+    v16i sum = (v16i)((v16u)exact + (v16u)offset);
+#if defined(__AVX512F__)
+    v16f value = (v16f)_mm512_cvtepi32_ps((__m512i)sum);
+#else
+    v16f value = __builtin_convertvector(sum, v16f);
+#endif
+    return value * row_scale * scale;
+}
+
 /* Nearest integer, ties to even, for |x| < 2^22: adding 1.5 * 2^23 leaves it in the low bits. */
 INLINE v16f round16(v16f x, v16i *integer) {
     v16f shifted = x + 12582912.0f;

@@ -34,9 +34,9 @@ INLINE void load_block(const tc_source *s, int64_t at, int64_t count, v16f *low,
     *high = load_f32(buffer + 16);
 }
 
-/* Where a row's 32 inputs of a block are, in such rows. */
+/* Where a row's inputs of a block are, counted in such rows. */
 INLINE int64_t row_index(const tc_acts *acts, int64_t row, int64_t block) {
-    int64_t unit = acts->format == TC_ACT_BF16 ? 2 * TILE : TILE, start = row / unit * unit;
+    int64_t unit = acts->tiles_together * TILE, start = row / unit * unit;
     int64_t height = acts->stored_rows - start < unit ? acts->stored_rows - start : unit;
     int64_t first = block / acts->part * acts->part;
     int64_t count = acts->num_blocks - first < acts->part ? acts->num_blocks - first : acts->part;
@@ -53,8 +53,53 @@ INLINE v16i scaled_integers(v16f x, float factor) {
     return integers;
 }
 
+/* The scale that makes the largest magnitude of a row 127. */
+static float row_scale(const tc_acts *acts, const tc_source *s, int64_t row) {
+    v16f low, high, most = splat(0);
+    for (int64_t at = 0; at < acts->columns; at += BLOCK) {
+        load_block(s, row * s->stride + at, acts->columns - at, &low, &high);
+        most = max16(most, max16(abs16(low), abs16(high)));
+    }
+    float scale = highest16(most) / 127.0f;
+    return scale > 1e-12f ? scale : 1e-12f;
+}
+
+INLINE v16i bytes_of(v16f x, float scale, float offset) {
+    v16i integers;
+    x = x / scale + offset;
+    x = -max16(-max16(x, splat(-128.0f)), splat(-127.0f));
+    round16(x, &integers);
+    return integers + 128;
+}
+
+/* Blocks first .. last-1 of one row in 8 bits; all of them where the row has a scale of its own. */
+static void prepare_bytes(const tc_acts *acts, const tc_source *s, int64_t row, int64_t first, int64_t last) {
+    int is_filling = row >= acts->rows;
+    float scale = acts->range.scale, offset = (float)acts->range.offset;
+    if (acts->range.by_row) {
+        scale = is_filling ? 1.0f : row_scale(acts, s, row);
+        offset = 0;
+    }
+    /* Where all rows have one scale, the weight's contain it. */
+    if (first == 0) acts->scales[row] = acts->range.by_row ? scale : 1.0f;
+    for (int64_t b = first; b < last; b++) {
+        uint8_t *to = (uint8_t *)acts->values + row_index(acts, row, b) * BYTE_BLOCK;
+        for (int64_t i = 0; i < BYTE_BLOCK; i += BLOCK) {
+            v16f low, high;
+            int64_t at = b * BYTE_BLOCK + i;
+            load_block(s, row * s->stride + at, is_filling ? 0 : acts->columns - at, &low, &high);
+            store_int8((int8_t *)to + i, bytes_of(low, scale, offset));
+            store_int8((int8_t *)to + i + 16, bytes_of(high, scale, offset));
+        }
+    }
+}
+
 /* Bring blocks first .. last-1 of one row into the form that `acts` has. */
 static void prepare(const tc_acts *acts, const tc_source *s, int64_t row, int64_t first, int64_t last) {
+    if (acts->format == TC_ACT_UINT8) {
+        prepare_bytes(acts, s, row, first, last);
+        return;
+    }
     for (int64_t b = first; b < last; b++) {
         int64_t index = row_index(acts, row, b);
         v16f low, high;
@@ -246,9 +291,10 @@ static void rope_token(const tc_rope *r, int64_t t) {
 
 int64_t NAME(int_panels)(const tc_weight *w, int64_t panel, int64_t count, const tc_acts *acts, int64_t tile, float *y);
 void NAME(float_panel)(const tc_weight *w, int64_t panel, const tc_acts *acts, int64_t tile, float *y);
+void NAME(w8a8_panel)(const tc_weight *w, int64_t panel, const tc_acts *acts, int64_t tile, float *y);
 void NAME(attend)(const tc_attention *a, int64_t sequence, int64_t kv_head, int64_t first_token,
                   int64_t num_tokens, int64_t first_head, int64_t num_heads, float *scratch);
 
 const tc_kernels NAME(tc_kernels) = {
-    prepare, NAME(int_panels), NAME(float_panel), norm_row, swiglu, rope_token, NAME(attend), store,
+    prepare, NAME(int_panels), NAME(float_panel), NAME(w8a8_panel), norm_row, swiglu, rope_token, NAME(attend), store,
 };

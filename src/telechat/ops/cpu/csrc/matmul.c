@@ -8,29 +8,33 @@
 #define AMX_INT_MIN_ROWS 9
 /* So much of bf16 activations, with two panels of bf16 weights, fits the second-level cache. */
 #define FEW_BLOCKS (128 * 4096 / BLOCK)
+#define TILE_ROW 64 /* bytes of one row of a tile: 32 inputs in bf16, 64 in 8 bits */
 #define CHUNKS_PER_THREAD 8
 #define MAX_PANELS_PER_CHUNK 16
-#define MAX_PANELS_BF16 32 /* 512 rows x 512 outputs of fp32 sums: half of a second-level cache of 2 MB */
+#define MAX_PANELS_TILES 32 /* 512 rows x 512 outputs of 32-bit sums: half of a second-level cache of 2 MB */
 #define MAX_PRODUCTS 4
 
 /* Room for `rows` activations in the form that `w` wants, in the context's scratch memory. */
-size_t tc_acts_init(tc_context *c, tc_acts *acts, const tc_weight *w, int64_t rows, int as_bf16) {
-    int is_int = w->format == TC_W_INT4 || w->format == TC_W_INT8;
-    *acts = (tc_acts){.rows = rows, .columns = w->columns, .num_blocks = w->num_blocks};
-    acts->stored_rows = as_bf16 && (is_int || rows > TILE) ? (rows + TILE - 1) / TILE * TILE : rows;
-    int is_few = w->format == TC_W_BF16 && (rows <= 2 * TILE || rows * w->num_blocks <= FEW_BLOCKS);
-    acts->part = as_bf16 && !is_few ? PART : w->num_blocks;
-    acts->format = as_bf16 ? TC_ACT_BF16 : is_int ? TC_ACT_INT8 : TC_ACT_F32;
+size_t tc_acts_init(tc_context *c, tc_acts *acts, const tc_weight *w, int64_t rows, int as_tiles) {
+    int is_int = w->format == TC_W_INT4 || w->format == TC_W_INT8, is_w8a8 = w->format == TC_W_W8A8;
+    *acts = (tc_acts){.rows = rows, .columns = w->columns, .num_blocks = w->num_blocks, .range = w->range};
+    acts->stored_rows = as_tiles && (is_int || rows > TILE) ? (rows + TILE - 1) / TILE * TILE : rows;
+    int is_few = !is_int && (rows <= 2 * TILE || rows * w->num_blocks <= FEW_BLOCKS);
+    acts->part = as_tiles && !is_few ? PART : w->num_blocks;
+    acts->tiles_together = as_tiles ? 2 : 1;
+    acts->format = is_w8a8 ? TC_ACT_UINT8 : as_tiles ? TC_ACT_BF16 : is_int ? TC_ACT_INT8 : TC_ACT_F32;
     acts->offset = w->format == TC_W_INT4 ? 8 : w->format == TC_W_INT8 ? 128 : w->format == TC_W_BF16;
     size_t blocks = (size_t)(acts->stored_rows * w->num_blocks);
-    size_t width = as_bf16 ? 2 : is_int ? 1 : 4;
+    size_t width = acts->format == TC_ACT_INT8 ? BLOCK : acts->format == TC_ACT_F32 ? BLOCK * 4 : TILE_ROW;
     /* A pair of tiles more: AMX kernels load one step ahead of what they use. */
-    acts->values = tc_alloc(c, blocks * BLOCK * width + (as_bf16 ? 2 * TILE * BLOCK * 2 : 0));
+    acts->values = tc_alloc(c, blocks * width + (as_tiles ? 2 * TILE * TILE_ROW : 0));
     if (acts->format == TC_ACT_INT8) {
         acts->scales = tc_alloc(c, blocks * sizeof(float));
         acts->corrections = tc_alloc(c, blocks * sizeof(int32_t));
+    } else if (is_w8a8) {
+        acts->scales = tc_alloc(c, (size_t)acts->stored_rows * sizeof(float));
     }
-    return blocks * BLOCK * width;
+    return blocks * width;
 }
 
 #define PREPARE_BLOCKS 64 /* of one row, for one thread */
@@ -39,7 +43,7 @@ typedef struct {
     const tc_context *context;
     const tc_acts *acts;
     const tc_source *source;
-    int64_t parts_per_row, parts_per_chunk;
+    int64_t parts_per_row, parts_per_chunk, blocks_per_part;
 } preparation;
 
 static void prepare_chunk(void *arg, int64_t chunk, int thread) {
@@ -48,7 +52,7 @@ static void prepare_chunk(void *arg, int64_t chunk, int thread) {
     int64_t end = (chunk + 1) * p->parts_per_chunk;
     if (end > p->parts_per_row * p->acts->stored_rows) end = p->parts_per_row * p->acts->stored_rows;
     for (int64_t part = chunk * p->parts_per_chunk; part < end; part++) {
-        int64_t first = part % p->parts_per_row * PREPARE_BLOCKS, last = first + PREPARE_BLOCKS;
+        int64_t first = part % p->parts_per_row * p->blocks_per_part, last = first + p->blocks_per_part;
         if (last > p->acts->num_blocks) last = p->acts->num_blocks;
         p->context->kernels->prepare(p->acts, p->source, part / p->parts_per_row, first, last);
     }
@@ -56,11 +60,13 @@ static void prepare_chunk(void *arg, int64_t chunk, int thread) {
 
 void tc_prepare(tc_context *c, tc_acts *acts, const tc_source *source) {
     int64_t parts_per_row = (acts->num_blocks + PREPARE_BLOCKS - 1) / PREPARE_BLOCKS;
+    int64_t blocks = PREPARE_BLOCKS;
+    if (acts->range.by_row) parts_per_row = 1, blocks = acts->num_blocks;
     int64_t parts = parts_per_row * acts->stored_rows;
     /* Waking threads costs more than a few thousand values do. */
     int64_t threads = parts < 3 ? 1 : tc_pool_threads(c->pool);
     int64_t per_chunk = threads == 1 ? parts : (parts + threads * 4 - 1) / (threads * 4);
-    preparation p = {c, acts, source, parts_per_row, per_chunk};
+    preparation p = {c, acts, source, parts_per_row, per_chunk, blocks};
     tc_pool_run(c->pool, (parts + per_chunk - 1) / per_chunk, prepare_chunk, &p);
 }
 
@@ -82,11 +88,11 @@ static void panel_by_panel(const tc_context *c, const tc_acts *acts, const tc_pr
     _Alignas(64) float y[INT_PANELS * TILE * PANEL];
     for (int64_t tile = 0; tile * TILE < acts->rows; tile++) {
         int64_t rows = acts->rows - tile * TILE < TILE ? acts->rows - tile * TILE : TILE;
-        int is_float = acts->format == TC_ACT_F32;
-        int is_amx = !is_float && c->level == TC_AMX && rows >= AMX_INT_MIN_ROWS;
+        int is_amx = acts->format == TC_ACT_INT8 && c->level == TC_AMX && rows >= AMX_INT_MIN_ROWS;
         if (is_amx) tc_amx_int_begin(rows);
         for (int64_t panel = first, count = 1; panel < last; panel += count) {
-            if (is_float) kernels->float_panel(w, panel, acts, tile, y);
+            if (acts->format == TC_ACT_F32) kernels->float_panel(w, panel, acts, tile, y);
+            else if (acts->format == TC_ACT_UINT8) kernels->w8a8_panel(w, panel, acts, tile, y);
             else if (is_amx) tc_amx_int_panel(w, panel, acts, tile, y);
             else count = kernels->int_panels(w, panel, last - panel, acts, tile, y);
             for (int64_t i = 0; i < count; i++) {
@@ -100,14 +106,14 @@ static void panel_by_panel(const tc_context *c, const tc_acts *acts, const tc_pr
 
 /* Scratch memory that `tc_panels` needs for so many panels. */
 size_t tc_panels_scratch(const tc_acts *acts, int64_t num_panels) {
-    return acts->format == TC_ACT_BF16 ? tc_amx_scratch(acts, num_panels) : 0;
+    return acts->tiles_together == 2 ? tc_amx_scratch(acts, num_panels) : 0;
 }
 
 /* Panels first .. last - 1 of a product, on the calling thread. */
 void tc_panels(const tc_context *c, const tc_acts *acts, const tc_product *product, int64_t first, int64_t last,
                uint8_t *scratch) {
-    if (acts->format == TC_ACT_BF16)
-        tc_amx_bf16(product->weight, first, last - first, acts, &product->output, c->kernels, scratch);
+    if (acts->tiles_together == 2)
+        tc_amx_tiles(product->weight, first, last - first, acts, &product->output, c->kernels, scratch);
     else panel_by_panel(c, acts, product, first, last);
 }
 
@@ -127,14 +133,14 @@ static void multiply_chunk(void *arg, int64_t chunk, int thread) {
 
 /* Cut the panels into chunks: large ones, then for each thread one more in small pieces. */
 static int64_t divide(work *k, int64_t threads) {
-    int is_bf16 = k->acts->format == TC_ACT_BF16;
+    int in_pairs = k->acts->tiles_together == 2;
     int64_t panels = k->first_panel[k->count], large = panels / (threads * CHUNKS_PER_THREAD);
-    int64_t most = is_bf16 && k->acts->part < k->acts->num_blocks ? MAX_PANELS_BF16 : MAX_PANELS_PER_CHUNK;
+    int64_t most = in_pairs && k->acts->part < k->acts->num_blocks ? MAX_PANELS_TILES : MAX_PANELS_PER_CHUNK;
     if (large > most) large = most;
     if (large < INT_PANELS) large = panels < threads * INT_PANELS ? panels / threads : INT_PANELS;
-    if (is_bf16) large = (large + 1) / 2 * 2; /* they go in pairs */
+    if (in_pairs) large = (large + 1) / 2 * 2;
     k->large = large < 1 ? 1 : large;
-    k->small = is_bf16 ? (k->large / 4 + 1) / 2 * 2 : k->large / 4;
+    k->small = in_pairs ? (k->large / 4 + 1) / 2 * 2 : k->large / 4;
     if (k->small < INT_PANELS) k->small = k->large < INT_PANELS ? k->large : INT_PANELS;
     k->num_large = panels / k->large - threads;
     if (k->num_large < 0) k->num_large = 0;
@@ -158,16 +164,16 @@ tc_output tc_into(float *out, int64_t stride, const float *bias, int accumulate)
 }
 
 static void multiply_alike(tc_context *c, const tc_source *source, int64_t rows, const tc_product *products, int count,
-                           int as_bf16) {
+                           int as_tiles) {
     tc_acts acts;
-    tc_acts_init(c, &acts, products[0].weight, rows, as_bf16);
+    tc_acts_init(c, &acts, products[0].weight, rows, as_tiles);
     tc_prepare(c, &acts, source);
     tc_products(c, &acts, products, count);
 }
 
 /* Products with rows first .. end - 1. */
 static void multiply_from(tc_context *c, const tc_source *source, int64_t first, int64_t end,
-                          const tc_product *products, int count, int as_bf16) {
+                          const tc_product *products, int count, int as_tiles) {
     tc_source s = *source;
     tc_product moved[MAX_PRODUCTS];
     s.x = (const char *)s.x + first * s.stride * (s.dtype == TC_F32 ? 4 : 2);
@@ -177,7 +183,12 @@ static void multiply_from(tc_context *c, const tc_source *source, int64_t first,
         tc_output *o = &moved[i].output;
         o->out = (char *)o->out + first * o->stride * (o->dtype == TC_F32 ? 4 : 2);
     }
-    multiply_alike(c, &s, end - first, moved, count, as_bf16);
+    multiply_alike(c, &s, end - first, moved, count, as_tiles);
+}
+
+static int shares_activations(const tc_weight *a, const tc_weight *b) {
+    return a->format == b->format && a->num_blocks == b->num_blocks && a->range.scale == b->range.scale &&
+           a->range.offset == b->range.offset && a->range.by_row == b->range.by_row;
 }
 
 /* Products of the rows of `source` with one or two weights; these share the prepared activations where their
@@ -187,14 +198,15 @@ static void multiply_from(tc_context *c, const tc_source *source, int64_t first,
 void tc_multiply(tc_context *c, const tc_source *source, int64_t rows, const tc_product *products, int count,
                  int64_t num_decoding) {
     const tc_weight *w = products[0].weight, *last = products[count - 1].weight;
-    if (last->format != w->format || last->num_blocks != w->num_blocks) {
+    if (!shares_activations(w, last)) {
         tc_multiply(c, source, rows, products, 1, num_decoding);
         tc_multiply(c, source, rows, products + 1, 1, num_decoding);
         return;
     }
     int is_quantised = w->format == TC_W_INT4 || w->format == TC_W_INT8;
     if (c->level < TC_AMX || !is_quantised || num_decoding >= rows) {
-        multiply_alike(c, source, rows, products, count, c->level == TC_AMX && w->format == TC_W_BF16);
+        int as_tiles = c->level == TC_AMX && (w->format == TC_W_BF16 || w->format == TC_W_W8A8);
+        multiply_alike(c, source, rows, products, count, as_tiles);
         return;
     }
     if (num_decoding) multiply_from(c, source, 0, num_decoding, products, count, 0);

@@ -33,22 +33,33 @@ static uint16_t float_to_f16(float f) {
 }
 
 int64_t tc_block_bytes(int format) {
-    static const int64_t bytes[] = {256, 512, 1024, 2048};
+    static const int64_t bytes[] = {256, 512, 1024, 2048, 1024};
     return bytes[format];
 }
 
 static int has_scales(const tc_weight *w) { return w->format == TC_W_INT4 || w->format == TC_W_INT8; }
 
-int64_t tc_superblock(const tc_weight *w) { return has_scales(w) ? 2 * (int64_t)w->group : BLOCK; }
+static int64_t block_inputs(const tc_weight *w) { return w->format == TC_W_W8A8 ? BYTE_BLOCK : BLOCK; }
+
+int64_t tc_superblock(const tc_weight *w) { return has_scales(w) ? 2 * (int64_t)w->group : block_inputs(w); }
+
+/* Bytes behind the panels. */
+static int64_t out_bytes(const tc_weight *w) { return w->format == TC_W_W8A8 ? w->num_panels * PANEL * 8 : 0; }
+
+const float *tc_out_scales(const tc_weight *w) { return (const float *)(w->data + w->num_panels * w->panel_bytes); }
+
+const int32_t *tc_out_offsets(const tc_weight *w) {
+    return (const int32_t *)(tc_out_scales(w) + w->num_panels * PANEL);
+}
 
 /* Fill in the derived fields of a weight whose format, group, rows and columns are set; returns its bytes. */
 API int64_t tc_weight_init(tc_weight *w) {
     int64_t unit = tc_superblock(w);
     int64_t units = (w->columns + unit - 1) / unit;
-    w->num_blocks = units * (unit / BLOCK);
+    w->num_blocks = units * (unit / block_inputs(w));
     w->num_panels = (w->rows + PANEL - 1) / PANEL;
     w->panel_bytes = w->num_blocks * tc_block_bytes(w->format) + (has_scales(w) ? units * 2 * PANEL * 2 : 0);
-    return w->num_panels * w->panel_bytes;
+    return w->num_panels * w->panel_bytes + out_bytes(w);
 }
 
 /* The bytes of a block, and the 16 scales that belong to it. */
@@ -191,7 +202,44 @@ API void tc_pack_quantised(tc_context *c, const tc_weight *w, const int8_t *q, c
     tc_leave(c);
 }
 
-/* The plain fp32 matrix [N, K] that a packed weight stands for. */
+typedef struct {
+    const tc_weight *weight;
+    const int8_t *q;
+    const float *scales;
+    const int32_t *offsets; /* or NULL */
+} byte_packing;
+
+static void pack_bytes(void *arg, int64_t panel, int thread) {
+    (void)thread;
+    const byte_packing *p = arg;
+    const tc_weight *w = p->weight;
+    uint8_t *to = w->data + panel * w->panel_bytes;
+    for (int64_t row = panel * PANEL; row < (panel + 1) * PANEL; row++) {
+        int inside = row < w->rows, lane = (int)(row % PANEL);
+        int32_t sum = 0;
+        for (int64_t column = 0; column < w->num_blocks * BYTE_BLOCK; column++) {
+            int8_t q = inside && column < w->columns ? p->q[row * w->columns + column] : 0;
+            to[column / 4 * 64 + lane * 4 + column % 4] = (uint8_t)q;
+            sum += q;
+        }
+        ((float *)tc_out_scales(w))[row] = inside ? p->scales[row] : 0;
+        /* Activations are stored with 128 added to them. Wraps as the sums do. */
+        uint32_t offset = inside && p->offsets ? (uint32_t)p->offsets[row] : 0;
+        ((int32_t *)tc_out_offsets(w))[row] = (int32_t)(offset - 128u * (uint32_t)sum);
+    }
+}
+
+/* Pack a w8a8 weight whose `range` is set: integers [N, K], and for each output a scale and what is added to its
+ * sum of integers (or NULL): result = (sum + offset) * scale, times the row's scale where rows have one. */
+API void tc_pack_w8a8(tc_context *c, const tc_weight *w, const int8_t *q, const float *scales,
+                      const int32_t *offsets) {
+    byte_packing p = {w, q, scales, offsets};
+    tc_enter(c);
+    tc_pool_run(c->pool, w->num_panels, pack_bytes, &p);
+    tc_leave(c);
+}
+
+/* The plain fp32 matrix [N, K] that a packed weight, not w8a8, stands for. */
 API void tc_unpack(const tc_weight *w, float *out) {
     for (int64_t row = 0; row < w->rows; row++) {
         for (int64_t column = 0; column < w->columns; column++) {

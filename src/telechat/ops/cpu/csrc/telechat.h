@@ -16,12 +16,19 @@
 #define TILE 16  /* rows of one activation tile: the rows of one AMX tile */
 #define BLOCK 32 /* inputs of one block: one scale of quantised activations */
 #define INT_PANELS 4 /* panels that an integer product takes at most at once */
-#define PART 8   /* blocks of many rows that an AMX bf16 product takes at a time */
+#define BYTE_BLOCK 64 /* inputs of one block of w8a8 */
+#define PART 8   /* blocks of many rows that an AMX tile product takes at a time */
 
 enum { TC_F32 = 0, TC_BF16 = 1, TC_INT8 = 2 };                            /* element types */
-enum { TC_W_INT4 = 0, TC_W_INT8 = 1, TC_W_BF16 = 2, TC_W_F32 = 3 };       /* weight formats */
-enum { TC_ACT_INT8 = 0, TC_ACT_BF16 = 1, TC_ACT_F32 = 2 };                /* activation formats */
+enum { TC_W_INT4 = 0, TC_W_INT8 = 1, TC_W_BF16 = 2, TC_W_F32 = 3, TC_W_W8A8 = 4 }; /* weight formats */
+enum { TC_ACT_INT8 = 0, TC_ACT_BF16 = 1, TC_ACT_F32 = 2, TC_ACT_UINT8 = 3 };      /* activation formats */
 enum { TC_PORTABLE = 0, TC_AVX2 = 1, TC_AVX512 = 2, TC_AMX = 3 };         /* instruction set levels */
+
+/* How activations become int8 for w8a8: q = clamp(round(x / scale + offset)), or with a scale of each row's own. */
+typedef struct {
+    float scale;
+    int32_t offset, by_row; /* by_row: the row's largest magnitude becomes 127; scale and offset say nothing */
+} tc_range;
 
 /* A packed weight: num_panels panels after one another, each with num_blocks blocks; zeros fill both up.
  *   int4, int8  superblocks of 2 * group inputs: their blocks, then 2 x 16 fp16 scales. A block holds 8
@@ -29,24 +36,30 @@ enum { TC_PORTABLE = 0, TC_AVX2 = 1, TC_AVX512 = 2, TC_AMX = 3 };         /* ins
  *               with an offset (8 or 128) as unsigned. int4 keeps quads 0-3 in low nibbles, 4-7 in high.
  *   bf16        a block is 16 pairs of inputs; in a pair each output has 2 consecutive inputs.
  *   f32         a block is 32 inputs of 16 outputs.
+ *   w8a8        int8 as it is, of which all sums are integers to the end: a block is 64 inputs in 16 quads. Behind
+ *               the panels each output has an fp32 scale, then each an int32 that is added to its sum.
  */
 typedef struct {
     int32_t format, group;
     int64_t rows, columns; /* N, K without filling */
     int64_t num_panels, num_blocks, panel_bytes;
     uint8_t *data; /* aligned to 64 bytes */
+    tc_range range; /* of w8a8 */
 } tc_weight;
 
-/* Activations made ready for one kind of weight: [tile][block][row of the tile][32], only the last tile has
- * fewer than 16 rows. int8 has one scale and one correction (-offset * sum of the 32 integers) per row and
- * block, [tile][block][row]. bf16 has pairs of tiles, and is cut into parts of `part` blocks,
- * [part][pair of tiles][block][row of the pair][32]: a part of many rows is to stay in the second-level cache.
- * From 16 rows on bf16 is filled up with rows of zeros to whole tiles.
+/* Activations made ready for one kind of weight: [tile][block][row of the tile][inputs of a block], only the last
+ * tile has fewer than 16 rows. int8 has one scale and one correction (-offset * sum of the 32 integers) per row and
+ * block, [tile][block][row]. uint8, for w8a8, is int8 + 128 and has a scale per row.
+ * For AMX bf16 and uint8 are in pairs of tiles, and cut into parts of `part` blocks,
+ * [part][pair of tiles][block][row of the pair][64 bytes]: a part of many rows is to stay in the second-level cache.
+ * From 16 rows on these are filled up with rows of zeros to whole tiles.
  */
 typedef struct {
     int32_t format, offset;
+    tc_range range;
     int64_t rows, columns, num_blocks;
-    int64_t stored_rows, part; /* differ from rows and num_blocks in bf16 only */
+    int64_t stored_rows, part; /* differ from rows and num_blocks where tiles are in pairs only */
+    int64_t tiles_together;    /* 1 or 2 */
     void *values;
     float *scales;
     int32_t *corrections;
@@ -113,6 +126,7 @@ typedef struct {
     void (*prepare)(const tc_acts *acts, const tc_source *source, int64_t row, int64_t first, int64_t last);
     int64_t (*int_panels)(const tc_weight *w, int64_t panel, int64_t count, const tc_acts *acts, int64_t tile, float *y);
     void (*float_panel)(const tc_weight *w, int64_t panel, const tc_acts *acts, int64_t tile, float *y);
+    void (*w8a8_panel)(const tc_weight *w, int64_t panel, const tc_acts *acts, int64_t tile, float *y);
     void (*norm_row)(void *x, const void *add, void *y, const void *weight, int64_t width, float eps, int dtype);
     void (*swiglu)(const void *gate, const void *up, void *y, int64_t count, int dtype);
     void (*rope_token)(const tc_rope *rope, int64_t token);
@@ -157,7 +171,7 @@ API void *tc_huge_alloc(size_t bytes);
 API void tc_huge_free(void *memory, size_t bytes);
 
 /* matmul.c */
-size_t tc_acts_init(tc_context *context, tc_acts *acts, const tc_weight *weight, int64_t rows, int as_bf16);
+size_t tc_acts_init(tc_context *context, tc_acts *acts, const tc_weight *weight, int64_t rows, int as_tiles);
 #define ALL_ROWS INT64_MAX
 void tc_prepare(tc_context *context, tc_acts *acts, const tc_source *source);
 void tc_products(tc_context *context, const tc_acts *acts, const tc_product *products, int count);
@@ -208,16 +222,18 @@ void tc_adapt(tc_context *context, const tc_adapter_run *runs, int64_t num_runs,
 int64_t tc_block_bytes(int format);
 int64_t tc_superblock(const tc_weight *w); /* inputs between two rows of scales */
 const uint8_t *tc_block(const tc_weight *w, int64_t panel, int64_t block, const uint16_t **scales);
+const float *tc_out_scales(const tc_weight *w);    /* [16 * num_panels], of w8a8 */
+const int32_t *tc_out_offsets(const tc_weight *w); /* the same */
 
-/* matmul_amx_int.c, matmul_amx_bf16.c, attention_amx.c */
+/* matmul_amx_int.c, matmul_amx_tiles.c, attention_amx.c */
 #if defined(__x86_64__)
 int tc_amx_enable(void);
 void tc_amx_int_begin(int64_t height);
 void tc_amx_int_end(void);
 void tc_amx_int_panel(const tc_weight *w, int64_t panel, const tc_acts *acts, int64_t tile, float *y);
 size_t tc_amx_scratch(const tc_acts *acts, int64_t num_panels);
-void tc_amx_bf16(const tc_weight *w, int64_t first_panel, int64_t num_panels, const tc_acts *acts,
-                 const tc_output *output, const tc_kernels *kernels, uint8_t *scratch);
+void tc_amx_tiles(const tc_weight *w, int64_t first_panel, int64_t num_panels, const tc_acts *acts,
+                  const tc_output *output, const tc_kernels *kernels, uint8_t *scratch);
 size_t tc_amx_attention_scratch(int64_t head_dim, int64_t tokens, int64_t heads);
 void tc_amx_attend(const tc_attention *a, int64_t sequence, int64_t kv_head, int64_t first_token, int64_t num_tokens,
                    uint8_t *scratch);
@@ -226,7 +242,7 @@ void tc_amx_attend(const tc_attention *a, int64_t sequence, int64_t kv_head, int
 #define tc_amx_int_end() ((void)0)
 #define tc_amx_int_panel(w, panel, acts, tile, y) ((void)0)
 #define tc_amx_scratch(acts, panels) ((void)(panels), (size_t)0)
-#define tc_amx_bf16(w, first, panels, acts, output, kernels, scratch) ((void)(scratch))
+#define tc_amx_tiles(w, first, panels, acts, output, kernels, scratch) ((void)(scratch))
 #define tc_amx_attention_scratch(head_dim, tokens, heads) ((size_t)0)
 #define tc_amx_attend(a, sequence, kv_head, token, tokens, scratch) ((void)(scratch))
 #endif

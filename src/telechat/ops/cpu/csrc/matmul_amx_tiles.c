@@ -1,4 +1,5 @@
-/* bf16 products with AMX, for bf16 weights at any number of rows and for quantised weights at many.
+/* Products of tiles with AMX: in bf16 for bf16 weights at any number of rows and for quantised weights at many, and in
+ * 8 bits for w8a8, whose tiles have as many bytes and whose sums are integers.
  *
  * Every output is the sum over its inputs in order, 32 at a time, whatever the number of rows: a row's result
  * does not depend on the other rows. With few rows and bf16 weights the sums stay in tile registers from the
@@ -9,7 +10,7 @@
  */
 #include "amx.h"
 
-#define TILE_BYTES 1024 /* of bf16: 16 rows of 32 */
+#define TILE_BYTES 1024 /* 16 rows of 32 bf16, or of 64 bytes */
 #define TILE_SUMS (TILE * PANEL)
 #define MAX_TILES 32 /* rows are taken so many tiles at a time: their sums are to stay in the second-level cache */
 #define FEW_TILES 8  /* whose activations fit there as a whole */
@@ -29,6 +30,9 @@ typedef struct {
 typedef struct {
     int64_t panel, block, num_blocks;
 } span;
+
+/* Whether the weight's own bytes are tiles; otherwise they are dequantised first. */
+static int is_in_place(const job *j) { return j->w->format == TC_W_BF16 || j->w->format == TC_W_W8A8; }
 
 static int fits_whole(const job *j) { return j->num_tiles <= FEW_TILES; }
 
@@ -105,10 +109,14 @@ static void configure(int64_t height) {
 #define FETCH_LINES(p, bytes, level) \
     for (int64_t line = 0; line < (bytes); line += 64) _mm_prefetch((const char *)(p) + line, level)
 
+#define MULTIPLY(sum, rows, weights)                         \
+    if (is_w8a8) { _tile_dpbusd(sum, rows, weights); } \
+    else { _tile_dpbf16ps(sum, rows, weights); }
+
 /* Two tiles of rows by two panels: four sums stay in registers over `count` blocks. The activations of a step
  * are loaded during the step before. */
-INLINE void two_by_two(const uint8_t *a, const uint8_t *b0, const uint8_t *b1, int64_t count, float *sums,
-                       int is_first, const int is_streaming) {
+INLINE void two_by_two(const int is_w8a8, const uint8_t *a, const uint8_t *b0, const uint8_t *b1, int64_t count,
+                       float *sums, int is_first, const int is_streaming) {
     FENCE();
     if (is_first) {
         _tile_zero(0);
@@ -129,11 +137,11 @@ INLINE void two_by_two(const uint8_t *a, const uint8_t *b0, const uint8_t *b1, i
         a += 2 * TILE_BYTES;
         _tile_loadd(6, b0 + i * TILE_BYTES, 64);
         _tile_loadd(7, b1 + i * TILE_BYTES, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
+        MULTIPLY(0, 4, 6);
+        MULTIPLY(1, 4, 7);
         _tile_loadd(4, a, 64);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
+        MULTIPLY(2, 5, 6);
+        MULTIPLY(3, 5, 7);
         _tile_loadd(5, a + TILE_BYTES, 64);
     }
     _tile_stored(0, sums, 64);
@@ -144,8 +152,8 @@ INLINE void two_by_two(const uint8_t *a, const uint8_t *b0, const uint8_t *b1, i
 }
 
 /* One tile of rows, each block `a_bytes` after the last, by two panels. */
-INLINE void one_by_two(const uint8_t *a, int64_t a_bytes, const uint8_t *b0, const uint8_t *b1, int64_t count,
-                       float *sums, int is_first, const int is_streaming) {
+INLINE void one_by_two(const int is_w8a8, const uint8_t *a, int64_t a_bytes, const uint8_t *b0, const uint8_t *b1,
+                       int64_t count, float *sums, int is_first, const int is_streaming) {
     FENCE();
     if (is_first) {
         _tile_zero(0);
@@ -160,8 +168,8 @@ INLINE void one_by_two(const uint8_t *a, int64_t a_bytes, const uint8_t *b0, con
         _tile_loadd(4, a + i * a_bytes, 64);
         _tile_loadd(6, b0 + i * TILE_BYTES, 64);
         _tile_loadd(7, b1 + i * TILE_BYTES, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
+        MULTIPLY(0, 4, 6);
+        MULTIPLY(1, 4, 7);
     }
     _tile_stored(0, sums, 64);
     _tile_stored(1, sums + TILE_SUMS, 64);
@@ -170,14 +178,26 @@ INLINE void one_by_two(const uint8_t *a, int64_t a_bytes, const uint8_t *b0, con
 
 /* ---- loops ------------------------------------------------------------------------------------------- */
 
+/* The integer sums of one tile and one panel as the values they stand for. */
+static void scale_sums(const job *j, int64_t panel, int64_t tile, int64_t rows, const float *sums, float *y) {
+    v16f scale = load_f32(tc_out_scales(j->w) + panel * PANEL);
+    v16i offset = load_i32(tc_out_offsets(j->w) + panel * PANEL);
+    for (int64_t r = 0; r < rows; r++) {
+        v16i exact = load_i32((const int32_t *)sums + r * PANEL);
+        store_f32(y + r * PANEL, scaled_sums(exact, offset, scale, j->acts->scales[tile * TILE + r]));
+    }
+}
+
 /* The sums of a pair of tiles and a pair of panels to where results go. */
 static void put_out(const job *j, int64_t panel, int64_t tile, int64_t num_tiles, const float *sums) {
+    _Alignas(64) float y[TILE_SUMS];
     for (int64_t t = tile; t < tile + num_tiles; t++) {
         int64_t rows = j->acts->rows - t * TILE < TILE ? j->acts->rows - t * TILE : TILE;
         for (int64_t p = panel; p < panel + 2 && p < j->num_panels; p++, sums += TILE_SUMS) {
             int64_t column = (j->first_panel + p) * PANEL;
             int64_t count = j->w->rows - column < PANEL ? j->w->rows - column : PANEL;
-            j->kernels->store(j->output, sums, t * TILE, rows, column, count);
+            if (j->w->format == TC_W_W8A8) scale_sums(j, j->first_panel + p, t, rows, sums, y);
+            j->kernels->store(j->output, j->w->format == TC_W_W8A8 ? y : sums, t * TILE, rows, column, count);
         }
         if (panel + 1 == j->num_panels) sums += TILE_SUMS; /* an odd last panel was multiplied twice */
     }
@@ -188,8 +208,8 @@ static const uint8_t *rows_at(const tc_acts *acts, int64_t tile, int64_t first, 
     return (const uint8_t *)acts->values + (acts->stored_rows * first + tile * TILE * count) * BLOCK * 2;
 }
 
-/* bf16 weights streaming through, pair after pair of panels; further rows find them in the second-level cache. */
-static void few_rows(const job *j) {
+/* Weights streaming through, pair after pair of panels; further rows find them in the second-level cache. */
+INLINE void few_rows_of(const int is_w8a8, const job *j) {
     const uint16_t *none;
     int64_t count = j->w->num_blocks, tiles = (j->acts->stored_rows + TILE - 1) / TILE;
     for (int64_t panel = 0; panel < j->num_panels; panel += 2) {
@@ -198,19 +218,24 @@ static void few_rows(const job *j) {
         for (int64_t tile = 0; tile < tiles; tile += 2) {
             const uint8_t *a = rows_at(j->acts, tile, 0, count);
             int64_t height = j->acts->stored_rows < TILE ? j->acts->stored_rows : TILE;
-            if (tile + 1 == tiles) one_by_two(a, height * BLOCK * 2, b0, b1, count, j->sums, 1, 1);
-            else if (tile) two_by_two(a, b0, b1, count, j->sums, 1, 0);
-            else two_by_two(a, b0, b1, count, j->sums, 1, 1);
+            if (tile + 1 == tiles) one_by_two(is_w8a8, a, height * BLOCK * 2, b0, b1, count, j->sums, 1, 1);
+            else if (tile) two_by_two(is_w8a8, a, b0, b1, count, j->sums, 1, 0);
+            else two_by_two(is_w8a8, a, b0, b1, count, j->sums, 1, 1);
             put_out(j, panel, tile, tile + 1 < tiles ? 2 : 1, j->sums);
         }
     }
+}
+
+static void few_rows(const job *j) {
+    if (j->w->format == TC_W_W8A8) few_rows_of(1, j);
+    else few_rows_of(0, j);
 }
 
 /* Where bf16 tiles of one panel of a span are: in place, or in `buffer` where they were dequantised to. */
 static const uint8_t *tiles_of(const job *j, const span *s, int second, const uint8_t *buffer) {
     const uint16_t *none;
     int64_t panel = j->first_panel + s->panel + (second && s->panel + 1 < j->num_panels);
-    if (j->w->format == TC_W_BF16) return tc_block(j->w, panel, s->block, &none);
+    if (is_in_place(j)) return tc_block(j->w, panel, s->block, &none);
     return buffer + second * PART * TILE_BYTES;
 }
 
@@ -224,7 +249,7 @@ static void make_ready(const job *j, const span *s, int64_t step, int64_t steps,
         const uint16_t *scales;
         const uint8_t *p = tc_block(j->w, panel, s->block + at, &scales);
         uint8_t *out = buffer + (second * PART + at) * TILE_BYTES;
-        if (j->w->format == TC_W_BF16) {
+        if (is_in_place(j)) {
             FETCH_LINES(p, TILE_BYTES, _MM_HINT_T1);
             continue;
         }
@@ -246,7 +271,7 @@ static void fetch_share(const job *j, const span *s, int64_t step, int64_t steps
 }
 
 /* All rows of the job x one span, while the next one is made ready. */
-static void span_rows(const job *j, const span *s, const span *next, int which) {
+INLINE void span_rows_of(const int is_w8a8, const job *j, const span *s, const span *next, int which) {
     const uint8_t *b0 = tiles_of(j, s, 0, j->buffers[which]), *b1 = tiles_of(j, s, 1, j->buffers[which]);
     const uint8_t *a = rows_at(j->acts, j->first_tile, s->block, s->num_blocks);
     float *sums = j->sums + s->panel / 2 * pairs(j->num_tiles) * 4 * TILE_SUMS;
@@ -254,13 +279,18 @@ static void span_rows(const job *j, const span *s, const span *next, int which) 
     int64_t steps = pairs(j->num_tiles);
     for (int64_t step = 0; step < steps; step++, sums += 4 * TILE_SUMS) {
         int64_t left = j->num_tiles - 2 * step;
-        if (left > 1) two_by_two(a, b0, b1, s->num_blocks, sums, s->block == 0, 0);
-        else one_by_two(a, TILE_BYTES, b0, b1, s->num_blocks, sums, s->block == 0, 0);
+        if (left > 1) two_by_two(is_w8a8, a, b0, b1, s->num_blocks, sums, s->block == 0, 0);
+        else one_by_two(is_w8a8, a, TILE_BYTES, b0, b1, s->num_blocks, sums, s->block == 0, 0);
         a += 2 * s->num_blocks * TILE_BYTES;
         if (next) make_ready(j, next, step, steps, j->buffers[1 - which]);
         fetch_share(j, s, step, steps);
         if (is_last) put_out(j, s->panel, j->first_tile + 2 * step, left > 1 ? 2 : 1, sums);
     }
+}
+
+static void span_rows(const job *j, const span *s, const span *next, int which) {
+    if (j->w->format == TC_W_W8A8) span_rows_of(1, j, s, next, which);
+    else span_rows_of(0, j, s, next, which);
 }
 
 static span span_at(const job *j, int64_t index) {
@@ -289,12 +319,12 @@ static void many_rows(job *j) {
 }
 
 /* All rows of `acts` x num_panels panels of `w`, into `output`. `scratch` has tc_amx_scratch bytes. */
-void tc_amx_bf16(const tc_weight *w, int64_t first_panel, int64_t num_panels, const tc_acts *acts,
-                 const tc_output *output, const tc_kernels *kernels, uint8_t *scratch) {
+void tc_amx_tiles(const tc_weight *w, int64_t first_panel, int64_t num_panels, const tc_acts *acts,
+                  const tc_output *output, const tc_kernels *kernels, uint8_t *scratch) {
     job j = {w, acts, output, kernels, first_panel, num_panels, 0, 0, NULL, {scratch, scratch + 2 * PART * TILE_BYTES}};
     j.sums = (float *)(scratch + 4 * PART * TILE_BYTES);
     configure(acts->stored_rows < TILE ? acts->stored_rows : TILE);
-    if (w->format == TC_W_BF16 && acts->part == w->num_blocks) few_rows(&j);
+    if (is_in_place(&j) && acts->part == w->num_blocks) few_rows(&j);
     else many_rows(&j);
     _tile_release();
 }
