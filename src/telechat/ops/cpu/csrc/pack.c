@@ -133,8 +133,19 @@ static void put_int_row(const tc_weight *w, int64_t row, const int8_t *q, const 
     }
 }
 
+/* As put_float_row, without a change of type: the blocks of a panel are one run of pairs. */
+static void put_bf16_row(const tc_weight *w, int64_t row, const uint16_t *source) {
+    uint16_t *to = (uint16_t *)(w->data + row / PANEL * w->panel_bytes) + row % PANEL * 2;
+    for (int64_t column = 0; column < w->num_blocks * BLOCK; column += 2, to += 2 * PANEL)
+        for (int i = 0; i < 2; i++) to[i] = column + i < w->columns ? source[row * w->columns + column + i] : 0;
+}
+
 static void put_float_row(const tc_weight *w, int64_t row, const void *source, int dtype) {
     const uint16_t *none;
+    if (source && dtype == FROM_BF16 && w->format == TC_W_BF16) {
+        put_bf16_row(w, row, source);
+        return;
+    }
     for (int64_t column = 0; column < w->num_blocks * BLOCK; column++) {
         int inside = source && column < w->columns;
         float x = inside ? source_value(source, row * w->columns + column, dtype) : 0;
