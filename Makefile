@@ -17,6 +17,7 @@ OPTIONS ?=
 
 .PHONY: help setup test check lint types pages wheel oracles installs options size format demo-model clean
 .PHONY: bench-convert bench-peers bench-decode bench-soak bench-load bench-gpu bench-page bench-serve bench-train
+.PHONY: bench-int8 bench-quantise
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -73,8 +74,16 @@ bench-peers: setup ## build llama.cpp for the benchmarks, in an environment of i
 	$(RUN) -m benchmarks.peers.server_extras
 
 bench-decode: export PYTHONPATH := src:.
-bench-decode: setup ## decoding, prefill and serving beside llama.cpp and transformers (25 minutes; BENCH_ARGS=--quick: 6)
+bench-decode: setup ## decoding, prefill and serving beside llama.cpp and transformers (30 minutes; BENCH_ARGS=--quick: 8)
 	$(RUN) -m benchmarks.decode $(BENCH_ARGS)
+
+bench-int8: export PYTHONPATH := src:.
+bench-int8: setup ## products of int8 activations and weights beside bf16 ones (3 minutes)
+	$(RUN) -m benchmarks.int8_products $(BENCH_ARGS)
+
+bench-quantise: export PYTHONPATH := src:.
+bench-quantise: setup ## GPTQ of four blocks of a 7B: memory, seconds per block, killed and gone on with (7 GB of disk)
+	$(RUN) -m benchmarks.quantise_7b $(BENCH_ARGS)
 
 bench-soak: export PYTHONPATH := src:.
 bench-soak: setup ## memory over 20,000 short requests

@@ -1,7 +1,7 @@
 """`make bench-decode`: decoding, prefill and serving beside the peers, in one run.
 
-    python -m benchmarks.decode                       all rows, about 25 minutes on two cores
-    python -m benchmarks.decode --quick               the same rows, shorter and three rounds, about 6 minutes
+    python -m benchmarks.decode                       all rows, about 30 minutes on two cores
+    python -m benchmarks.decode --quick               the same rows, shorter and three rounds, about 8 minutes
     python -m benchmarks.decode --rows "M int4*" "*prefill*"
     python -m benchmarks.decode --list
 

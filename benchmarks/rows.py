@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from benchmarks.arrivals import random_arrivals
 from benchmarks.harness import Case
-from benchmarks.shapes import SHAPES
+from benchmarks.shapes import GGUF_TYPES, SHAPES
 from benchmarks.table import Place, Row
 
 OURS, TORCH, LLAMA, TRANSFORMERS, MEMORY = "telechat", "telechat-torch", "llama.cpp", "transformers", "memory"
@@ -84,6 +84,43 @@ WITHOUT_COMPILER = {"int4": 0.55, "int8": 0.8, "bf16": 1.0}
 PREFILL_WITHOUT_COMPILER = 1.5
 
 
+# Folders of other tools, as the worker calls them -> (name in a row, the peer's format of like size).
+FOLDERS = {
+    "gptq-int4": ("gptq int4", "int4"),
+    "gptq-int8": ("gptq int8", "int8"),
+    "awq": ("awq", "int4"),
+    "w8a8": ("w8a8", "int8"),
+}
+
+
+def folders_against_llama(shape: str, steps: int) -> Group:
+    """Folders in the formats of other tools, as they are, and llama.cpp.
+
+    Each keeps more of the model in bf16 than the peer, which also quantises the head.
+    """
+    peers = {bits: f"{LLAMA} {GGUF_TYPES[bits]}" for bits in ("int4", "int8")}
+    workers = {
+        **{name: WorkerPlan(OURS, ("--shape", shape, "--format", name)) for name in FOLDERS},
+        **{peer: WorkerPlan(LLAMA, ("--shape", shape, "--format", bits)) for bits, peer in peers.items()},
+    }
+    cases = cases_against_llama(steps)
+    rows = [
+        Row(f"{shape} {title} {case}", Place(case, name), Place(case, peers[bits]))
+        for name, (title, bits) in FOLDERS.items()
+        for case in cases
+    ]
+    return Group(f"{shape} folders of other tools and llama.cpp", workers, cases, rows)
+
+
+def cases_against_llama(steps: int) -> dict[str, tuple[str, Mapping[str, object]]]:
+    """Decoding one and eight, and a prompt."""
+    return {
+        "decode b1": ("decode", {"batch": 1, "prompt": PROMPT, "steps": steps}),
+        "decode b8": ("decode", {"batch": 8, "prompt": PROMPT, "steps": max(steps // 2, 4)}),
+        "prefill 512": ("prefill", {"prompt": 512}),
+    }
+
+
 def against_llama(shape: str, weight_format: str, steps: int) -> Group:
     """Ours, with and without compiled kernels, and llama.cpp; memory bandwidth beside them."""
     workers = {
@@ -94,9 +131,7 @@ def against_llama(shape: str, weight_format: str, steps: int) -> Group:
     }
     cases: dict[str, tuple[str, Mapping[str, object]]] = {
         "memory": ("read", {}),
-        "decode b1": ("decode", {"batch": 1, "prompt": PROMPT, "steps": steps}),
-        "decode b8": ("decode", {"batch": 8, "prompt": PROMPT, "steps": max(steps // 2, 4)}),
-        "prefill 512": ("prefill", {"prompt": 512}),
+        **cases_against_llama(steps),
     }
     title = f"{shape} {weight_format}"
     rows = [
@@ -267,6 +302,7 @@ def all_groups(*, steps: int = 24) -> list[Group]:
     """Everything, the headline rows first."""
     return [
         *(against_llama(shape, weight_format, steps) for shape, weight_format in AGAINST_LLAMA),
+        folders_against_llama("M", steps),
         *against_transformers(steps + 8),
         *by_ourselves(steps),
     ]

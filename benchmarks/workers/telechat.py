@@ -20,6 +20,7 @@ import torch
 
 from benchmarks.arrivals import Arrival
 from benchmarks.shapes import SHAPES, Shape
+from benchmarks.workers import folders
 from benchmarks.workers.loop import Case, Result, serve
 from benchmarks.workers.stopwatch import watching
 from telechat import LLM, SamplingParams
@@ -39,6 +40,8 @@ MAX_MODEL_LEN = 2304
 BLOCK_SIZE = 32
 CACHE_TOKENS = 10240
 MAX_BATCH = 64
+# Formats that a plain folder is rounded to while it is loaded.
+_WHILE_LOADING = ("int4", "int8")
 
 
 def random_model(shape: Shape, num_words: int, device: torch.device = CPU) -> TeleChatModel:
@@ -74,13 +77,21 @@ def random_model(shape: Shape, num_words: int, device: torch.device = CPU) -> Te
     return model.eval().requires_grad_(False)
 
 
-def model_folder(models: Path, shape: Shape) -> Path:
-    """A folder of random weights with the demo model's tokenizer, written when first asked for."""
-    folder = models / f"{shape.name}-telechat"
+def model_folder(models: Path, shape: Shape, stored_as: str | None = None) -> Path:
+    """A folder of random weights with the demo model's tokenizer, written when first asked for.
+
+    Args:
+        stored_as: one of `folders.FORMATS`; plain bf16 if None.
+    """
+    folder = models / f"{shape.name}-{stored_as or 'telechat'}"
     if not folder.exists():
         unfinished = models / f".{shape.name}-{os.getpid()}"
         tokenizer = load_tokenizer(demo_folder())
-        save_model(random_model(shape, tokenizer.vocab_size), unfinished)
+        model = random_model(shape, tokenizer.vocab_size)
+        if stored_as is None:
+            save_model(model, unfinished)
+        else:
+            folders.write_folder(unfinished, model, stored_as)
         copy_tokenizer_files(tokenizer, unfinished)
         unfinished.rename(folder)
     return folder
@@ -250,7 +261,7 @@ def open_worker(words: Sequence[str]) -> tuple[dict[str, Case], dict[str, object
     """Make the model and the engine."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="M")
-    parser.add_argument("--format", choices=("int4", "int8", "bf16"), default="bf16")
+    parser.add_argument("--format", choices=(*_WHILE_LOADING, "bf16", *folders.FORMATS), default="bf16")
     parser.add_argument("--demo", action="store_true", help="the demo model, as it is")
     parser.add_argument("--kv-cache-dtype", choices=("auto", "int8"), default="auto")
     parser.add_argument("--cache-tokens", type=int, default=CACHE_TOKENS)
@@ -267,10 +278,12 @@ def open_worker(words: Sequence[str]) -> tuple[dict[str, Case], dict[str, object
         llm = LLM("demo", kv_cache_dtype=args.kv_cache_dtype)
     else:
         llm = LLM(
-            model_folder(args.models, SHAPES[args.shape]),
+            model_folder(
+                args.models, SHAPES[args.shape], args.format if args.format in folders.FORMATS else None
+            ),
             dtype="bfloat16",
-            quantize=None if args.format == "bf16" else args.format,
-            group_size=None if args.format == "bf16" else 32,
+            quantize=args.format if args.format in _WHILE_LOADING else None,
+            group_size=32 if args.format in _WHILE_LOADING else None,
             max_model_len=MAX_MODEL_LEN,
             max_batch_size=MAX_BATCH,
             block_size=BLOCK_SIZE,

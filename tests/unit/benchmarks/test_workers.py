@@ -34,6 +34,24 @@ def test_the_engine_does_every_case(tmp_path: Path) -> None:
     assert about["executor"]
 
 
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("gptq-int4", "12 int4 in groups of 128"),
+        ("gptq-int8", "12 int8 in groups of 128"),
+        ("awq", "12 int8 in groups of 128"),
+        ("w8a8", "10 w8a8"),
+    ],
+)
+def test_folders_of_other_tools(tmp_path: Path, name: str, stored: str) -> None:
+    if library.obstacle() is not None:
+        pytest.skip(f"no CPU kernels: {library.obstacle()}")
+    words = ["--shape", "tiny", "--format", name, "--threads", "1", "--models", str(tmp_path)]
+    cases, about = telechat.open_worker(words)
+    assert stored in str(about["executor"])
+    assert cases["decode"](batch=2, prompt=8, steps=3)["tokens"] == 6
+
+
 def test_a_worker_that_was_to_have_no_kernels_says_so(tmp_path: Path) -> None:
     if library.obstacle() is not None:
         pytest.skip(f"no CPU kernels: {library.obstacle()}")
