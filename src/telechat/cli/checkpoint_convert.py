@@ -20,7 +20,12 @@ def add_arguments(parser: CommandParser) -> None:
     """Declare the options of `telechat checkpoint convert`."""
     parser.add_argument("source", metavar="SRC", help=SOURCE_HELP)
     parser.add_argument("target", type=Path, metavar="DST", help="a file or folder that does not exist yet")
-    parser.add_argument("--to", required=True, choices=_FORMATS, help="the format to write")
+    parser.add_argument(
+        "--to",
+        required=True,
+        choices=_FORMATS,
+        help="the format to write; after an interruption the same command continues, only dcp begins anew",
+    )
     add_dtype(parser)
     parser.add_argument(
         "--max-shard-size",
@@ -44,8 +49,8 @@ def add_gguf_type(parser: CommandParser) -> None:
     parser.add_argument(
         "--gguf-type",
         choices=_GGUF_TYPES,
-        help="gguf: encoding of the weights; the K types need the package llama-cpp-python (default: the "
-        "source's dtype)",
+        help="gguf: encoding of the weights; the K types need llama-cpp-python: pip install 'telechat[gguf]' "
+        "(default: the source's dtype)",
     )
 
 

@@ -81,12 +81,14 @@ def _strategy(path: Path, args: argparse.Namespace) -> Path | None:
 
 def _prompts(first: Checkpoint, second: Checkpoint) -> list[list[int]]:
     """Real texts as tokens, if one of the two has a tokenizer."""
+    from telechat.checkpoint.formats.hf import tokenizer_folder
     from telechat.errors import TokenizerError
     from telechat.tokenizer import load_tokenizer
 
     for checkpoint in (first, second):
         try:
-            tokenizer = load_tokenizer(checkpoint.folder) if checkpoint.folder else None
+            with tokenizer_folder(checkpoint) as folder:
+                tokenizer = load_tokenizer(folder) if folder else None
         except TokenizerError:
             continue
         if tokenizer is not None:

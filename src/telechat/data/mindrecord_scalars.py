@@ -25,10 +25,10 @@ def read_scalars(content: bytes) -> dict[str, Scalar]:
         ValueError: no such map, or more than one flat map of numbers and texts.
     """
     reader = _Reader(content)
-    first = reader.number(">B")
-    count = first & 0x0F if first & 0xF0 == 0x80 else reader.number(_MAP_LENGTHS.get(int(first), ""))
+    first = int(reader.number(">B"))
+    count = first & 0x0F if first & 0xF0 == 0x80 else int(reader.number(_MAP_LENGTHS.get(first, "")))
     columns: dict[str, Scalar] = {}
-    for _ in range(int(count)):
+    for _ in range(count):
         name = reader.value()
         if not isinstance(name, str):
             raise ValueError(f"a column is called {name!r}")

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from telechat.checkpoint.formats.dcp import write_dcp
 from telechat.checkpoint.formats.gguf import SUFFIX as GGUF_SUFFIX
 from telechat.checkpoint.formats.gguf import plan_gguf_file
 from telechat.checkpoint.formats.gguf_kquants import FILE_TYPES as K_QUANTS
@@ -23,7 +22,14 @@ from telechat.checkpoint.formats.hf import plan_hf
 from telechat.checkpoint.formats.llama import plan_llama
 from telechat.checkpoint.formats.mindspore import DEFAULT_PREFIX, plan_mindspore
 from telechat.checkpoint.formats.table import Checkpoint
-from telechat.checkpoint.formats.writing import OnProgress, TargetPlan, check_target, write_target
+from telechat.checkpoint.formats.writing import (
+    OnProgress,
+    TargetPlan,
+    check_target,
+    fingerprint,
+    write_target,
+    writing,
+)
 from telechat.checkpoint.mindspore.layouts import ParallelLayout
 from telechat.checkpoint.mindspore.naming import Layout
 from telechat.checkpoint.mindspore.telechat1_52b import RowOrder
@@ -142,50 +148,65 @@ def plan(source: Checkpoint, target: Path, to: str, options: ConvertOptions) -> 
 def _write_k_quants(
     source: Checkpoint, target: Path, options: ConvertOptions, on_progress: OnProgress | None
 ) -> None:
-    """By way of a file in fp16, which llama.cpp's quantiser reads."""
+    """By way of a file in fp16, which llama.cpp's quantiser reads.
+
+    That file is written as any other, so a run that was interrupted continues it; quantising begins anew.
+    """
     require_quantiser()
     assert options.gguf_type is not None
-    target.parent.mkdir(parents=True, exist_ok=True)
     work = target.with_name(target.name + ".quantising")
-    plain = replace(options, gguf_type=SOURCE_TYPE)
-    try:
-        planned = plan(source, work / "plain", "gguf", plain)
-        write_target(work / "plain", planned, on_progress)
-        [wide] = (work / "plain").glob(f"*{GGUF_SUFFIX}")
-        narrow = wide.with_name(wide.name.replace(SOURCE_TYPE, options.gguf_type))
+    planned = plan(source, target, "gguf", replace(options, gguf_type=SOURCE_TYPE))
+    [file] = planned.files
+    with writing(target, work):
+        whole = TargetPlan(files=(file,), is_file=True)
+        wide = work / f"{fingerprint(whole)[:16]}{GGUF_SUFFIX}"
+        _leave_only(work, wide.name)
+        if not wide.is_file():
+            write_target(wide, whole, on_progress)
+        made = work / "made"
+        made.mkdir()
+        narrow = made / file.name.replace(f"-{SOURCE_TYPE}.", f"-{options.gguf_type}.")
         quantise(wide, narrow, options.gguf_type)
-        wide.unlink()
-        if target.suffix == GGUF_SUFFIX:
+        if planned.is_file:
             narrow.replace(target)
-            return
-        model_file = work / "plain" / "Modelfile"
-        model_file.write_text(model_file.read_text("utf-8").replace(wide.name, narrow.name), "utf-8")
-        with contextlib.suppress(FileNotFoundError):
-            target.rmdir()
-        (work / "plain").rename(target)
-    except OSError as error:
-        raise CheckpointError(f"Cannot write {target}: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        else:
+            for name, content in planned.small.items():
+                text = content.decode("utf-8").replace(file.name, narrow.name)
+                (made / name).write_text(text, encoding="utf-8")
+            _give_name(made, target)
+        shutil.rmtree(work)
+
+
+def _leave_only(folder: Path, start: str) -> None:
+    """Remove what an earlier run with other files or options left, which can be large."""
+    folder.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        if not path.name.startswith(start):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _give_name(folder: Path, target: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        target.rmdir()
+    folder.rename(target)
 
 
 def _write_dcp(
     source: Checkpoint, target: Path, options: ConvertOptions, on_progress: OnProgress | None
 ) -> None:
     """torch writes this format itself, from the beginning; the folder is renamed when it is complete."""
+    from telechat.checkpoint.formats.dcp_writing import write_dcp  # imports torch.distributed
+
     partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     needed = sum(tensor.num_bytes for tensor in source.cast(options.dtype).values())
-    try:
-        partial.mkdir(parents=True)
-        free = shutil.disk_usage(partial).free
-        if needed > free:
-            raise CheckpointError(f"{needed / 1e9:.2f} GB are needed; {free / 1e9:.2f} GB are free.")
-        write_dcp(source, partial, options.dtype, on_progress)
-        with contextlib.suppress(FileNotFoundError):
-            target.rmdir()
-        partial.rename(target)
-    except OSError as error:
-        raise CheckpointError(f"Cannot write {target}: {error.strerror or error}.") from error
-    finally:
+    with writing(target, partial, hint="Run the command again: it begins anew."):
         shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.mkdir()
+            free = shutil.disk_usage(partial).free
+            if needed > free:
+                raise CheckpointError(f"{needed / 1e9:.2f} GB are needed; {free / 1e9:.2f} GB are free.")
+            write_dcp(source, partial, options.dtype, on_progress)
+            _give_name(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)

@@ -1,7 +1,7 @@
 """Checkpoints of torch.distributed.checkpoint, as our training writes them, whatever the number of ranks.
 
-Weights are under `model.`; an optimiser's state beside them is left alone. Tensors are read and written one
-at a time.
+Weights are under `model.`; an optimiser's state beside them is left alone. Tensors are read one at a time.
+torch.distributed is imported where it is needed: it takes as long as a third of torch.
 """
 
 from __future__ import annotations
@@ -12,32 +12,26 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import WriteItem
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
-from telechat.checkpoint.formats.hf import companions, json_bytes, open_named
+from telechat.checkpoint.formats.hf import open_named
 from telechat.checkpoint.formats.lazy import LazyTensor, Window
 from telechat.checkpoint.formats.table import Checkpoint
-from telechat.checkpoint.formats.writing import OnProgress
-from telechat.checkpoint.save import folder_config
 from telechat.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 NAME = "dcp"
 METADATA = ".metadata"
-_MODEL = "model."
+MODEL_PREFIX = "model."
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """Torch warns of being used in one process, which is what is meant."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -54,11 +48,14 @@ class _Folder:
 
     def read(self, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor, not to be written to."""
+        from torch.distributed.checkpoint.filesystem import FileSystemReader
+        from torch.distributed.checkpoint.state_dict_loader import load
+
         with self._lock:
             if self._last is None or self._last[0] != key:
                 self._last = None
                 tensor = torch.empty(shape, dtype=dtype)
-                with _alone():
+                with alone():
                     load({key: tensor}, storage_reader=FileSystemReader(self.path), no_dist=True)
                 self._last = key, tensor
             return self._last[1]
@@ -93,7 +90,7 @@ def open_dcp(folder: Path, raw: Mapping[str, Any]) -> Checkpoint:
         CheckpointError: damaged, or no weights in it.
     """
     everything = stored_tensors(folder)
-    prefix = _MODEL if any(key.startswith(_MODEL) for key in everything) else ""
+    prefix = MODEL_PREFIX if any(key.startswith(MODEL_PREFIX) for key in everything) else ""
     stored = {key.removeprefix(prefix): t for key, t in everything.items() if key.startswith(prefix)}
     if not stored:
         raise CheckpointError(f"{folder.name} holds no weights.")
@@ -109,8 +106,12 @@ def stored_tensors(folder: Path) -> dict[str, LazyTensor]:
     Raises:
         CheckpointError: damaged.
     """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
     try:
-        metadata: Metadata = FileSystemReader(folder).read_metadata()
+        metadata = FileSystemReader(folder).read_metadata()
     except (OSError, CheckpointException, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{folder / METADATA} is damaged: {error}.") from error
     opened = _Folder(folder)
@@ -119,38 +120,3 @@ def stored_tensors(folder: Path) -> dict[str, LazyTensor]:
         for key, entry in metadata.state_dict_metadata.items()
         if isinstance(entry, TensorStorageMetadata)
     }
-
-
-class _LazyPlanner(DefaultSavePlanner):
-    """Reads every tensor when it is written; until then a tensor without memory stands for it."""
-
-    def __init__(self, tensors: Mapping[str, LazyTensor], on_progress: OnProgress | None) -> None:
-        super().__init__()
-        self._tensors, self._on_progress = tensors, on_progress
-        self._num_done, self._num_all = 0, sum(tensor.num_bytes for tensor in tensors.values())
-
-    def lookup_object(self, index: MetadataIndex) -> Any:
-        return self._tensors[index.fqn].read()
-
-    def resolve_data(self, write_item: WriteItem) -> Any:
-        content = super().resolve_data(write_item)
-        self._num_done += self._tensors[write_item.index.fqn].num_bytes
-        if self._on_progress is not None:
-            self._on_progress(self._num_done, self._num_all)
-        return content
-
-
-def write_dcp(
-    checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None, on_progress: OnProgress | None
-) -> None:
-    """Write weights, config and tokenizer into a folder that is not there yet."""
-    tensors = {_MODEL + name: tensor for name, tensor in checkpoint.cast(dtype).items()}
-    state = {
-        name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in tensors.items()
-    }
-    planner = _LazyPlanner(tensors, on_progress)
-    with _alone():
-        save(state, storage_writer=FileSystemWriter(folder), planner=planner, no_dist=True)
-    config = folder_config(checkpoint.config, dtype or checkpoint.dtype, None)
-    for name, content in {**companions(checkpoint), "config.json": json_bytes(config)}.items():
-        (folder / name).write_bytes(content)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from telechat.checkpoint.formats.lazy import STAGING_BYTES, LazyTensor, Window, slices, whole
+from telechat.checkpoint.formats.lazy import STAGING_BYTES, LazyTensor, Run, Window, slices, whole
 from telechat.errors import CheckpointError
 
 
@@ -38,6 +38,9 @@ class FileTensor(LazyTensor):
 
     def files(self) -> set[Path]:
         return {self.path}
+
+    def runs(self) -> list[Run] | None:
+        return [Run(self.path, offset, num_bytes) for offset, num_bytes in self._spans]
 
     def read_into(self, out: Tensor, window: Window) -> None:
         if out.numel():

@@ -19,6 +19,7 @@ from torch import Tensor
 from telechat.checkpoint.formats.gguf_blocks import to_q4_0, to_q8_0
 from telechat.checkpoint.formats.gguf_file import ENCODINGS, Encoding, Stored, plan_gguf, stored_shape
 from telechat.checkpoint.formats.gguf_tokenizer import tokenizer_metadata
+from telechat.checkpoint.formats.hf import tokenizer_folder
 from telechat.checkpoint.formats.lazy import LazyTensor, cast, join, mapped
 from telechat.checkpoint.formats.llama import (
     check_fits,
@@ -73,15 +74,18 @@ def plan_gguf_file(
     """
     check_fits(checkpoint.config, "GGUF")
     kind = kind or _OF_DTYPE.get(checkpoint.dtype, "F32")
-    if checkpoint.folder is None:
-        raise CheckpointError("A GGUF file needs the model's tokenizer.", hint="Name a folder that has one.")
     length = length or checkpoint.config.training_seqlen
-    tokenizer = tokenizer_metadata(checkpoint.folder, checkpoint.config.vocab_size)
-    metadata = {**_model_metadata(checkpoint, kind, length), **tokenizer}
     is_file = target.suffix == SUFFIX
     name = target.name if is_file else f"model-{kind}{SUFFIX}"
+    with tokenizer_folder(checkpoint) as folder:
+        if folder is None:
+            raise CheckpointError(
+                "A GGUF file needs the model's tokenizer.", hint="Name a folder that has one."
+            )
+        tokenizer = tokenizer_metadata(folder, checkpoint.config.vocab_size)
+        small = {} if is_file else {"Modelfile": modelfile(name, folder, length)}
+    metadata = {**_model_metadata(checkpoint, kind, length), **tokenizer}
     plan = plan_gguf(name, metadata, gguf_tensors(checkpoint, kind, length))
-    small = {} if is_file else {"Modelfile": modelfile(name, checkpoint.folder, length)}
     return TargetPlan(files=(plan,), small=small, is_file=is_file)
 
 

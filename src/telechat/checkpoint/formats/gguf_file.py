@@ -17,7 +17,8 @@ import torch
 
 from telechat.checkpoint.formats.file_tensor import FileTensor
 from telechat.checkpoint.formats.lazy import LazyTensor
-from telechat.checkpoint.formats.writing import FilePlan, Piece
+from telechat.checkpoint.formats.streaming import Piece
+from telechat.checkpoint.formats.writing import FilePlan
 from telechat.errors import CheckpointError
 
 MAGIC = b"GGUF"

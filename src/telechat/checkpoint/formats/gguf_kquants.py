@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 from pathlib import Path
 
 from telechat.errors import CheckpointError, MissingExtraError
@@ -25,7 +26,7 @@ def require_quantiser() -> None:
 
 
 def quantise(source: Path, target: Path, kind: str) -> None:
-    """Write a K-quantised copy of a GGUF file.
+    """Write a K-quantised copy of a GGUF file, by one call of a foreign library that cannot be interrupted.
 
     Raises:
         MissingExtraError: llama-cpp-python is not installed.
@@ -37,4 +38,9 @@ def quantise(source: Path, target: Path, kind: str) -> None:
     params.ftype = FILE_TYPES[kind]
     status = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), params)
     if status:
-        raise CheckpointError(f"llama.cpp could not quantise {source.name} to {kind} (status {status}).")
+        free = shutil.disk_usage(target.parent).free
+        raise CheckpointError(
+            f"llama.cpp's quantiser stopped with status {status}; {free / 1e9:.2f} GB are free in "
+            f"{target.parent}.",
+            hint="What it says of the reason is above. Run the command again: the file it reads is kept.",
+        )

@@ -1,11 +1,13 @@
 """GGUF files as a source: those we write, and others of the architecture `llama` that fit a TeleChat.
 
-Quantised tensors are read as the numbers they stand for. The tokenizer inside is not taken out.
+Quantised tensors are read as the numbers they stand for. The tokenizer inside is taken where none lies beside
+the file.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,16 @@ from torch import Tensor
 from telechat.checkpoint.formats.gguf import LAYER_NAMES, ORIGIN_KEY, in_half_order
 from telechat.checkpoint.formats.gguf_blocks import from_q4_0, from_q8_0
 from telechat.checkpoint.formats.gguf_file import Stored, read_gguf
+from telechat.checkpoint.formats.gguf_tokenizer_files import tokenizer_files
 from telechat.checkpoint.formats.lazy import LazyTensor, mapped, zeros
 from telechat.checkpoint.formats.table import Checkpoint, fit_table
 from telechat.checkpoint.mindspore.naming import fuse_heads
 from telechat.checkpoint.names import EMBEDDING, HEAD
-from telechat.errors import CheckpointError
+from telechat.errors import CheckpointError, TokenizerError
 from telechat.layers.rotary import RopeSettings
 from telechat.models import TeleChatConfig
+
+log = logging.getLogger(__name__)
 
 _DECODERS: dict[str, Callable[[Tensor], Tensor]] = {"Q8_0": from_q8_0, "Q4_0": from_q4_0}
 # Tables that a file may hold and that the model computes.
@@ -44,8 +49,28 @@ def open_gguf(path: Path) -> Checkpoint:
     plain = {key: value for key, value in file.metadata.items() if key != ORIGIN_KEY}
     declared = _config(path, plain, file.tensors)
     return Checkpoint(
-        config=config, tensors=tensors, folder=path.parent, format="GGUF file", runs_as=declared
+        config=config,
+        tensors=tensors,
+        folder=path.parent,
+        format="GGUF file",
+        runs_as=declared,
+        inside=_tokenizer(path, file.metadata),
     )
+
+
+def _tokenizer(path: Path, metadata: Mapping[str, Any]) -> dict[str, bytes]:
+    """Files of the tokenizer, unless one lies beside the file, or the one inside cannot be read."""
+    if any((path.parent / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+        return {}
+    try:
+        return tokenizer_files(metadata)
+    except TokenizerError as error:
+        log.warning(
+            "%s: %s. Put tokenizer.model or tokenizer.json beside it, or name it with --tokenizer.",
+            path.name,
+            error.message,
+        )
+        return {}
 
 
 def _numbers(stored: Stored) -> LazyTensor:

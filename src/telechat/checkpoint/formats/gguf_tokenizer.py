@@ -16,13 +16,21 @@ from telechat.tokenizer.jinja_template import jinja_of
 from telechat.tokenizer.piece_model import load_processor, read_facts
 from telechat.tokenizer.special import TOOL_TAGS
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
-# How text is cut before merging -> llama.cpp's name for it. `None`: by the ByteLevel step's own rule.
-_PRE_TOKENIZERS = {
-    None: "gpt-2",
-    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": "qwen2",
+NORMAL, _UNKNOWN, CONTROL, USER_DEFINED, UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+# llama.cpp's name for how text is cut before merging -> the pattern; None is the ByteLevel step's own.
+SPLIT_RULES = {
+    "gpt-2": None,
+    "qwen2":
+        r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "bloom": r" ?[^(\s|[.,!?…。，、।۔،])]+",
 }  # fmt: skip
+_RULE_OF_PATTERN = {pattern: rule for rule, pattern in SPLIT_RULES.items()}
+# What llama.cpp has no keys for, kept for the way back: two files as text, and the ids of tokens that are
+# control tokens to llama.cpp though the sentencepiece model calls them user-defined.
+TOKENIZER_CONFIG_KEY = "telechat.tokenizer_config"
+GENERATION_KEY = "telechat.generation_config"
+USER_DEFINED_KEY = "telechat.user_defined_ids"
 
 
 def tokenizer_metadata(folder: Path, vocab_size: int) -> dict[str, Any]:
@@ -47,6 +55,10 @@ def tokenizer_metadata(folder: Path, vocab_size: int) -> dict[str, Any]:
     metadata["tokenizer.ggml.add_bos_token"] = False
     metadata["tokenizer.ggml.add_eos_token"] = False
     metadata["tokenizer.chat_template"] = chat_template(folder, tokenizer)
+    for name, key in (("tokenizer_config", TOKENIZER_CONFIG_KEY), ("generation_config", GENERATION_KEY)):
+        path = folder / f"{name}.json"
+        if path.is_file():
+            metadata[key] = path.read_text(encoding="utf-8")
     return metadata
 
 
@@ -72,11 +84,17 @@ def _filled(source: Path, texts: list[str], types: list[int], vocab_size: int) -
         )
     for number in range(len(texts), vocab_size):
         texts.append(f"[unused {number}]")
-        types.append(_UNUSED)
+        types.append(UNUSED)
 
 
 def _byte_pairs(path: Path, tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     raw = json.loads(path.read_text(encoding="utf-8"))
+    if raw.get("normalizer") is not None:
+        kind = raw["normalizer"].get("type")
+        raise TokenizerError(
+            f"{path.name} changes text before it is cut ({kind}); llama.cpp does not.",
+            hint="Write the weights in another format.",
+        )
     model, added = raw["model"], raw.get("added_tokens", [])
     by_id = {token_id: text for text, token_id in model["vocab"].items()}
     by_id |= {token["id"]: token["content"] for token in added}
@@ -86,8 +104,8 @@ def _byte_pairs(path: Path, tokenizer: Tokenizer, vocab_size: int) -> dict[str, 
     types: list[int] = []
     for token_id in range(max(by_id) + 1):
         texts.append(by_id.get(token_id, f"[unused {token_id}]"))
-        kind = _NORMAL if token_id in by_id else _UNUSED
-        kind = _CONTROL if token_id in control else _USER_DEFINED if token_id in user_defined else kind
+        kind = NORMAL if token_id in by_id else UNUSED
+        kind = CONTROL if token_id in control else USER_DEFINED if token_id in user_defined else kind
         types.append(kind)
     _filled(path, texts, types, vocab_size)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
@@ -110,12 +128,12 @@ def _pre_tokenizer(path: Path, raw: Mapping[str, Any]) -> str:
     splits = [step["pattern"].get("Regex") for step in steps if step.get("type") == "Split"]
     byte_level: Mapping[str, Any] = next((step for step in steps if step.get("type") == "ByteLevel"), {})
     pattern = splits[0] if len(splits) == 1 else None if not splits else ""
-    if pattern not in _PRE_TOKENIZERS or (not splits and not byte_level.get("use_regex", True)):
+    if pattern not in _RULE_OF_PATTERN or (not splits and not byte_level.get("use_regex", True)):
         raise TokenizerError(
             f"{path.name} cuts text by a rule that llama.cpp does not have: {pattern or raw.get('type')}.",
             hint="Write the weights in another format.",
         )
-    return _PRE_TOKENIZERS[pattern]
+    return _RULE_OF_PATTERN[pattern]
 
 
 def _pieces(path: Path, tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
@@ -133,16 +151,17 @@ def _pieces(path: Path, tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]
         if processor.is_unknown(token_id):
             types.append(_UNKNOWN)
         elif token_id in control or processor.is_control(token_id):
-            types.append(_CONTROL)
+            types.append(CONTROL)
         elif processor.is_byte(token_id):
             types.append(_BYTE)
         elif token_id in facts.user_defined_ids:
-            types.append(_USER_DEFINED)
+            types.append(USER_DEFINED)
         else:
-            types.append(_UNUSED if processor.is_unused(token_id) else _NORMAL)
+            types.append(UNUSED if processor.is_unused(token_id) else NORMAL)
     _filled(path, texts, types, vocab_size)
     scores += [0.0] * (vocab_size - len(scores))
     return {
+        USER_DEFINED_KEY: sorted(control & facts.user_defined_ids),
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.add_space_prefix": facts.adds_dummy_prefix,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -131,7 +133,20 @@ def index_file(tensors: Mapping[str, LazyTensor], max_shard_bytes: int) -> dict[
 
 def companions(checkpoint: Checkpoint) -> dict[str, bytes]:
     """Tokenizer and generation settings by file name."""
-    return companion_files(checkpoint.folder) if checkpoint.folder is not None else {}
+    beside = companion_files(checkpoint.folder) if checkpoint.folder is not None else {}
+    return {**checkpoint.inside, **beside}
+
+
+@contextmanager
+def tokenizer_folder(checkpoint: Checkpoint) -> Iterator[Path | None]:
+    """Where the tokenizer's files are, while the context lasts; None when there is no such place."""
+    if not checkpoint.inside:
+        yield checkpoint.folder
+        return
+    with TemporaryDirectory(prefix="telechat-") as name:
+        for file, content in companions(checkpoint).items():
+            (Path(name) / file).write_bytes(content)
+        yield Path(name)
 
 
 def companion_files(folder: Path, *, also: tuple[str, ...] = ()) -> dict[str, bytes]:

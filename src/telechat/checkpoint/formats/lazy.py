@@ -13,6 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import TypeVar
@@ -23,7 +24,18 @@ from torch import Tensor
 # (start, stop) of each dimension.
 Window = tuple[tuple[int, int], ...]
 
-STAGING_BYTES = 4 << 20
+STAGING_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Run:
+    """Bytes that lie one after the other in a file."""
+
+    path: Path
+    offset: int
+    num_bytes: int
+
+
 T = TypeVar("T")
 
 
@@ -51,6 +63,15 @@ def windows(shape: Sequence[int], itemsize: int, most_bytes: int) -> Iterator[Wi
     step = max(1, most_bytes // row_bytes)
     for start in range(0, shape[0], step):
         yield ((start, min(start + step, shape[0])), *whole(shape[1:]))
+
+
+def runs_between(runs: Sequence[Run], start: int, stop: int) -> Iterator[Run]:
+    """Bytes start .. stop-1 of what lies in runs one after the other."""
+    for run in runs:
+        first, last = max(start, 0), min(stop, run.num_bytes)
+        if first < last:
+            yield Run(run.path, run.offset + first, last - first)
+        start, stop = start - run.num_bytes, stop - run.num_bytes
 
 
 class LazyTensor(ABC):
@@ -90,6 +111,10 @@ class LazyTensor(ABC):
         """The files that reading touches."""
         return set().union(*(part.files() for part in self.parts))
 
+    def runs(self) -> list[Run] | None:
+        """Where its bytes lie in files just as they are, in C order; None where they have to be made."""
+        return None
+
 
 class HeldTensor(LazyTensor):
     """A tensor that is in memory, or mapped from a file by torch."""
@@ -123,6 +148,14 @@ class _Cut(LazyTensor):
         moved = zip(window, self._window, strict=True)
         self._source.read_into(out, tuple((start + by, stop + by) for (start, stop), (by, _) in moved))
 
+    def runs(self) -> list[Run] | None:
+        at = _run_start(self._source.shape, self._window)
+        source = self._source.runs() if at is not None else None
+        if at is None or source is None:
+            return None
+        begin = at * self.dtype.itemsize
+        return list(runs_between(source, begin, begin + self.num_bytes))
+
 
 class _Join(LazyTensor):
     def __init__(self, parts: Sequence[LazyTensor], axis: int) -> None:
@@ -147,6 +180,17 @@ class _Join(LazyTensor):
             inner = (*window[:axis], (at - begin, end - begin), *window[axis + 1 :])
             part.read_into(out.narrow(axis, at - start, end - at), inner)
             at, number = end, number + 1
+
+    def runs(self) -> list[Run] | None:
+        if math.prod(self.shape[: self._axis]) != 1:
+            return None
+        found: list[Run] = []
+        for part in self._parts:
+            runs = part.runs()
+            if runs is None:
+                return None
+            found += runs
+        return found
 
 
 class _Transposed(LazyTensor):
@@ -183,6 +227,9 @@ class _UnitDims(LazyTensor):
         squeezed = out[tuple(slice(None) if number in keep else 0 for number in range(out.dim()))]
         index = tuple(None if extent == 1 else slice(None) for extent in self._source.shape)
         self._source.read_into(squeezed[index], inner)
+
+    def runs(self) -> list[Run] | None:
+        return self._source.runs()
 
 
 class _Cast(LazyTensor):
@@ -238,6 +285,14 @@ class _Zeros(LazyTensor):
 
     def read_into(self, out: Tensor, window: Window) -> None:
         out.zero_()
+
+
+def _run_start(shape: Sequence[int], window: Window) -> int | None:
+    """The first number of a window in a tensor's memory; None where others lie between its own."""
+    first = next((axis for axis, (start, stop) in enumerate(window) if stop - start != 1), len(window))
+    if any(part != (0, extent) for part, extent in list(zip(window, shape, strict=True))[first + 1 :]):
+        return None
+    return sum(start * math.prod(shape[axis + 1 :]) for axis, (start, _) in enumerate(window))
 
 
 def cut(tensor: LazyTensor, axis: int, start: int, stop: int) -> LazyTensor:

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from telechat.checkpoint.folder import CONFIG, GENERATION_CONFIG, WeightFiles, read_json
-from telechat.checkpoint.formats.hf import companion_files, json_bytes
+from telechat.checkpoint.formats.hf import companions, json_bytes
 from telechat.checkpoint.formats.lazy import LazyTensor
 from telechat.checkpoint.formats.opening import open_checkpoint, open_model_folder
 from telechat.checkpoint.hub import cache_folder
@@ -49,7 +49,7 @@ def reference_folder(
         CheckpointError, ConfigError: the checkpoint cannot be opened, or there is no such tokenizer.
     """
     checkpoint = open_checkpoint(source, config=config, strategy=strategy)
-    files = companion_files(checkpoint.folder) if checkpoint.folder is not None else {}
+    files = companions(checkpoint)
     if tokenizer is not None:
         files = {name: content for name, content in files.items() if name not in _TOKENIZER_FILES}
         files |= _tokenizer_files(tokenizer)

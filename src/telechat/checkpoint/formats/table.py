@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -31,6 +31,7 @@ class Checkpoint:
         format: what it was read from, in words.
         runs_as: what another program computes from these files, where they say it in their own words; None
             where `config` says it.
+        inside: small files that the source holds within itself, by name; for what `folder` lacks.
         is_telechat1_52b: it came from files of the 52B, which MindSpore has a layout of its own for.
     """
 
@@ -39,6 +40,7 @@ class Checkpoint:
     folder: Path | None
     format: str
     runs_as: TeleChatConfig | None = None
+    inside: Mapping[str, bytes] = field(default_factory=dict)
     is_telechat1_52b: bool = False
 
     @property

@@ -1,9 +1,7 @@
 """Files written from a plan: streamed, resumable, and under their final name only when complete.
 
-A plan lists the pieces of every file; a piece is a tensor with bytes put between its own (headers, padding).
-Windows of tensors are read by several threads ahead of the one that writes. Everything grows in
-`NAME.partial` beside the target; a run that finds the same plan there continues where the last one ended.
-Knows no format.
+A plan lists the pieces of every file. Everything grows in `NAME.partial` beside the target; a run that finds
+the same plan there continues where the last one ended. Knows no format.
 """
 
 from __future__ import annotations
@@ -12,51 +10,25 @@ import contextlib
 import hashlib
 import json
 import os
-import queue
 import shutil
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
 
-from telechat.checkpoint.formats.lazy import LazyTensor, Window, window_shape, windows
+from telechat.checkpoint.formats.file_copying import begin_writeback, copy_run
+from telechat.checkpoint.formats.lazy import Run
+from telechat.checkpoint.formats.streaming import Piece, stream
 from telechat.errors import CheckpointError
 
 OnProgress = Callable[[int, int], None]
 
-WINDOW_BYTES = 16 << 20
-READERS = 3
-AHEAD = 4  # windows in memory beside the one being written
 PLAN = "plan.json"
 _READ_BACK_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A stretch of a file.
-
-    Attributes:
-        name: of the tensor, for messages; empty for a header.
-        tensor: written in its own dtype, in C order; None for a piece of plain bytes.
-        inserts: (offset into the tensor's bytes, bytes put there), in ascending order.
-    """
-
-    name: str
-    tensor: LazyTensor | None
-    inserts: tuple[tuple[int, bytes], ...] = ()
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes in the file."""
-        inserted = sum(len(content) for _, content in self.inserts)
-        return inserted + (self.tensor.num_bytes if self.tensor is not None else 0)
+_WRITEBACK_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -125,22 +97,39 @@ def write_target(target: Path, plan: TargetPlan, on_progress: OnProgress | None 
     """
     check_target(target)
     partial = target.with_name(target.name + ".partial")
+    with writing(target, partial, hint=f"Run the command again: it continues from {partial.name}."):
+        _prepare(partial, plan)
+        _check_space(partial, plan)
+        _write_files(partial, plan, on_progress)
+        _finish(partial, target, plan)
+
+
+@contextlib.contextmanager
+def writing(target: Path, work: Path, *, hint: str | None = None) -> Iterator[None]:
+    """While the context lasts, no other process writes a target by way of `work`.
+
+    Args:
+        hint: what to do where the disk is full or cannot be written.
+
+    Raises:
+        CheckpointError: another one does, or an OSError of the body.
+    """
+    lock = FileLock(work.with_name(work.name + ".lock"), timeout=0)
     try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(partial.with_name(partial.name + ".lock"), timeout=0):
-            _prepare(partial, plan)
-            _check_space(partial, plan)
-            _write_files(partial, plan, on_progress)
-            _finish(partial, target, plan)
-        with contextlib.suppress(OSError):
-            partial.with_name(partial.name + ".lock").unlink()
+        work.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
     except Timeout as error:
         raise CheckpointError(f"Another process is writing {target}.", hint="Wait for it.") from error
     except OSError as error:
-        raise CheckpointError(
-            f"Cannot write {target}: {error.strerror or error}.",
-            hint=f"Make room and run the command again: it continues from {partial.name}.",
-        ) from error
+        raise CheckpointError(f"Cannot write {target}: {error.strerror or error}.") from error
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"Cannot write {target}: {error.strerror or error}.", hint=hint) from error
+    finally:
+        lock.release()
+        with contextlib.suppress(OSError):
+            Path(lock.lock_file).unlink()
 
 
 def fingerprint(plan: TargetPlan) -> str:
@@ -218,21 +207,37 @@ def _finish(partial: Path, target: Path, plan: TargetPlan) -> None:
 def _write_file(path: Path, plan: FilePlan) -> Iterator[int]:
     """Write or continue a file; yields bytes as they are done."""
     first, have = _resume_point(path, plan)
-    with path.open("ab", buffering=0) as file:
+    path.touch()
+    with path.open("r+b", buffering=0) as file:
         file.truncate(have)
         file.seek(have)
-        crc = _crc_of(path, have) if plan.trailer is not None else 0
         if have:
             yield have
-        for memory in _stream(plan.pieces[first:]):
-            _write_all(file, memory)
-            if plan.trailer is not None:
-                crc = zlib.crc32(memory, crc)
-            yield len(memory)
-        if plan.trailer is not None:
-            _write_all(file, memoryview(plan.trailer(crc)))
-            yield plan.trailer_bytes
+        written = begun = have
+        for num_bytes in _content(file, plan, first):
+            written += num_bytes
+            yield num_bytes
+            if written - begun >= _WRITEBACK_BYTES:
+                begin_writeback(file, begun, written - begun)
+                begun = written
         os.fsync(file.fileno())
+
+
+def _content(file: FileIO, plan: FilePlan, first: int) -> Iterator[int]:
+    """Write the pieces from `first` on and the trailer; yields bytes as they are done."""
+    sums_up = plan.trailer is not None
+    crc = _crc_of(Path(file.name), file.tell()) if sums_up else 0
+    for part in stream(plan.pieces[first:], may_copy=not sums_up):
+        if isinstance(part, Run):
+            yield from copy_run(part, file)
+            continue
+        _write_all(file, part)
+        if sums_up:
+            crc = zlib.crc32(part, crc)
+        yield len(part)
+    if plan.trailer is not None:
+        _write_all(file, memoryview(plan.trailer(crc)))
+        yield plan.trailer_bytes
 
 
 def _resume_point(path: Path, plan: FilePlan) -> tuple[int, int]:
@@ -263,75 +268,3 @@ def _crc_of(path: Path, num_bytes: int) -> int:
 def _write_all(file: FileIO, memory: memoryview) -> None:
     while len(memory):
         memory = memory[file.write(memory) :]
-
-
-def _stream(pieces: Sequence[Piece]) -> Iterator[memoryview]:
-    """The bytes of the pieces; tensors are read ahead by several threads into a few buffers used in turn."""
-    buffers: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
-    for _ in range(AHEAD + 1):
-        buffers.put(torch.empty(0, dtype=torch.uint8))
-    waiting: deque[tuple[Piece, int, Future[tuple[Tensor, int]] | None]] = deque()
-    with ThreadPoolExecutor(READERS) as readers:
-        try:
-            for piece, start, window in _steps(pieces):
-                reading = None
-                if window is not None and piece.tensor is not None:
-                    reading = readers.submit(_read, piece.tensor, window, buffers)
-                waiting.append((piece, start, reading))
-                if len(waiting) > AHEAD:
-                    yield from _done(*waiting.popleft(), buffers)
-            while waiting:
-                yield from _done(*waiting.popleft(), buffers)
-        finally:
-            for _, _, reading in waiting:
-                if reading is not None:
-                    reading.cancel()
-
-
-def _steps(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, int, Window | None]]:
-    """(piece, offset into its tensor's bytes, window to read there, or None for what has no tensor)."""
-    for piece in pieces:
-        tensor = piece.tensor
-        if tensor is None or not tensor.num_bytes:
-            yield piece, 0, None
-            continue
-        at = 0
-        for window in windows(tensor.shape, tensor.dtype.itemsize, WINDOW_BYTES):
-            yield piece, at, window
-            num_bytes = tensor.dtype.itemsize
-            for extent in window_shape(window):
-                num_bytes *= extent
-            at += num_bytes
-
-
-def _read(tensor: LazyTensor, window: Window, buffers: queue.SimpleQueue[Tensor]) -> tuple[Tensor, int]:
-    """(a buffer, how many bytes of it are the window's). Called in a reading thread."""
-    shape = window_shape(window)
-    num_bytes = tensor.dtype.itemsize
-    for extent in shape:
-        num_bytes *= extent
-    buffer = buffers.get()
-    if len(buffer) < num_bytes:
-        buffer = torch.empty(num_bytes, dtype=torch.uint8)
-    tensor.read_into(buffer[:num_bytes].view(tensor.dtype).view(shape), window)
-    return buffer, num_bytes
-
-
-def _done(
-    piece: Piece, start: int, reading: Future[tuple[Tensor, int]] | None, buffers: queue.SimpleQueue[Tensor]
-) -> Iterator[memoryview]:
-    """The bytes of one step with what is inserted among them."""
-    if reading is None:
-        for _, content in piece.inserts:
-            yield memoryview(content)
-        return
-    buffer, num_bytes = reading.result()
-    memory: memoryview = buffer[:num_bytes].numpy().data
-    at = 0
-    for offset, content in piece.inserts:
-        if start <= offset < start + num_bytes:
-            yield memory[at : offset - start]
-            at = offset - start
-            yield memoryview(content)
-    yield memory[at:]
-    buffers.put(buffer)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import struct
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.unit.checkpoint.formats.samples import DENSE, KINDS, model_folder, with_tokenizer
 
+from telechat.checkpoint.formats import dcp_writing
 from telechat.checkpoint.formats.lazy import same_numbers
 from telechat.checkpoint.formats.opening import open_checkpoint
 from telechat.checkpoint.formats.table import Checkpoint
@@ -90,6 +93,12 @@ def test_k_quants_need_a_package(
     assert not list(tmp_path.glob("out*"))
 
 
+def test_the_extra_gguf_brings_the_quantiser() -> None:
+    project = tomllib.loads((Path(__file__).parents[4] / "pyproject.toml").read_text(encoding="utf-8"))
+    [package] = project["project"]["optional-dependencies"]["gguf"]
+    assert package.startswith("llama-cpp-python")
+
+
 def test_k_quants_by_llama_cpp(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stand-in for its quantiser, which copies; the real one is in the oracle tests."""
 
@@ -109,6 +118,55 @@ def test_k_quants_by_llama_cpp(model: Path, tmp_path: Path, monkeypatch: pytest.
     assert "FROM ./model-Q4_K_M.gguf" in (tmp_path / "out/Modelfile").read_text("utf-8")
     assert (tmp_path / "one.gguf").stat().st_size > 100_000
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "one.gguf", "out"]
+
+
+def test_an_interrupted_quantiser_is_called_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The fp16 file that it reads is kept, unless another one is wanted."""
+    statuses, seen = [1, 0, 1], []
+
+    def quantise(source: bytes, target: bytes, params: SimpleNamespace) -> int:
+        seen.append((source, Path(source.decode()).stat().st_mtime_ns))
+        shutil.copy(source, target)
+        return statuses.pop(0)
+
+    stand_in = SimpleNamespace(
+        llama_model_quantize=quantise,
+        llama_model_quantize_default_params=lambda: SimpleNamespace(ftype=0),
+    )
+    monkeypatch.setitem(sys.modules, "llama_cpp", stand_in)
+    words = ("--to", "gguf", "--gguf-type", "Q4_K_M")
+    assert convert(model, tmp_path / "out", *words) == 1
+    assert "stopped with status 1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert convert(model, tmp_path / "out", *words) == 0
+    assert seen[0] == seen[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+
+    assert convert(model, tmp_path / "other", *words) == 1
+    [kept] = (tmp_path / "other.quantising").glob("*.gguf")
+    statuses.append(0)
+    assert convert(model, tmp_path / "other", *words, "--length", "32") == 0
+    assert seen[3][0] != os.fsencode(kept)
+    assert not (tmp_path / "other.quantising").exists()
+
+
+def test_dcp_begins_anew_and_leaves_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial/__0_0.distcp").write_bytes(b"of a killed run")
+    monkeypatch.setattr(dcp_writing._LazyPlanner, "lookup_object", broken)
+    assert convert(model, tmp_path / "out", "--to", "dcp") == 1
+    assert "No space left on device. Run the command again: it begins anew." in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    monkeypatch.undo()
+    assert convert(model, tmp_path / "out", "--to", "dcp") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
 
 def test_modelfile(model: Path, tmp_path: Path) -> None:

@@ -28,11 +28,6 @@ def convert(*words: object) -> None:
     assert main(["checkpoint", "convert", *map(str, words)]) == 0
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(source / name, target / name)
-
-
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -47,8 +42,6 @@ def test_any_format_is_a_model(
     name: str, words: tuple[str, ...], tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     convert(tiny_model_folder, tmp_path / name, *words)
-    if name == "gguf":
-        copy_tokenizer(tiny_model_folder, tmp_path / name)
     ours, found = load_model(tiny_model_folder, device="cpu"), load_model(tmp_path / name, device="cpu")
     ids = torch.arange(10, 40)[None]
     with torch.no_grad():

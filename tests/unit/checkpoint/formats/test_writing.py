@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from telechat.checkpoint.formats import writing
-from telechat.checkpoint.formats.lazy import HeldTensor, Window
-from telechat.checkpoint.formats.writing import FilePlan, Piece, TargetPlan, plain_file, write_target
+from telechat.checkpoint.formats import file_copying, streaming, writing
+from telechat.checkpoint.formats.lazy import HeldTensor, Run, Window
+from telechat.checkpoint.formats.streaming import Piece
+from telechat.checkpoint.formats.writing import FilePlan, TargetPlan, plain_file, write_target
 from telechat.errors import CheckpointError
 
 
@@ -52,7 +53,7 @@ def expected_bytes(parts: list[Counted]) -> bytes:
 
 @pytest.mark.parametrize("window", [16, 40, 1 << 20])
 def test_content_and_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
-    monkeypatch.setattr(writing, "WINDOW_BYTES", window)
+    monkeypatch.setattr(streaming, "WINDOW_BYTES", window)
     parts, seen = tensors(), []
     plan = plan_of(parts)
     write_target(tmp_path / "out", plan, lambda done, total: seen.append((done, total)))
@@ -77,6 +78,48 @@ def test_continues_after_an_interruption(tmp_path: Path) -> None:
     assert [part.num_reads for part in parts[:2]] == [0, 0]
     assert all(part.num_reads for part in parts[2:])
     assert (tmp_path / "out/sub/weights").read_bytes() == expected_bytes(parts)
+
+
+class Copied(Counted):
+    """Its bytes also lie in a file, in two runs; it must not be read."""
+
+    def __init__(self, path: Path, tensor: Tensor) -> None:
+        super().__init__(tensor)
+        self.error = AssertionError("read")
+        raw = tensor.numpy().tobytes()
+        path.write_bytes(b"xx" + raw[:40] + b"y" + raw[40:])
+        self.places = [Run(path, 2, 40), Run(path, 43, len(raw) - 40)]
+
+    def runs(self) -> list[Run]:
+        return self.places
+
+
+def refuse(*args: object) -> int:
+    raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+
+@pytest.mark.parametrize("by", ["the system", "memory", "memory where the system refuses"])
+def test_bytes_that_lie_in_files_are_copied(by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if by == "memory":
+        monkeypatch.delattr(file_copying.os, "copy_file_range", raising=False)
+    elif by != "the system":
+        monkeypatch.setattr(file_copying.os, "copy_file_range", refuse, raising=False)
+    parts = [Copied(tmp_path / f"{number}", torch.randn(6, 4)) for number in range(3)]
+    write_target(tmp_path / "out", plan_of([*parts, Counted(torch.ones(6, 4))]))
+    content = (tmp_path / "out/sub/weights").read_bytes()
+    for part in parts:
+        part.error = None
+    assert content == expected_bytes([*parts, Counted(torch.ones(6, 4))])
+
+
+@pytest.mark.parametrize("system", [True, False])
+def test_a_copied_file_that_ends_early(system: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not system:
+        monkeypatch.delattr(file_copying.os, "copy_file_range", raising=False)
+    part = Copied(tmp_path / "source", torch.randn(6, 4))
+    (tmp_path / "source").write_bytes((tmp_path / "source").read_bytes()[:-5])
+    with pytest.raises(CheckpointError, match="source ends 5 bytes early"):
+        write_target(tmp_path / "out", plan_of([part]))
 
 
 def test_another_plan_begins_anew(tmp_path: Path) -> None:
