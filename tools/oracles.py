@@ -78,6 +78,7 @@ ENVIRONMENTS = (
     Environment("peft", "peft.txt", ("e2e/test_peft.py", "e2e/test_peft_serving.py")),
     Environment("compressed-tensors", "compressed_tensors.txt", ("unit/quant/test_llama_layout.py",)),
     Environment("trl", "trl.txt", ("unit/train/losses/test_trl.py",)),
+    Environment("loggers", "loggers.txt", ("unit/train/test_loggers_oracle.py",)),
     Environment("deepspeed", "deepspeed.txt", ("distributed_deepspeed",)),
 )
 
