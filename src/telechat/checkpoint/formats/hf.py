@@ -20,7 +20,7 @@ from telechat.checkpoint.formats.writing import FilePlan, TargetPlan
 from telechat.checkpoint.loader import config_from
 from telechat.checkpoint.mindspore import telechat1_52b
 from telechat.checkpoint.mindspore.naming import from_mindspore
-from telechat.checkpoint.names import EMBEDDING, HEAD, canonical_names
+from telechat.checkpoint.names import EMBEDDING, HEAD, PREFIX, canonical_names
 from telechat.checkpoint.save import DEFAULT_SHARD_BYTES, folder_config, plan_shards
 from telechat.checkpoint.weights import StoredTensor, StoredWeights, load_pickle, open_weights
 from telechat.errors import CheckpointError
@@ -66,7 +66,15 @@ def open_named(
                 hint="Set tie_word_embeddings to false in the config.",
             )
     fitted = fit_table(tensors, config, source)
-    return Checkpoint(config=config, tensors=fitted, folder=folder, format="official layout")
+    # The TeleChat1-7B, whose names have no prefix, is published pickled; safetensors made of it are sorted.
+    is_telechat1_7b = not any(name.startswith(PREFIX) for name in stored)
+    return Checkpoint(
+        config=config,
+        tensors=fitted,
+        folder=folder,
+        format="official layout",
+        in_module_order=is_telechat1_7b or list(tensors) == list(fitted),
+    )
 
 
 def lazy_tensors(weights: StoredWeights) -> dict[str, LazyTensor]:

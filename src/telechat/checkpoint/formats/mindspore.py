@@ -81,12 +81,14 @@ def open_mindspore(
     tensors = whole_tensors(ranks, config, _strategy_for(path, strategy, len(ranks)))
     named = from_mindspore(_without_tied_head(tensors, config), config)
     ours = fit_table(completed(named, config) if is_52b else named, config, path.name)
+    in_module_order = list(named) == list(ours)
     sliced = f" of {len(ranks)} ranks" if len(ranks) > 1 else ""
     return Checkpoint(
         config=config,
         tensors=ours,
         folder=folder,
         format=f"MindSpore checkpoint{sliced}",
+        in_module_order=in_module_order,
         is_telechat1_52b=is_52b,
     )
 
@@ -165,7 +167,7 @@ def plan_mindspore(
     config = checkpoint.config
     if row_order is not None:
         return _plan_52b(checkpoint, target, row_order, dtype, with_crc)
-    named = to_mindspore(checkpoint.cast(dtype), config)
+    named = to_mindspore(checkpoint.cast(dtype), config, by_name=not checkpoint.in_module_order)
     if layout is not None and layout.num_ranks > 1:
         strategy = strategy_of(config, layout)
     if target.suffix in (SUFFIX, SAFETENSORS):

@@ -32,6 +32,8 @@ class Checkpoint:
         runs_as: what another program computes from these files, where they say it in their own words; None
             where `config` says it.
         inside: small files that the source holds within itself, by name; for what `folder` lacks.
+        in_module_order: its tensors lie in the order of the model's modules, as those of pickled files do,
+            not by name; MindFormers' converter keeps the order that it finds.
         is_telechat1_52b: it came from files of the 52B, which MindSpore has a layout of its own for.
     """
 
@@ -41,6 +43,7 @@ class Checkpoint:
     format: str
     runs_as: TeleChatConfig | None = None
     inside: Mapping[str, bytes] = field(default_factory=dict)
+    in_module_order: bool = False
     is_telechat1_52b: bool = False
 
     @property

@@ -129,9 +129,16 @@ def our_layer(theirs: str) -> str:
 
 
 def to_mindspore(
-    tensors: Mapping[str, LazyTensor], config: TeleChatConfig, layout: Layout = KV_CONCAT
+    tensors: Mapping[str, LazyTensor],
+    config: TeleChatConfig,
+    layout: Layout = KV_CONCAT,
+    *,
+    by_name: bool = True,
 ) -> dict[str, LazyTensor]:
     """A model's tensors under MindFormers' names, in the order of the official converter.
+
+    Args:
+        by_name: in the order of our names, as in safetensors; else in the order of `tensors`.
 
     Raises:
         CheckpointError: MindFormers has no place for a part of this model.
@@ -139,7 +146,7 @@ def to_mindspore(
     refuse_foreign(config)
     named: dict[str, LazyTensor] = {}
     experts: dict[str, dict[int, LazyTensor]] = {}
-    for ours in sorted(tensors):
+    for ours in sorted(tensors) if by_name else tensors:
         name = plain_name(ours)
         if name is not None:
             named[name] = tensors[ours]
