@@ -17,7 +17,7 @@ OPTIONS ?=
 
 .PHONY: help setup test check lint types pages wheel oracles installs options size format demo-model clean
 .PHONY: bench-convert bench-peers bench-decode bench-soak bench-load bench-gpu bench-page bench-serve bench-train
-.PHONY: bench-int8 bench-quantise
+.PHONY: bench-int8 bench-quantise bench-quality
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -84,6 +84,10 @@ bench-int8: setup ## products of int8 activations and weights beside bf16 ones (
 bench-quantise: export PYTHONPATH := src:.
 bench-quantise: setup ## GPTQ of four blocks of a 7B: memory, seconds per block, killed and gone on with (7 GB of disk)
 	$(RUN) -m benchmarks.quantise_7b $(BENCH_ARGS)
+
+bench-quality: export PYTHONPATH := src:.
+bench-quality: setup ## what each format loses, beside llm-compressor's GPTQ, on three models (30 minutes; the first run trains two)
+	$(RUN) -m benchmarks.quantise $(BENCH_ARGS)
 
 bench-soak: export PYTHONPATH := src:.
 bench-soak: setup ## memory over 20,000 short requests

@@ -27,7 +27,7 @@ from benchmarks.record import ROOT
 from telechat.checkpoint.hub import demo_folder
 from telechat.data.demo import write_jsonl
 
-FOLDER = ROOT / "runs" / "quantise"
+FOLDER = ROOT / "runs" / "quality"
 SEED = 7
 SPLITS = ("train", "test")
 # One document of so many is held out.

@@ -1,0 +1,144 @@
+"""What formats lose on held-out rows: perplexity, and how far predictions move.
+
+Models are loaded in fp32 and compute with exactly the weights that are stored, so only the format counts.
+Perplexity looks at the tokens that are there, and changes by luck too where a model is nearly certain; the KL
+divergence looks at whole predictions, and cannot be negative. Knows nothing of goals.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from telechat.checkpoint import load_model
+from telechat.data.sequences import Encoded
+from telechat.models import TeleChatModel
+from telechat.models.paged import PagedBatch, TorchExecutor
+from telechat.ops.paged import Sequences
+from telechat.ops.quantized import WeightScheme, round_to_nearest
+from telechat.quant.blocks import layers_of
+
+_BLOCK_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Sums over the marked tokens of each row.
+
+    Attributes:
+        nll: of -log p.
+        kl: of KL(floats || format), in nats.
+        num_tokens: how many they are.
+    """
+
+    nll: tuple[float, ...]
+    kl: tuple[float, ...]
+    num_tokens: tuple[int, ...]
+
+    @property
+    def perplexity(self) -> float:
+        """Of all rows together."""
+        return math.exp(sum(self.nll) / sum(self.num_tokens))
+
+    @property
+    def mean_kl(self) -> float:
+        """Nats per token."""
+        return sum(self.kl) / sum(self.num_tokens)
+
+    def less(self, other: Losses, share: float = 1.0) -> tuple[float, float]:
+        """This -log p less `share` times the other's, per token, and one standard error of the difference."""
+        total = sum(self.num_tokens)
+        rows = [ours - share * theirs for ours, theirs in zip(self.nll, other.nll, strict=True)]
+        mean = sum(rows) / total
+        spread = sum((row - mean * count) ** 2 for row, count in zip(rows, self.num_tokens, strict=True))
+        return mean, math.sqrt(spread) / total
+
+    def entry(self, plain: Losses) -> dict[str, Any]:
+        """For the report; `lost` is how much higher the perplexity is, as a share."""
+        lost, error = self.less(plain)
+        return {
+            "perplexity": self.perplexity,
+            "lost": math.expm1(lost),
+            "standard_error": math.exp(lost) * error,
+            "mean_kl": self.mean_kl,
+        }
+
+
+@torch.inference_mode()
+def losses(
+    model: TeleChatModel, plain: TeleChatModel, rows: Sequence[Encoded], kv_dtype: torch.dtype | None = None
+) -> Losses:
+    """Of one model on all rows.
+
+    Args:
+        plain: the model in floats.
+        kv_dtype: keys and values go through a cache of this dtype; None leaves them as they are.
+    """
+    nll, kl, counts = [], [], []
+    for row in rows:
+        ids, marked = torch.tensor(row.ids), torch.tensor(row.learnt[1:], dtype=torch.bool)
+        hidden = model.hidden_states(ids[None])[0] if kv_dtype is None else _cached(model, ids, kv_dtype)
+        found, wanted = (
+            torch.log_softmax(one.project(states[:-1][marked]).float(), -1)
+            for one, states in ((model, hidden), (plain, plain.hidden_states(ids[None])[0]))
+        )
+        nll.append(-float(found.gather(1, ids[1:][marked][:, None]).double().sum()))
+        kl.append(float((wanted.exp() * (wanted - found)).double().sum()))
+        counts.append(int(marked.sum()))
+    return Losses(tuple(nll), tuple(kl), tuple(counts))
+
+
+def _cached(model: TeleChatModel, ids: torch.Tensor, kv_dtype: torch.dtype) -> torch.Tensor:
+    executor = TorchExecutor(model, kv_dtype=kv_dtype)
+    num_blocks = -(-len(ids) // _BLOCK_SIZE)
+    executor.allocate(num_blocks, _BLOCK_SIZE)
+    places = torch.arange(len(ids))
+    sequences = Sequences.of([len(ids)], [len(ids)], [range(num_blocks)])
+    return executor.hidden_states(PagedBatch(ids, places, [(len(ids), len(ids))], places, sequences, places))
+
+
+def load(folder: Path) -> TeleChatModel:
+    """A folder as stored, activations in fp32."""
+    return load_model(folder, device="cpu", dtype="float32")
+
+
+def rounded(folder: Path, bits: int, group_size: int) -> TeleChatModel:
+    """The layers that GPTQ quantises, rounded to nearest instead; the head stays as it is."""
+    model, scheme = load(folder), WeightScheme(bits, group_size)
+    weights = {
+        name: round_to_nearest(model.get_parameter(name), scheme).dequantise(torch.float32)
+        for name in layers_of(model.config)
+    }
+    return with_weights(model, weights)
+
+
+def with_weights(model: TeleChatModel, weights: dict[str, torch.Tensor]) -> TeleChatModel:
+    """The model with other weights, by their names in the parameter table."""
+    for name, weight in weights.items():
+        layer = model.get_submodule(name.removesuffix(".weight"))
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+    return model
+
+
+def peer_weights(model: TeleChatModel, file: Path) -> dict[str, torch.Tensor]:
+    """Weights under Llama's names as the parameter table names them, keys and values fused head by head."""
+    stored, found = load_file(file), {}
+    size = model.config.head_dim
+    for name in layers_of(model.config):
+        _, _, number, part, layer, _ = name.split(".")
+        prefix = f"model.layers.{number}."
+        if layer == "key_value":
+            keys, values = (stored[f"{prefix}self_attn.{one}_proj.weight"].split(size) for one in "kv")
+            found[name] = torch.cat([head for pair in zip(keys, values, strict=True) for head in pair])
+        elif part == "mlp":
+            found[name] = stored[f"{prefix}mlp.{layer}.weight"]
+        else:
+            found[name] = stored[f"{prefix}self_attn.{'q' if layer == 'query' else 'o'}_proj.weight"]
+    return found
