@@ -111,6 +111,19 @@ class BlockSource:
             rows = [F.rms_norm(x, weight.shape, weight, self.config.norm_eps) for x in rows]
         return rows
 
+    def walk(self, calibration: Calibration) -> Iterator[tuple[int, Block, list[Tensor]]]:
+        """Each block by its number, with the rows that it reads.
+
+        What the next block reads is what this one gives when the next is asked for, changed weights and all.
+        """
+        rows = self.embed(calibration)
+        for index in range(self.config.num_layers):
+            block = self.block(index)
+            yield index, block, rows
+            if index + 1 < self.config.num_layers:
+                block.advance(self, rows)
+            self.release(block)
+
     def inputs_of(self, x_1SD: Tensor) -> AttentionInputs:
         """Rotary rows and mask of one row."""
         length = x_1SD.shape[1]

@@ -148,25 +148,16 @@ def _all_blocks(
     unfinished: Unfinished,
     on_layer: OnLayer | None,
 ) -> None:
-    num_done, blocks = unfinished.num_blocks, source.blocks
+    num_done = unfinished.num_blocks
     if num_done:
         log.info("going on after %d finished blocks", num_done)
-    rows = blocks.embed(calibration)
-    for index in range(source.config.num_layers):
-        block = blocks.block(index)
+    for index, block, rows in source.blocks.walk(calibration):
         if index < num_done:
             _restore(block, layers, config, unfinished.load(index))
-            notes = unfinished.notes(index)
-        else:
-            notes = []
-        work = _BlockWork(blocks, block, rows, layers, config.checkpoint_format)
-        if index >= num_done:
-            work.run(stages(source.config), config.true_sequential, on_layer)
-            notes = [asdict(done) for done in work.done]
-            unfinished.save(index, work.tensors, notes)
-        if index + 1 < source.config.num_layers:
-            block.advance(blocks, rows)
-        blocks.release(block)
+            continue
+        work = _BlockWork(source.blocks, block, rows, layers, config.checkpoint_format)
+        work.run(stages(source.config), config.true_sequential, on_layer)
+        unfinished.save(index, work.tensors, [asdict(done) for done in work.done])
 
 
 def _restore(block: Block, layers: LayerBits, config: QuantizeConfig, tensors: Mapping[str, Tensor]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,25 +83,15 @@ def quantize(
     """
     config = config or QuantizeConfig()
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out} exists already.", hint="Name a folder that does not.")
-    given = [name for name, value in _named(examples, texts, calibration) if value is not None]
-    if len(given) > 1:
-        raise ConfigError(f"{' and '.join(given)} both say what to calibrate with.", hint="Give one of them.")
+    is_nearest = isinstance(config, QuantizeConfig) and config.method == "rtn"
+    _check(model, out, is_nearest, {"examples": examples, "texts": texts, "calibration": calibration})
     writing = out.with_name(f"{out.name}.writing-{os.getpid()}")
     blocks: Unfinished | None = None
     try:
-        if isinstance(config, QuantizeConfig) and config.method == "rtn":
-            if given:
-                raise ConfigError(
-                    "Rounding to nearest looks at no calibration rows.", hint="Choose the method gptq."
-                )
+        if isinstance(config, QuantizeConfig) and is_nearest:
             _round(model, writing, config, on_progress, max_shard_bytes)
-        elif isinstance(model, TeleChatModel):
-            raise ConfigError(
-                "Calibration reads a folder block by block.", hint="Save the model, and name its folder."
-            )
         else:
+            assert not isinstance(model, TeleChatModel)  # refused above
             folder = resolve_model(model)
             rows = calibration or _calibration(folder, examples, texts)
             blocks = _calibrate(Source(folder), out, writing, config, rows, on_layer, max_shard_bytes)
@@ -142,10 +132,25 @@ def _calibrate(
     return blocks
 
 
-def _named(
-    examples: Sequence[Any] | None, texts: Sequence[Any] | None, calibration: Calibration | None
-) -> list[tuple[str, object]]:
-    return [("examples", examples), ("texts", texts), ("calibration", calibration)]
+def _check(
+    model: str | Path | TeleChatModel, out: Path, is_nearest: bool, rows: Mapping[str, object]
+) -> None:
+    """Refuse what cannot be done, before anything is read.
+
+    Raises:
+        ConfigError, CheckpointError: as `quantize`.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out} exists already.", hint="Name a folder that does not.")
+    given = [name for name, value in rows.items() if value is not None]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} both say what to calibrate with.", hint="Give one of them.")
+    if is_nearest and given:
+        raise ConfigError("Rounding to nearest looks at no calibration rows.", hint="Choose the method gptq.")
+    if not is_nearest and isinstance(model, TeleChatModel):
+        raise ConfigError(
+            "Calibration reads a folder block by block.", hint="Save the model, and name its folder."
+        )
 
 
 def _calibration(folder: Path, examples: Sequence[Any] | None, texts: Sequence[Any] | None) -> Calibration:

@@ -86,17 +86,12 @@ def quantise_int8(
     unfinished = Unfinished(out, {**asdict(config), "calibration": calibration.digest, **source.identity()})
     try:
         plan = Int8Plan(config, frozenset(_choose_names(source, config, calibration)))
-        rows = source.blocks.embed(calibration)
         num_done = unfinished.num_blocks
-        for index in range(source.config.num_layers):
-            block = source.blocks.block(index)
+        for index, block, rows in source.blocks.walk(calibration):
             if index >= num_done:
                 work = _BlockWork(source, plan, block, rows)
                 work.run(on_layer)
                 unfinished.save(index, work.tensors, [asdict(done) for done in work.done])
-            if index + 1 < source.config.num_layers:
-                block.advance(source.blocks, rows)
-            source.blocks.release(block)
     except TelechatError:
         unfinished.remove()
         raise
@@ -129,13 +124,9 @@ def _choose_names(source: Source, config: Int8Config, calibration: Calibration) 
 def _scores(source: Source, calibration: Calibration, names: Sequence[str]) -> dict[str, float]:
     """How far the inputs of each layer stand out."""
     found: dict[str, float] = {}
-    rows = source.blocks.embed(calibration)
-    for index in range(source.config.num_layers):
-        block = source.blocks.block(index)
+    for _, block, rows in source.blocks.walk(calibration):
         observers = _observe(source, block, rows, [name for name in names if name.startswith(block.prefix)])
         found.update({name: observer.score for name, observer in observers.items()})
-        block.advance(source.blocks, rows)
-        source.blocks.release(block)
     return found
 
 

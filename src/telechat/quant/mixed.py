@@ -83,9 +83,7 @@ def plan_bits(
     """Measure every layer of the plain model once, and spend the budget."""
     choices = [bits for bits in BITS if bits >= settings.bits]
     found: dict[str, Sensitivity] = {}
-    rows = blocks.embed(calibration)
-    for index in range(blocks.config.num_layers):
-        block = blocks.block(index)
+    for _, block, rows in blocks.walk(calibration):
         groups = [group for stage in stages(blocks.config) for group in stage]
         seen = block.observe(blocks, rows, groups)
         for group in groups:
@@ -98,8 +96,6 @@ def plan_bits(
                     for bits in choices
                 }
                 found[f"{block.prefix}{name}.weight"] = Sensitivity(weight.numel(), loss)
-        block.advance(blocks, rows)
-        blocks.release(block)
     bits = spend(found, average_bits)
     counts = {step: sum(chosen == step for chosen in bits.values()) for step in choices}
     log.info("layers by bits: %s", ", ".join(f"{count} at {step}" for step, count in counts.items()))
