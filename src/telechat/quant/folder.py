@@ -81,8 +81,7 @@ def quantize(
         CheckpointError: the source cannot be read, or `out` cannot be written. Nothing is left half-written;
             a run with calibration that is killed leaves `OUT.unfinished`; the same call goes on from there.
     """
-    config = config or QuantizeConfig()
-    out = Path(out)
+    config, out = config or QuantizeConfig(), Path(out)
     is_nearest = isinstance(config, QuantizeConfig) and config.method == "rtn"
     _check(model, out, is_nearest, {"examples": examples, "texts": texts, "calibration": calibration})
     writing = out.with_name(f"{out.name}.writing-{os.getpid()}")
