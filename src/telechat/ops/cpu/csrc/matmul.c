@@ -92,7 +92,7 @@ static void panel_by_panel(const tc_context *c, const tc_acts *acts, const tc_pr
         if (is_amx) tc_amx_int_begin(rows);
         for (int64_t panel = first, count = 1; panel < last; panel += count) {
             if (acts->format == TC_ACT_F32) kernels->float_panel(w, panel, acts, tile, y);
-            else if (acts->format == TC_ACT_UINT8) kernels->w8a8_panel(w, panel, acts, tile, y);
+            else if (acts->format == TC_ACT_UINT8) count = kernels->w8a8_panels(w, panel, last - panel, acts, tile, y);
             else if (is_amx) tc_amx_int_panel(w, panel, acts, tile, y);
             else count = kernels->int_panels(w, panel, last - panel, acts, tile, y);
             for (int64_t i = 0; i < count; i++) {

@@ -15,7 +15,7 @@
 #define PANEL 16 /* outputs of one panel: the lanes of one 512-bit register */
 #define TILE 16  /* rows of one activation tile: the rows of one AMX tile */
 #define BLOCK 32 /* inputs of one block: one scale of quantised activations */
-#define INT_PANELS 4 /* panels that an integer product takes at most at once */
+#define INT_PANELS 4 /* panels that a product of integers takes at most at once */
 #define BYTE_BLOCK 64 /* inputs of one block of w8a8 */
 #define PART 8   /* blocks of many rows that an AMX tile product takes at a time */
 
@@ -126,7 +126,7 @@ typedef struct {
     void (*prepare)(const tc_acts *acts, const tc_source *source, int64_t row, int64_t first, int64_t last);
     int64_t (*int_panels)(const tc_weight *w, int64_t panel, int64_t count, const tc_acts *acts, int64_t tile, float *y);
     void (*float_panel)(const tc_weight *w, int64_t panel, const tc_acts *acts, int64_t tile, float *y);
-    void (*w8a8_panel)(const tc_weight *w, int64_t panel, const tc_acts *acts, int64_t tile, float *y);
+    int64_t (*w8a8_panels)(const tc_weight *w, int64_t panel, int64_t count, const tc_acts *acts, int64_t tile, float *y);
     void (*norm_row)(void *x, const void *add, void *y, const void *weight, int64_t width, float eps, int dtype);
     void (*swiglu)(const void *gate, const void *up, void *y, int64_t count, int dtype);
     void (*rope_token)(const tc_rope *rope, int64_t token);
