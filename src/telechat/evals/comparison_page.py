@@ -36,8 +36,8 @@ def summary_rows(comparison: Comparison) -> list[tuple[str, str, str]]:
     return rows
 
 
-def task_rows(comparison: Comparison) -> list[tuple[str, str, str]]:
-    """(task and rows, the first's share of right answers, the second's and the change), 95 % intervals."""
+def task_rows(comparison: Comparison) -> list[tuple[str, str, str, str]]:
+    """(task and rows, the first's share of right answers, the second's, the change), with 95 % intervals."""
     rows = []
     for task in comparison.tasks:
         shares = [
@@ -46,15 +46,17 @@ def task_rows(comparison: Comparison) -> list[tuple[str, str, str]]:
         ]
         low, high = (100 * end for end in task.change_interval)
         moved = f"{100 * task.change:+.1f} points ({low:+.1f} to {high:+.1f})"
-        rows.append((f"{task.task}, {task.num_rows} rows", shares[0], f"{shares[1]}, {moved}"))
+        rows.append((f"{task.task}, {task.num_rows} rows", shares[0], shares[1], moved))
     return rows
 
 
 def to_text(comparison: Comparison) -> str:
     """A table for the terminal."""
     lines = [f"{'':32} {comparison.first:>20}  {comparison.second}"]
-    rows = [*summary_rows(comparison), *task_rows(comparison)]
-    lines += [f"{what:32} {first:>20}  {second}" for what, first, second in rows]
+    lines += [f"{what:32} {first:>20}  {second}" for what, first, second in summary_rows(comparison)]
+    lines += [
+        f"{task:32} {first:>20}  {second}, {moved}" for task, first, second, moved in task_rows(comparison)
+    ]
     return "\n".join(lines)
 
 
@@ -104,7 +106,7 @@ def _tasks(comparison: Comparison) -> list[str]:
         "<h2>Tasks</h2>",
         "<p>Share of right answers, and in brackets what holds with 95 % certainty. The change counts which "
         "rows changed.</p>",
-        _table(("", comparison.first, comparison.second), task_rows(comparison)),
+        _table(("", comparison.first, comparison.second, "change"), task_rows(comparison)),
         _intervals(comparison),
     ]
 
