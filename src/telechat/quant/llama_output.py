@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from telechat.checkpoint.formats.llama import llama_config, query_scale, stock_tokenizer
+from telechat.checkpoint.formats.llama import llama_config, query_scale
+from telechat.checkpoint.formats.stock_tokenizer import stock_tokenizer
 from telechat.checkpoint.gptq import Codes
 from telechat.checkpoint.names import EMBEDDING, HEAD
 from telechat.checkpoint.packed import SECTION, from_codes

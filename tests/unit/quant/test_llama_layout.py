@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.unit.quant.quant_models import EXPERTS, PLAIN, TIED
 from tests.unit.quant.test_gptq_folder import gptq, plain_folder
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from telechat import QuantizeConfig, load_model
 from telechat.errors import CheckpointError, ConfigError
@@ -84,6 +84,27 @@ def test_compressed_tensors_reads_it(tmp_path: Path, bits: int) -> None:
         integers = helpers.unpack_from_int32(stored[name], bits, torch.Size(stored[f"{base}_shape"].tolist()))
         weight = integers.view(len(integers), -1, 32) * stored[f"{base}_scale"].float()[..., None]
         assert torch.equal(weight.view_as(meant[base]), meant[base]), base
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("bits", [4, 8])
+def test_transformers_loads_it_by_compressed_tensors(tmp_path: Path, bits: int) -> None:
+    pytest.importorskip("compressed_tensors")
+    source = plain_folder(tmp_path / "plain")
+    ours = load_model(gptq(source, tmp_path / "ours", bits=bits), device="cpu")
+    out = gptq(source, tmp_path / "llama", layout="llama", bits=bits)
+    stock = AutoModelForCausalLM.from_pretrained(out).eval()
+    assert "weight_packed" in dict(stock.model.layers[0].mlp.up_proj.named_parameters())
+    prompt = IDS[:1] + 8  # no padding among it
+    with torch.inference_mode():
+        assert torch.allclose(stock(prompt).logits, ours(prompt), atol=1e-4)
+        made = stock.generate(prompt, max_new_tokens=64, min_new_tokens=64, do_sample=False)
+        ids = prompt
+        for _ in range(64):
+            logits = ours(ids)[:, -1:].clone()
+            logits[..., ours.config.eos_token_id] = -torch.inf  # as min_new_tokens does
+            ids = torch.cat([ids, logits.argmax(-1)], 1)
+    assert torch.equal(made, ids)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ have, is multiplied into the query projection.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 from telechat.checkpoint.folder import CONFIG, read_json
 from telechat.checkpoint.formats.hf import companions, index_file, json_bytes, lazy_tensors, plan_folder
 from telechat.checkpoint.formats.lazy import LazyTensor, cast, join, mapped, zeros
+from telechat.checkpoint.formats.stock_tokenizer import stock_tokenizer
 from telechat.checkpoint.formats.table import Checkpoint, fit_table
 from telechat.checkpoint.formats.writing import TargetPlan
 from telechat.checkpoint.mindspore.naming import fuse_heads, split_heads
@@ -190,20 +190,6 @@ def llama_config(config: TeleChatConfig, length: int, dtype: torch.dtype) -> dic
 def is_unfolded(config: TeleChatConfig, length: int) -> bool:
     """Whether the weights are the model's own, so that the way back is exact."""
     return query_scale(config, length) == 1 and not config.embed_layernorm
-
-
-def stock_tokenizer(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """tokenizer_config.json without the reference to code that only the official folder has."""
-    name = "tokenizer_config.json"
-    if name not in files:
-        return {}
-    raw = json.loads(files[name])
-    raw.pop("auto_map", None)
-    if "tokenizer.json" in files:
-        raw["tokenizer_class"] = "PreTrainedTokenizerFast"
-    elif "tokenizer.model" in files:
-        raw["tokenizer_class"] = "LlamaTokenizer"
-    return {name: json_bytes(raw)}
 
 
 def is_llama(raw: Mapping[str, Any]) -> bool:
