@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from telechat.checkpoint.parts import is_split, split_sizes
 from telechat.errors import CheckpointError, ConfigError
 
 CONFIG = "config.json"
@@ -79,6 +80,12 @@ def find_weights(folder: Path) -> WeightFiles:
         CheckpointError: none found, or the index names a file that is not there.
     """
     layout = next((name for name in LAYOUTS if (folder / name).exists()), None) or _quantised_file(folder)
+    if layout is None and is_split(folder):
+        sizes = " and ".join(map(str, sorted(split_sizes(folder))))
+        raise CheckpointError(
+            f"{folder} is split and compressed for tp {sizes}; only an engine loads that.",
+            hint=f"Use it with --tp {sizes}, or name the W8A8S folder that it was made of.",
+        )
     if layout is None:
         raise CheckpointError(
             f"{folder} holds no weights.", hint=f"Expected one of {', '.join(LAYOUTS)} beside {CONFIG}."

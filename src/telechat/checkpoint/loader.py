@@ -23,6 +23,7 @@ from telechat.checkpoint.hub import resolve_model
 from telechat.checkpoint.names import HEAD, count_experts
 from telechat.checkpoint.packed import PackedFormat
 from telechat.checkpoint.packing_choice import read_packing
+from telechat.checkpoint.parts import weights_folder
 from telechat.checkpoint.quantized import PACKED
 from telechat.checkpoint.weights import StoredWeights, open_weights
 from telechat.device import dtype_name, parse_dtype, resolve_device, supports_bfloat16
@@ -71,9 +72,14 @@ def load_model(
     """
     folder = resolve_model(path_or_name)
     raw = read_json(folder / CONFIG)
-    packed = read_packing(folder, raw)
+    stored_in = (
+        weights_folder(folder)
+        if part is None
+        else weights_folder(folder, rank=part.rank, tp=part.tp, ep=part.ep)
+    )
+    packed = read_packing(stored_in, raw)
     rounding = _rounding(quantize, group_size, folder, packed)
-    weights = open_weights(folder)
+    weights = open_weights(stored_in)
     stored_config = config_from(raw, {name: stored.shape for name, stored in weights.tensors.items()})
     config = stored_config
     if rounding is not None:
@@ -90,9 +96,14 @@ def load_model(
         rope_mode=rope_mode,
         static_length=static_length,
     )
+    table = None
     if part is not None:
         part.prepare(model)
-    filling = Filling(model, device=place, dtype=chosen, part=part, packed=packed, rounding=rounding)
+        if stored_in != folder:  # it is cut already
+            table, part = part.parameters(), None
+    filling = Filling(
+        model, device=place, dtype=chosen, part=part, packed=packed, table=table, rounding=rounding
+    )
     filling.fill(stored_config, weights)
     return model.eval()
 

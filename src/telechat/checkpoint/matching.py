@@ -6,7 +6,7 @@ another shape is an error that names it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
@@ -17,17 +17,24 @@ from telechat.checkpoint.weights import StoredWeights
 from telechat.device import dtype_name
 from telechat.errors import CheckpointError
 from telechat.models import TeleChatConfig, parameter_table
+from telechat.models.parameters import Parameter
 from telechat.models.quantized import is_quantisable
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def match_tensors(
-    config: TeleChatConfig, weights: StoredWeights, packing: PackedFormat | None = None
+    config: TeleChatConfig,
+    weights: StoredWeights,
+    packing: PackedFormat | None = None,
+    table: Sequence[Parameter] | None = None,
 ) -> dict[str, str]:
     """Name by the table -> name on disk of every tensor to read, having checked names, shapes and dtypes.
 
     With a `packing`, each linear layer or head may be stored in integers; the format names them.
+
+    Args:
+        table: the parameters that should be there, if it is one rank's part; by default all of the model's.
 
     Raises:
         CheckpointError: a tensor is missing, extra, misshapen or of a wrong dtype; names it.
@@ -35,8 +42,9 @@ def match_tensors(
     names = canonical_names(weights.tensors)
     if isinstance(packing, AscendFormat):
         packing.check_names(weights.tensors)
-    layers = packed_layers(config, names, packing)
-    expected = _expected(config, layers)
+    table = parameter_table(config) if table is None else table
+    layers = packed_layers(table, names, packing)
+    expected = _expected(table, layers)
     if packing is not None:
         for name in layers:
             if packing.holds_bias(name, names):
@@ -55,9 +63,10 @@ def match_tensors(
         )
     for name, (shape, dtypes) in expected.items():
         stored = weights.tensors[names[name]]
-        if stored.shape != shape:
+        if not _fits(stored.shape, shape):
+            wanted = ", ".join("any" if extent is None else str(extent) for extent in shape)
             raise CheckpointError(
-                f"{stored.name} has shape {list(stored.shape)}; config.json says {list(shape)}.",
+                f"{stored.name} has shape {list(stored.shape)}; config.json says [{wanted}].",
                 hint="Check that config.json belongs to these weights.",
             )
         if stored.dtype not in dtypes:
@@ -66,8 +75,14 @@ def match_tensors(
     return names
 
 
+def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(expected) and all(
+        wanted in (None, extent) for extent, wanted in zip(shape, expected, strict=True)
+    )
+
+
 def packed_layers(
-    config: TeleChatConfig, names: Collection[str], packing: PackedFormat | None
+    table: Sequence[Parameter], names: Collection[str], packing: PackedFormat | None
 ) -> dict[str, Expected]:
     """Weight by the table -> the tensors it is stored in, of every weight that is stored in integers.
 
@@ -80,7 +95,6 @@ def packed_layers(
     if packing is None:
         return {}
     layers: dict[str, Expected] = {}
-    table = parameter_table(config)
     biases = {parameter.name for parameter in table if parameter.kind == "bias"}
     for parameter in table:
         expected = (
@@ -95,10 +109,10 @@ def packed_layers(
     return layers
 
 
-def _expected(config: TeleChatConfig, layers: Mapping[str, Expected]) -> Expected:
+def _expected(table: Sequence[Parameter], layers: Mapping[str, Expected]) -> Expected:
     """Tensor by the table -> (shape, dtypes that will do)."""
     expected: Expected = {}
-    for parameter in parameter_table(config):
+    for parameter in table:
         expected.update(layers.get(parameter.name) or {parameter.name: (parameter.shape, _FLOATS)})
     return expected
 

@@ -20,8 +20,8 @@ from telechat.ops.int8 import DynamicWeight, StaticWeight
 from telechat.ops.quantized import GROUP_SIZES, SCALE_DTYPE, OrderedWeight, QuantizedWeight, WeightScheme
 
 SECTION = "quantization_config"
-# Shape and the dtypes that will do, by the name of a tensor in the parameter table.
-Expected = dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]
+# Shape (None: any extent) and the dtypes that will do, by the name of a tensor in the parameter table.
+Expected = dict[str, tuple[tuple[int | None, ...], tuple[torch.dtype, ...]]]
 LoadedWeight = QuantizedWeight | OrderedWeight | StaticWeight | DynamicWeight | Tensor
 
 

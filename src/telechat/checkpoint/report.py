@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from telechat.checkpoint.ascend import AscendFormat
 from telechat.checkpoint.folder import (
     CONFIG,
     GENERATION_CONFIG,
@@ -18,6 +19,7 @@ from telechat.checkpoint.folder import (
 from telechat.checkpoint.loader import config_from
 from telechat.checkpoint.matching import match_tensors
 from telechat.checkpoint.packing_choice import read_packing
+from telechat.checkpoint.parts import is_split, weight_folders
 from telechat.checkpoint.weights import StoredWeights, open_weights
 from telechat.device import dtype_name
 from telechat.errors import TelechatError
@@ -64,11 +66,12 @@ def check_folder(folder: str | Path) -> FolderReport:
     problems: list[str] = []
     weights = _weights(folder, problems)
     config = _config(folder, weights, problems)
-    if config is not None and weights is not None:
-        try:
-            match_tensors(config, weights, read_packing(folder, read_json(folder / CONFIG)))
-        except TelechatError as error:
-            problems.append(str(error))
+    if config is not None:
+        for piece in weights:
+            try:
+                _match(folder, config, piece)
+            except TelechatError as error:
+                problems.append(str(error))
     tokenizer_files = tuple(name for name in TOKENIZER_FILES if (folder / name).is_file())
     if not set(tokenizer_files) & set(_VOCABULARY_FILES):
         problems.append(f"{folder} has no tokenizer: expected {' or '.join(_VOCABULARY_FILES)}.")
@@ -77,36 +80,51 @@ def check_folder(folder: str | Path) -> FolderReport:
     except TelechatError as error:
         problems.append(str(error))
     dtypes: dict[str, int] = {}
-    for stored in weights.tensors.values() if weights else ():
+    for stored in (stored for piece in weights for stored in piece.tensors.values()):
         dtypes[dtype_name(stored.dtype)] = dtypes.get(dtype_name(stored.dtype), 0) + 1
-    files = weights.files.files if weights else _files(folder)
+    files = [file for piece in weights for file in piece.files.files] or _files(folder)
     return FolderReport(
         folder=folder,
         config=config,
         num_parameters=count_parameters(config) if config else 0,
         dtypes=dtypes,
-        weight_files=tuple(path.name for path in files),
+        weight_files=tuple(_shown(path, folder) for path in files),
         weight_bytes=sum(path.stat().st_size for path in files),
         tokenizer_files=tokenizer_files,
         problems=tuple(problems),
     )
 
 
-def _weights(folder: Path, problems: list[str]) -> StoredWeights | None:
+def _shown(path: Path, folder: Path) -> str:
+    """A weight file's name, with its part's before it."""
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else path.name
+
+
+def _weights(folder: Path, problems: list[str]) -> list[StoredWeights]:
+    """The folder's weights, or those of its parts by rank; none where they cannot be opened."""
     try:
-        return open_weights(folder)
+        return [open_weights(place) for place in weight_folders(folder)]
     except TelechatError as error:
         problems.append(str(error))
-        return None
+        return []
 
 
-def _config(folder: Path, weights: StoredWeights | None, problems: list[str]) -> TeleChatConfig | None:
+def _match(folder: Path, config: TeleChatConfig, weights: StoredWeights) -> None:
+    """Raise where weights are not the model's; of a rank's part only its own description is asked."""
+    place = weights.files.files[0].parent if is_split(folder) else folder
+    packing = read_packing(place, read_json(folder / CONFIG))
+    if place == folder:
+        match_tensors(config, weights, packing)
+    elif isinstance(packing, AscendFormat):
+        packing.check_names(weights.tensors)
+
+
+def _config(folder: Path, weights: list[StoredWeights], problems: list[str]) -> TeleChatConfig | None:
     try:
         raw = read_json(folder / CONFIG)
         read_packing(folder, raw)
-        return config_from(
-            raw, {name: stored.shape for name, stored in weights.tensors.items()} if weights else {}
-        )
+        shapes = {name: stored.shape for piece in weights for name, stored in piece.tensors.items()}
+        return config_from(raw, shapes)
     except TelechatError as error:
         problems.append(str(error))
         return None

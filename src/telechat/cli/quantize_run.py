@@ -184,7 +184,7 @@ def run(args: argparse.Namespace) -> int:
     """Quantise, with progress on stderr; the folder's name goes to stdout."""
     from telechat.quant import quantize
 
-    model, out = _one_of("MODEL", args.model, args.model_path), _one_of("OUT", args.out, args.save_directory)
+    model, out = one_of("MODEL", args.model, args.model_path), one_of("OUT", args.out, args.save_directory)
     out = quantize(
         model,
         out,
@@ -197,7 +197,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _one_of(name: str, positional: Any, option: Any) -> Any:
+def one_of(name: str, positional: Any, option: Any, *, verb: str = "run") -> Any:
     """What was named in either way.
 
     Raises:
@@ -205,7 +205,7 @@ def _one_of(name: str, positional: Any, option: Any) -> Any:
     """
     if (positional is None) == (option is None):
         problem = "is missing" if positional is None else "is named twice"
-        raise UsageError(f"{name} {problem}.", hint="See telechat quantize run --help.")
+        raise UsageError(f"{name} {problem}.", hint=f"See telechat quantize {verb} --help.")
     return option if positional is None else positional
 
 

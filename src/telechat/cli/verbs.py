@@ -65,6 +65,11 @@ VERBS: tuple[Verb, ...] = (
         summary="make a model folder with 8-bit or 4-bit weights",
     ),
     Verb(
+        words=("quantize", "compress"),
+        module="telechat.cli.quantize_compress",
+        summary="split a sparse int8 folder by rank and compress it",
+    ),
+    Verb(
         words=("quantize", "report"),
         module="telechat.cli.quantize_report",
         summary="show what a quantised model has lost",

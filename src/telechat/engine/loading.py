@@ -15,6 +15,7 @@ import torch
 from telechat.checkpoint import load_model, read_config
 from telechat.checkpoint.folder import CONFIG, read_json
 from telechat.checkpoint.loader import choose_dtype
+from telechat.checkpoint.parts import weight_folders
 from telechat.checkpoint.weights import open_weights
 from telechat.device import CPU, dtype_name, resolve_device
 from telechat.engine.plan import CachePlan, cache_memory, default_block_size, plan_cache, workspace_bytes
@@ -65,7 +66,8 @@ def expected_executor(folder: Path, *, device: str = "auto", deterministic: bool
     if _computes_in_fp32(folder, place):
         dtype = torch.float32
     else:
-        dtype = choose_dtype("auto", read_json(folder / CONFIG), open_weights(folder), place)
+        weights = open_weights(weight_folders(folder)[0])
+        dtype = choose_dtype("auto", read_json(folder / CONFIG), weights, place)
     model = build_model(read_config(folder), device="meta", target=place, dtype=dtype)
     return f"{foresee_executor(model, place, deterministic=deterministic)}, {dtype_name(dtype)}"
 

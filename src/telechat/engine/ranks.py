@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from telechat.checkpoint import read_config
+from telechat.checkpoint.parts import weights_folder
 from telechat.device import CPU, device_count, resolve_device
 from telechat.engine.loading import KvCacheDtype, kv_dtype, load_weights
 from telechat.errors import DeviceError
@@ -52,6 +53,7 @@ def open_ranks(
         RankError, ConfigError, CheckpointError: a rank could not start.
     """
     check_layout(read_config(folder), layout)
+    weights_folder(folder, tp=layout.tp, ep=layout.ep)  # raises where it is split for other ranks
     place = resolve_device(device)
     if device != "auto" and torch.device(device).index is not None:
         raise DeviceError(

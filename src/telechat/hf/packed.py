@@ -15,6 +15,7 @@ from transformers import GenerationConfig
 from telechat.checkpoint import load_model
 from telechat.checkpoint.folder import CONFIG, GENERATION_CONFIG, read_json
 from telechat.checkpoint.packing_choice import read_packing
+from telechat.checkpoint.parts import is_split
 from telechat.errors import ConfigError
 from telechat.hf.config import HUB_ARGUMENTS
 
@@ -37,7 +38,9 @@ _WITHOUT_EFFECT = (
 def is_packed_folder(name: str) -> bool:
     """Whether this is a local folder of quantised weights."""
     folder = Path(name)
-    return (folder / CONFIG).is_file() and read_packing(folder, read_json(folder / CONFIG)) is not None
+    if not (folder / CONFIG).is_file():
+        return False
+    return is_split(folder) or read_packing(folder, read_json(folder / CONFIG)) is not None
 
 
 def load_packed(

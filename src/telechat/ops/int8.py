@@ -121,6 +121,26 @@ class StaticWeight:
             self.weight.to(device), self.deq_scale.to(device), self.quant_bias.to(device), self.inputs
         )
 
+    def copied(self) -> StaticWeight:
+        """The same in memory of its own."""
+        weight = self.weight.clone(memory_format=torch.contiguous_format)
+        return StaticWeight(weight, self.deq_scale.clone(), self.quant_bias.clone(), self.inputs)
+
+    def take_rows(self, start: int, stop: int) -> StaticWeight:
+        """Outputs start .. stop-1, as views."""
+        rows = slice(start, stop)
+        return StaticWeight(self.weight[rows], self.deq_scale[rows], self.quant_bias[rows], self.inputs)
+
+    def take_columns(self, start: int, stop: int, *, adds_bias: bool) -> StaticWeight:
+        """Inputs start .. stop-1, as views.
+
+        Args:
+            adds_bias: keep quant_bias; zeros otherwise. Of parts whose sums are added up one must keep it: it
+                holds the bias and the offset's share of all inputs.
+        """
+        quant_bias = self.quant_bias if adds_bias else torch.zeros_like(self.quant_bias)
+        return StaticWeight(self.weight[:, start:stop], self.deq_scale, quant_bias, self.inputs)
+
     def plain_bias(self) -> Tensor:
         """fp32 [N]: the bias without the offset's share."""
         sums = self.weight.sum(1, dtype=torch.int64)
@@ -141,6 +161,19 @@ class DynamicWeight:
     def to(self, device: torch.device) -> DynamicWeight:
         """A copy there."""
         return DynamicWeight(self.weight.to(device), self.scales.to(device))
+
+    def copied(self) -> DynamicWeight:
+        """The same in memory of its own."""
+        weight = self.weight.clone(memory_format=torch.contiguous_format)
+        return DynamicWeight(weight, self.scales.clone())
+
+    def take_rows(self, start: int, stop: int) -> DynamicWeight:
+        """Outputs start .. stop-1, as views."""
+        return DynamicWeight(self.weight[start:stop], self.scales[start:stop])
+
+    def take_columns(self, start: int, stop: int) -> DynamicWeight:
+        """Inputs start .. stop-1, as views."""
+        return DynamicWeight(self.weight[:, start:stop], self.scales)
 
     def dequantise(self) -> Tensor:
         """fp32 [N, K]: the weight that is meant."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch import Tensor
 from telechat.errors import CheckpointError, ConfigError
 from telechat.models.config import TeleChatConfig
 from telechat.models.parameters import Parameter, parameter_table
+from telechat.ops.int8 import DynamicWeight, StaticWeight
 
 _EXPERT = re.compile(r"\.local_experts\.(\d+)\.")
 
@@ -192,6 +193,41 @@ def shard_table(config: TeleChatConfig, layout: Layout, rank: int) -> dict[str, 
     check_layout(config, layout)
     shards = (shard_of(parameter, config, layout, rank) for parameter in parameter_table(config))
     return {shard.parameter.name: shard for shard in shards if shard is not None}
+
+
+def adds_bias(name: str, layout: Layout, rank: int) -> bool:
+    """Whether a rank adds the bias of the layer that a tensor belongs to: one of those that share it does."""
+    is_expert = _EXPERT.search(name) is not None
+    return (layout.expert_tensor_index(rank) if is_expert else layout.tensor_index(rank)) == 0
+
+
+def is_kept(shard: Shard, layout: Layout, rank: int) -> bool:
+    """Whether a rank keeps its part of a tensor: not the bias that another rank adds."""
+    return shard.parameter.kind != "bias" or adds_bias(shard.parameter.name, layout, rank)
+
+
+def kept_parameters(shards: Mapping[str, Shard], layout: Layout, rank: int) -> tuple[Parameter, ...]:
+    """Of a rank's `shard_table`, what it keeps, with the shapes of its parts."""
+    kept = [shard for shard in shards.values() if is_kept(shard, layout, rank)]
+    return tuple(replace(shard.parameter, shape=shard.shape) for shard in kept)
+
+
+def cut_int8(
+    weight: StaticWeight | DynamicWeight, shard: Shard, *, adds_bias: bool
+) -> StaticWeight | DynamicWeight:
+    """The part of a whole weight with int8 activations; views.
+
+    Args:
+        adds_bias: whether this rank adds what all sums over cut inputs get once.
+    """
+    assert weight.weight.shape == shard.parameter.shape, (shard.parameter.name, tuple(weight.weight.shape))
+    if shard.dim is None:
+        return weight
+    if shard.dim == 0:
+        return weight.take_rows(shard.start, shard.stop)
+    if isinstance(weight, DynamicWeight):
+        return weight.take_columns(shard.start, shard.stop)
+    return weight.take_columns(shard.start, shard.stop, adds_bias=adds_bias)
 
 
 def split(tensor: Tensor, parameter: Parameter, config: TeleChatConfig, layout: Layout) -> dict[int, Tensor]:

@@ -20,13 +20,19 @@ from telechat.layers.mlp import SwiGLU
 from telechat.layers.moe import MixtureOfExperts
 from telechat.layers.sums import OutputSum
 from telechat.models import TeleChatModel
+from telechat.models.parameters import Parameter
+from telechat.ops.int8 import DynamicWeight, StaticWeight
 from telechat.ops.quantized import QuantizedWeight
 from telechat.parallel.groups import Groups, RankGroup
 from telechat.parallel.sharding import (
     Layout,
     Shard,
+    adds_bias,
     check_layout,
+    cut_int8,
     held_experts,
+    is_kept,
+    kept_parameters,
     local_heads,
     shard_table,
     vocab_range,
@@ -48,6 +54,25 @@ class RankPart:
         """
         prepare(model, self._groups)
         self._shards = shard_table(model.config, self._groups.layout, self._groups.rank)
+
+    @property
+    def rank(self) -> int:
+        """Which one."""
+        return self._groups.rank
+
+    @property
+    def tp(self) -> int:
+        """Ranks that share each layer."""
+        return self._groups.layout.tp
+
+    @property
+    def ep(self) -> int:
+        """Ranks that share the experts."""
+        return self._groups.layout.ep
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The parameters that this rank keeps something of, with the shapes of what it keeps."""
+        return kept_parameters(self._shards, self._groups.layout, self._groups.rank)
 
     def cut(self, name: str, tensor: Tensor) -> Tensor | None:
         """The part of a tensor of the parameter table, a view; None when this rank keeps nothing of it."""
@@ -73,16 +98,21 @@ class RankPart:
             )
         return weight.take_columns(shard.start, shard.stop)
 
+    def cut_int8(
+        self, name: str, weight: StaticWeight | DynamicWeight
+    ) -> StaticWeight | DynamicWeight | None:
+        """As `cut`, of a weight with int8 activations.
+
+        Static ones have one range on all ranks. Of dynamic ones each rank finds the range of its own inputs,
+        so a layer whose inputs are cut is rounded otherwise than on one rank.
+        """
+        shard = self._shards.get(name)
+        has_bias = adds_bias(name, self._groups.layout, self.rank)
+        return None if shard is None else cut_int8(weight, shard, adds_bias=has_bias)
+
     def _shard(self, name: str) -> Shard | None:
         shard = self._shards.get(name)
-        if shard is not None and shard.parameter.kind == "bias" and not self._adds_bias(name):
-            return None
-        return shard
-
-    def _adds_bias(self, name: str) -> bool:
-        layout, rank = self._groups.layout, self._groups.rank
-        is_expert = ".local_experts." in name
-        return (layout.expert_tensor_index(rank) if is_expert else layout.tensor_index(rank)) == 0
+        return shard if shard is not None and is_kept(shard, self._groups.layout, self.rank) else None
 
 
 class VocabEmbedding(nn.Embedding):
@@ -127,19 +157,19 @@ def prepare(model: TeleChatModel, groups: Groups) -> None:
     )
     held = held_experts(config, layout, rank)
     _set_features(model, layout, rank)
-    adds_bias = layout.tensor_index(rank) == 0
+    has_bias = layout.tensor_index(rank) == 0
     for block in model.transformer.blocks:
         attention, feed_forward = block.self_attention, block.mlp
         attention.num_heads, attention.num_kv_heads = local_heads(config, layout)
         attention.register_forward_hook(OutputSum(groups.tensor.add_up))
-        if not adds_bias:
+        if not has_bias:
             _drop_bias(attention.dense)
         if isinstance(feed_forward, MixtureOfExperts):
             feed_forward.register_forward_hook(OutputSum(groups.world.add_up))
             _keep_experts(feed_forward, held, adds_bias=layout.expert_tensor_index(rank) == 0)
             continue
         feed_forward.register_forward_hook(OutputSum(groups.tensor.add_up))
-        if not adds_bias:
+        if not has_bias:
             _drop_bias(feed_forward.down_proj)
 
 

@@ -59,9 +59,14 @@ class Source:
         return BlockSource(self.config, self.weights, self.names)
 
     def identity(self) -> dict[str, Any]:
-        """What tells this source from others and from what it was before it was changed."""
-        files = {path.name: path.stat() for path in self.weights.files.files}
-        return {
-            "source": str(self.folder.resolve()),
-            "files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in sorted(files.items())},
-        }
+        """See `folder_identity`."""
+        return folder_identity(self.folder, self.weights)
+
+
+def folder_identity(folder: Path, weights: StoredWeights) -> dict[str, Any]:
+    """What tells a folder from others and from what it was before it was changed."""
+    files = {path.name: path.stat() for path in weights.files.files}
+    return {
+        "source": str(folder.resolve()),
+        "files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in sorted(files.items())},
+    }
