@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.distributed.models import run_case, save_folder
 from tests.distributed.test_layouts import Together, on_ranks
 
 import telechat
 from telechat.checkpoint import load_model
+from telechat.cli.main import main
 from telechat.engine import LLM, SamplingParams
 from telechat.errors import CheckpointError
 from telechat.models.paged import TorchExecutor
@@ -88,16 +93,44 @@ def test_compressed_parts_are_the_parts_of_the_whole(tmp_path: Path) -> None:
             assert biases and all(bool(value.any()) == (rank == 0) for value in biases)
 
 
+def page_blocks() -> list[list[list[str]]]:
+    """The commands of the page, as words, block by block."""
+    page = (ROOT / "docs" / "sparse.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    return [[shlex.split(line) for line in block.splitlines()] for block in blocks]
+
+
+def test_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its first commands on the demo model, and what they promise of the size."""
+    monkeypatch.chdir(tmp_path)
+    for words in page_blocks()[0]:
+        assert words[0] == "telechat" and main(words[1:]) == 0, words
+    assert "生抽颜色浅" in capsys.readouterr().out
+    [whole] = Path("runs/demo-w8a8s").glob("*.safetensors")
+    parts = list(Path("runs/demo-w8a8sc").glob("part*/*.safetensors"))
+    assert len(parts) == 2
+    assert sum(part.stat().st_size for part in parts) <= 0.75 * whole.stat().st_size
+    integers = [value.numel() for value in load_file(whole).values() if value.dtype == torch.int8]
+    packed = 0
+    for part in parts:
+        types = json.loads((part.parent / "quant_model_description.json").read_text())
+        stored = load_file(part)
+        packed += sum(value.nbytes for name, value in stored.items() if types[name] == "W8A8SC")
+    assert packed <= 0.52 * sum(integers)
+
+
 def test_torchrun_then_the_same_tokens(tmp_path: Path) -> None:
     """The original tool's way: each process makes its part; then tp 2 answers as one rank with the whole."""
     folder = int8_folder(tmp_path, DENSE, fraction=0.011)
     out = tmp_path / "w8a8sc"
-    words = ["--model_path", str(folder), "--save_directory", str(out), "--multiprocess_num", "2"]
+    [[program, *words]] = page_blocks()[1]
+    assert program == "torchrun"
+    named = {"--model_path": str(folder), "--save_directory": str(out)}
+    words = [named.get(before, word) for before, word in zip(["", *words], words, strict=False)]
     done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
-            *("-m", "telechat", "quantize", "compress", *words),
-        ],
+        [sys.executable, "-m", "torch.distributed.run", *words],
         env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

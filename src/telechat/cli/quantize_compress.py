@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from telechat.quant.compress import PartDone
 
 EXAMPLES = (
+    "telechat quantize run demo runs/demo-w8a8s --w-bit 4 --a-bit 8 --co-sparse True --fraction 0.011 "
+    '--calib-texts "<_user>你是谁？<_bot>"',
     "telechat quantize compress runs/demo-w8a8s runs/demo-w8a8sc --tp 2",
-    "torchrun --nproc-per-node 2 -m telechat quantize compress --model_path runs/demo-w8a8s "
-    "--save_directory runs/demo-w8a8sc",
 )
 
 
