@@ -142,7 +142,7 @@ class Filling:
             self._put(weight, loaded.weight, loaded.order.to(self.device))
         elif isinstance(loaded, StaticWeight | DynamicWeight):
             self._put_int8(weight, loaded)
-        elif isinstance(self._packed, AscendFormat):
+        elif isinstance(loaded, Tensor) and isinstance(self._packed, AscendFormat):
             self._take(weight, loaded, is_owned=True)
         else:
             # No form for it in integers, or none that can be cut.
