@@ -44,6 +44,19 @@ def test_static_is_the_definition_to_the_bit(context: Context, shape: tuple[int,
         assert torch.equal(matmul(context, half, packed, out_dtype=torch.float32), reference(half.float()))
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(300, 4460), (125, 8800)])
+def test_many_rows_of_many_inputs(any_context: Context, rows: int, columns: int) -> None:
+    """AMX takes the inputs in parts: with odd numbers of tiles and panels, and a short last part."""
+    weight = static(40, columns)
+    x = random(rows, columns, seed=8) * 2
+    assert torch.equal(
+        matmul(any_context, x, PackedWeight.pack_w8a8(any_context, weight)), StaticReference(weight)(x)
+    )
+    dynamic = DynamicWeight(*quantise_rows(random(40, columns)))
+    packed = PackedWeight.pack_w8a8(any_context, dynamic)
+    assert torch.equal(matmul(any_context, x, packed), dynamic_product(x, dynamic))
+
+
 def test_sums_are_integers(context: Context) -> None:
     """With all scales 1 and nothing added, the result is the sum of products, exact where fp32 is."""
     generator = torch.Generator().manual_seed(3)
