@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,15 @@ from benchmarks import record
 from benchmarks.harness import say
 from benchmarks.peers import quantisation as peer
 from benchmarks.quantise_chart import svg
-from benchmarks.quantise_measure import Losses, load, losses, peer_weights, rounded, with_weights
+from benchmarks.quantise_measure import (
+    Losses,
+    Predictor,
+    load,
+    losses,
+    peer_weights,
+    rounded,
+    with_weights,
+)
 from benchmarks.quantise_models import FOLDER, RECIPES, train, write_rows
 from telechat.checkpoint.hub import demo_folder
 from telechat.data.sequences import Encoded
@@ -52,7 +60,7 @@ FORMATS: dict[str, QuantizeConfig | Int8Config] = {
     "W8A8": Int8Config(anti_method="m2", act_method=3),
 }
 ROUNDED = {"round to nearest int4": 4, "round to nearest int8": 8}
-PEER, CACHE = "llm-compressor GPTQ int4", "int8 cache"
+FLOAT, PEER, CACHE = "float", "llm-compressor GPTQ int4", "int8 cache"
 # Most that may be lost, as a share of the perplexity.
 LIMITS = {"GPTQ int8": 0.001, "W8A8": 0.005, CACHE: 0.001}
 # Most that the share of right answers may fall.
@@ -75,15 +83,20 @@ class Subject:
     calibration: Calibration
 
     @classmethod
-    def of(cls, name: str, num_rows: int) -> Subject:
+    def of(cls, name: str, num_tokens: int) -> Subject:
         """By the name of the model, which is trained already."""
         folder = demo_folder() if name == DEMO else FOLDER / name / "model"
         tokenizer = load_tokenizer(folder)
         held_out = read_marked([FOLDER / f"{name}-test.jsonl"], tokenizer, length=LENGTH)
-        rows = tuple(islice((row for row in held_out if any(row.learnt[1:])), num_rows))
+        rows, left = [], num_tokens
+        for row in held_out:
+            marked = sum(row.learnt[1:])
+            if marked and left > 0:
+                rows.append(row)
+                left -= marked
         train_file = FOLDER / f"{name}-train.jsonl"
         calibration = from_files([train_file], tokenizer, num_rows=CALIBRATION_ROWS, length=LENGTH)
-        return cls(name, folder, rows, calibration)
+        return cls(name, folder, tuple(rows), calibration)
 
 
 @dataclass(frozen=True)
@@ -109,45 +122,42 @@ class Goal:
 
 def measure(subject: Subject, work: Path, *, has_peer: bool) -> dict[str, Losses]:
     """Every format of one model; the quantised folders are left in `work`."""
-    found: dict[str, Losses] = {}
+    made: dict[str, Predictor] = {}
 
-    def add(name: str, compute: Callable[[], Losses]) -> None:
+    def add(name: str, make: Callable[[], TeleChatModel], kv_dtype: torch.dtype | None = None) -> None:
         start = time.monotonic()
-        found[name] = compute()
-        seconds = time.monotonic() - start
-        say(f"{subject.name}: {name}: perplexity {found[name].perplexity:.5f} ({seconds:.0f} s)")
+        made[name] = Predictor(make(), kv_dtype, longest=LENGTH)
+        say(f"{subject.name}: {name} in {time.monotonic() - start:.0f} s")
 
-    plain = load(subject.folder)
+    def quantised(name: str) -> TeleChatModel:
+        out = work / f"{subject.name} {name}"
+        return load(quantize(subject.folder, out, FORMATS[name], calibration=subject.calibration))
 
-    def of(model: TeleChatModel, kv_dtype: torch.dtype | None = None) -> Losses:
-        return losses(model, plain, subject.rows, kv_dtype)
-
-    def quantised(config: QuantizeConfig | Int8Config, out: Path) -> Losses:
-        return of(load(quantize(subject.folder, out, config, calibration=subject.calibration)))
-
-    def by_peer() -> Losses:
+    def by_peer() -> TeleChatModel:
         llama = work / f"{subject.name}-llama"
         words = ["export", "llama", str(subject.folder), str(llama), "--dtype", "float32"]
-        subprocess.run([sys.executable, "-m", "telechat", *words], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, "-m", "telechat", *words], check=True, capture_output=True)
         file = peer.quantise(llama, subject.calibration.rows, work / f"{subject.name}-peer.safetensors")
         model = load(subject.folder)
-        return of(with_weights(model, peer_weights(model, file)))
+        return with_weights(model, peer_weights(model, file))
 
-    add("float", lambda: of(plain))
+    add(FLOAT, lambda: load(subject.folder))
     for name, bits in ROUNDED.items():
-        add(name, lambda bits=bits: of(rounded(subject.folder, bits, GROUP_SIZE)))
-    for name, config in FORMATS.items():
-        out = work / f"{subject.name} {name}"
-        add(name, lambda config=config, out=out: quantised(config, out))
-    add(CACHE, lambda: of(load(subject.folder), torch.int8))
+        add(name, partial(rounded, subject.folder, bits, GROUP_SIZE))
+    for name in FORMATS:
+        add(name, partial(quantised, name))
+    add(CACHE, lambda: load(subject.folder), torch.int8)
     if has_peer:
         add(PEER, by_peer)
+    start = time.monotonic()
+    found = losses(made, subject.rows, FLOAT)
+    say(f"{subject.name}: {len(subject.rows)} rows by {len(made)} models in {time.monotonic() - start:.0f} s")
     return found
 
 
 def goals(found: dict[str, Losses]) -> list[Goal]:
     """What the figures of one model were to be. Of perplexities the logarithms are compared."""
-    plain, ours, nearest = found["float"], found["GPTQ int4"], found["round to nearest int4"]
+    plain, ours, nearest = found[FLOAT], found["GPTQ int4"], found["round to nearest int4"]
     lost = {name: each.less(plain) for name, each in found.items()}
     made = [
         Goal(f"perplexity, {name}", lost[name][0], limit, lost[name][1]) for name, limit in LIMITS.items()
@@ -188,11 +198,11 @@ def report_of(subject: Subject, found: dict[str, Losses]) -> dict[str, Any]:
     """What is written of one model."""
     counted = {
         "rows": len(subject.rows),
-        "tokens": sum(found["float"].num_tokens),
+        "tokens": sum(found[FLOAT].num_tokens),
         "calibration_rows": len(subject.calibration.rows),
         "calibration_tokens": subject.calibration.num_tokens,
     }
-    formats = {name: each.entry(found["float"]) for name, each in found.items()}
+    formats = {name: each.entry(found[FLOAT]) for name, each in found.items()}
     return {**counted, "formats": formats, "goals": [goal.entry() for goal in goals(found)]}
 
 
@@ -224,13 +234,13 @@ def main(words: Sequence[str]) -> int:
         prog=f"python -m {MODULE}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="which (default: all)")
-    parser.add_argument("--rows", type=int, default=300, help="held-out rows of each model")
+    parser.add_argument("--tokens", type=int, default=30000, help="held-out tokens of each model")
     parser.add_argument("--task-rows", type=int, default=40, help="rows of each of the demo's tasks")
     parser.add_argument("--no-tasks", action="store_true", help="only perplexities")
     parser.add_argument("--no-peer", action="store_true", help="without llm-compressor")
     args = parser.parse_args(words)
-    if min(args.rows, args.task_rows) < 1:
-        parser.error("--rows and --task-rows must be at least 1")
+    if min(args.tokens, args.task_rows) < 1:
+        parser.error("--tokens and --task-rows must be at least 1")
     start, head = time.monotonic(), record.record(MODULE, words)
     if not args.no_peer:
         peer.prepare()
@@ -243,7 +253,7 @@ def main(words: Sequence[str]) -> int:
             if recipe.name in args.models:
                 train(recipe)
         for name in args.models:
-            subject = Subject.of(name, args.rows)
+            subject = Subject.of(name, args.tokens)
             report["models"][name] = report_of(subject, measure(subject, work, has_peer=not args.no_peer))
         if DEMO in args.models and not args.no_tasks:
             report["tasks"] = tasks(work, args.task_rows)

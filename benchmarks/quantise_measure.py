@@ -8,7 +8,7 @@ divergence looks at whole predictions, and cannot be negative. Knows nothing of 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,37 +71,53 @@ class Losses:
         }
 
 
-@torch.inference_mode()
-def losses(
-    model: TeleChatModel, plain: TeleChatModel, rows: Sequence[Encoded], kv_dtype: torch.dtype | None = None
-) -> Losses:
-    """Of one model on all rows.
+class Predictor:
+    """A model's predictions of tokens that are given.
 
     Args:
-        plain: the model in floats.
+        model: in eval mode, on a CPU.
         kv_dtype: keys and values go through a cache of this dtype; None leaves them as they are.
+        longest: tokens of the longest row.
     """
-    nll, kl, counts = [], [], []
-    for row in rows:
+
+    def __init__(
+        self, model: TeleChatModel, kv_dtype: torch.dtype | None = None, *, longest: int = 512
+    ) -> None:
+        self.model = model
+        self._blocks = range(-(-longest // _BLOCK_SIZE))
+        self._executor = None if kv_dtype is None else TorchExecutor(model, kv_dtype=kv_dtype)
+        if self._executor is not None:
+            self._executor.allocate(len(self._blocks), _BLOCK_SIZE)
+
+    @torch.inference_mode()
+    def log_probabilities(self, row: Encoded) -> torch.Tensor:
+        """Of what follows, fp32 [T, V], at the places whose next token is marked."""
         ids, marked = torch.tensor(row.ids), torch.tensor(row.learnt[1:], dtype=torch.bool)
-        hidden = model.hidden_states(ids[None])[0] if kv_dtype is None else _cached(model, ids, kv_dtype)
-        found, wanted = (
-            torch.log_softmax(one.project(states[:-1][marked]).float(), -1)
-            for one, states in ((model, hidden), (plain, plain.hidden_states(ids[None])[0]))
-        )
-        nll.append(-float(found.gather(1, ids[1:][marked][:, None]).double().sum()))
-        kl.append(float((wanted.exp() * (wanted - found)).double().sum()))
-        counts.append(int(marked.sum()))
-    return Losses(tuple(nll), tuple(kl), tuple(counts))
+        if self._executor is None:
+            hidden = self.model.hidden_states(ids[None])[0]
+        else:
+            places = torch.arange(len(ids))
+            sequences = Sequences.of([len(ids)], [len(ids)], [self._blocks])
+            batch = PagedBatch(ids, places, [(len(ids), len(ids))], places, sequences, places)
+            hidden = self._executor.hidden_states(batch)
+        return torch.log_softmax(self.model.project(hidden[:-1][marked]).float(), -1)
 
 
-def _cached(model: TeleChatModel, ids: torch.Tensor, kv_dtype: torch.dtype) -> torch.Tensor:
-    executor = TorchExecutor(model, kv_dtype=kv_dtype)
-    num_blocks = -(-len(ids) // _BLOCK_SIZE)
-    executor.allocate(num_blocks, _BLOCK_SIZE)
-    places = torch.arange(len(ids))
-    sequences = Sequences.of([len(ids)], [len(ids)], [range(num_blocks)])
-    return executor.hidden_states(PagedBatch(ids, places, [(len(ids), len(ids))], places, sequences, places))
+def losses(predictors: Mapping[str, Predictor], rows: Sequence[Encoded], plain: str) -> dict[str, Losses]:
+    """Of all models on all rows; `plain` names the one in floats."""
+    nll: dict[str, list[float]] = {name: [] for name in predictors}
+    kl: dict[str, list[float]] = {name: [] for name in predictors}
+    counts = []
+    for row in rows:
+        tokens = torch.tensor(row.ids[1:])[torch.tensor(row.learnt[1:], dtype=torch.bool)][:, None]
+        wanted = predictors[plain].log_probabilities(row)
+        share = wanted.exp()
+        counts.append(len(tokens))
+        for name, predictor in predictors.items():
+            found = wanted if name == plain else predictor.log_probabilities(row)
+            nll[name].append(-float(found.gather(1, tokens).double().sum()))
+            kl[name].append(float((share * (wanted - found)).double().sum()))
+    return {name: Losses(tuple(nll[name]), tuple(kl[name]), tuple(counts)) for name in predictors}
 
 
 def load(folder: Path) -> TeleChatModel:

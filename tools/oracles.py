@@ -27,12 +27,14 @@ class Environment:
         requirements: file in `tests/oracles`.
         tests: paths below `tests`.
         free: packages of the project that this environment has in another version.
+        alone: install exactly what the file names, and nothing that those packages ask for.
     """
 
     folder: str
     requirements: str
     tests: tuple[str, ...]
     free: tuple[str, ...] = ()
+    alone: bool = False
 
     @property
     def python(self) -> Path:
@@ -62,7 +64,7 @@ class Environment:
         Path(site, "borrowed.pth").write_text(borrowed)
         pip = [str(self.python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
         files = ["-c", str(venv / "constraints.txt"), "-r", str(venv / "requirements.txt")]
-        subprocess.run([*pip, *files], check=True)
+        subprocess.run([*pip, *(["--no-deps"] if self.alone else []), *files], check=True)
         stamp.write_text(digest)
 
     def run(self) -> int:
@@ -77,6 +79,7 @@ ENVIRONMENTS = (
     Environment("llamaindex", "llamaindex.txt", ("e2e/test_llamaindex.py",), free=("openai",)),
     Environment("peft", "peft.txt", ("e2e/test_peft.py", "e2e/test_peft_serving.py")),
     Environment("compressed-tensors", "compressed_tensors.txt", ("unit/quant/test_llama_layout.py",)),
+    Environment("gptqmodel", "gptqmodel.txt", ("unit/quant/test_gptqmodel.py",), alone=True),
     Environment("trl", "trl.txt", ("unit/train/losses/test_trl.py",)),
     Environment("loggers", "loggers.txt", ("unit/train/test_loggers_oracle.py",)),
     Environment("deepspeed", "deepspeed.txt", ("distributed_deepspeed",)),

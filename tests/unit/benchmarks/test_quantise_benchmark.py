@@ -10,7 +10,7 @@ import torch
 from benchmarks import quantise
 from benchmarks.peers.quantisation import pins
 from benchmarks.quantise_chart import svg
-from benchmarks.quantise_measure import Losses, load, losses, peer_weights, rounded, with_weights
+from benchmarks.quantise_measure import Losses, Predictor, load, losses, peer_weights, rounded, with_weights
 from benchmarks.quantise_models import Document, text_rows
 from safetensors.torch import load_file, save_file
 
@@ -50,12 +50,15 @@ def test_models_are_measured_as_stored(tmp_path: Path) -> None:
     plain = load(demo_folder())
     row = Encoded(tuple(range(40, 60)), [True] * 20)
     coarse = rounded(demo_folder(), 4, 128)
-    found = losses(coarse, plain, [row])
+    models = {"plain": Predictor(plain), "coarse": Predictor(coarse)}
+    models |= {str(dtype): Predictor(plain, dtype, longest=20) for dtype in (torch.float32, torch.int8)}
+    every = losses(models, [row], "plain")
+    found = every["coarse"]
     logits, wanted = (torch.log_softmax(one(torch.tensor([row.ids]))[0, :-1], -1) for one in (coarse, plain))
     assert found.nll[0] == pytest.approx(-float(logits[range(19), row.ids[1:]].sum()), rel=1e-5)
     assert found.kl[0] == pytest.approx(float((wanted.exp() * (wanted - logits)).sum()), rel=1e-3)
-    cached = [losses(plain, plain, [row], dtype) for dtype in (torch.float32, torch.int8)]
-    assert cached[0].mean_kl < 1e-9 < cached[1].mean_kl < 1e-3
+    assert every["plain"].mean_kl == 0 == every["plain"].less(every["plain"])[0]
+    assert every["torch.float32"].mean_kl < 1e-9 < every["torch.int8"].mean_kl < 1e-3
 
     llama = tmp_path / "llama"
     assert main(["export", "llama", "demo", str(llama), "--dtype", "float32"]) == 0
