@@ -64,7 +64,7 @@ def main() -> None:
     model = train(str(RECIPE), {"data.train_file": str(rows), "output.folder": str(args.folder)})
     for question, before, after in zip(QUESTIONS, answers("demo"), answers(str(model)), strict=True):
         print(f"{question}\n  before  {before}\n  after   {after}")
-    print(f"\nBoth side by side: telechat serve demo --lora taught={args.folder / 'adapter'}")
+    print(f"\nBoth side by side on the page: telechat deploy --lora taught={args.folder / 'adapter'}")
 
 
 if __name__ == "__main__":

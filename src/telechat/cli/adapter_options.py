@@ -20,17 +20,22 @@ if TYPE_CHECKING:
 def add_adapter_options(parser: CommandParser) -> argparse._ArgumentGroup:
     """Add the options that say which adapters to load; returns their group."""
     group = parser.add_argument_group("LoRA adapters")
+    add_lora(group)
     group.add_argument(
+        "--max-lora-rank", type=positive_int, metavar="R", help="highest rank of an adapter (default: 64)"
+    )
+    return group
+
+
+def add_lora(parser: argparse._ActionsContainer) -> None:
+    """Add `--lora` alone."""
+    parser.add_argument(
         "--lora",
         action="append",
         default=[],
         metavar="NAME=PATH",
         help="load the adapter in this folder (PEFT's format) under a name; may be repeated",
     )
-    group.add_argument(
-        "--max-lora-rank", type=positive_int, metavar="R", help="highest rank of an adapter (default: 64)"
-    )
-    return group
 
 
 def adapter_folders(args: argparse.Namespace) -> dict[str, str]:

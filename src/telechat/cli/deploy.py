@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from telechat.cli.adapter_options import adapter_folders, add_lora
 from telechat.cli.model_options import DEFAULT_MODEL
 from telechat.cli.parser import CommandParser, port_number
 from telechat.cli.processes import Group, Stopped, check_port_free, stop_signals, url_of
@@ -75,6 +76,7 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--model-path", "--model", metavar="MODEL", help="a folder, a hub id, or demo (else $MODEL_PATH)"
     )
+    add_lora(parser)
     parser.add_argument(
         "--gpu",
         type=_gpu_list,
@@ -208,6 +210,8 @@ def api_command(settings: DeploySettings, args: argparse.Namespace) -> list[str]
     """The command of the API process."""
     command = [sys.executable, "-m", "telechat", "serve", settings.model_path]
     command += ["--host", settings.api_host, "--port", str(settings.api_port)]
+    for name, folder in adapter_folders(args).items():
+        command += ["--lora", f"{name}={folder}"]
     if args.allow_anonymous:
         command.append("--allow-anonymous")
     return [*command, "--log-level", args.log_level or LOG_LEVEL]

@@ -220,6 +220,16 @@ def test_a_public_page_needs_the_key_as_well(
     assert "whoever reaches it" in capsys.readouterr().err
 
 
+def test_adapters_reach_the_api_and_a_name_given_twice_is_refused() -> None:
+    settings = deploy.DeploySettings()
+    command = deploy.api_command(settings, parse("--lora", "poet=a/b", "--lora", "runs/lawyer"))
+    place = command.index("--lora")
+    assert command[place : place + 4] == ["--lora", "poet=a/b", "--lora", "lawyer=runs/lawyer"]
+    assert "--lora" not in deploy.api_command(settings, parse())
+    with pytest.raises(TelechatError, match="names 'poet' twice"):
+        deploy.api_command(settings, parse("--lora", "poet=a", "--lora", "poet=b"))
+
+
 def test_feedback_folder_by_flag_and_file_reaches_the_page(config: Path) -> None:
     assert "--feedback-folder" not in deploy.page_command(deploy.DeploySettings(), "http://127.0.0.1:1")
     config.write_text("feedback_folder: ../votes\n", encoding="utf-8")
