@@ -23,6 +23,8 @@ EXAMPLES = (
 )
 
 GB = 1e9
+# What a run loads after its imports: a tokenizer, the code of products and of the optimiser.
+_LOADED_LATER = 40_000_000
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -262,7 +264,7 @@ def model_config(name: str) -> TeleChatConfig:
 
 
 def program_bytes(*, on_accelerator: bool) -> int:
-    """What a process holds beside tensors: on a CPU what this one holds, which has loaded the same code."""
+    """What a process holds beside tensors: on a CPU what this one holds, which has imported the same code."""
     from telechat.device import CPU, memory_in_use
     from telechat.train.plan.request import PlanRequest
 
@@ -272,7 +274,8 @@ def program_bytes(*, on_accelerator: bool) -> int:
     # What training imports and this verb does not need.
     import telechat.train.run  # noqa: F401
 
-    return memory_in_use(CPU) or default
+    in_use = memory_in_use(CPU)
+    return default if in_use is None else in_use + _LOADED_LATER
 
 
 def plan_values(request: PlanRequest, plan: Plan) -> dict[str, Any]:

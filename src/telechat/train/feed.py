@@ -142,9 +142,9 @@ class Feed:
         if self.row_length is not None:
             return self.max_tokens // self.row_length, self.row_length
         length = padded_length(max((self.lengths[sample] for sample in samples), default=1))
-        # Empty rows cost as much as others: of long rows, of which few fit a batch, no more than fit.
-        step = min(_ROW_STEP, max(1, self.max_tokens // length))
-        return -(-max(1, len(samples)) // step) * step, length
+        # Empty rows cost as much as others, so there are none beyond those that fit a batch.
+        rounded = -(-max(1, len(samples)) // _ROW_STEP) * _ROW_STEP
+        return max(len(samples), min(rounded, max(1, self.max_tokens // length))), length
 
     def _epoch(self, epoch: int) -> list[list[int]]:
         return epoch_batches(

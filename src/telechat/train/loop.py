@@ -20,10 +20,12 @@ from telechat.train.config import TrainConfig
 from telechat.train.engine import StepLoss, TrainEngine
 from telechat.train.feed import Feed, StepBatches
 from telechat.train.flops import StepCost
-from telechat.train.metrics import Metrics, Progress
+from telechat.train.metrics import PEAK, Metrics, Progress
 from telechat.train.schedule import Schedule
 
 log = logging.getLogger(__name__)
+
+_PEAK_GROWTH = 1.01
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class Trainer:
         """
         output, total_steps = self.config.output, self.schedule.total_steps
         interval = _Interval()
+        recorded_peak: float | None = None
         for shown in self.feed.steps(self.step):
             if self.step >= total_steps:
                 break
@@ -130,7 +133,7 @@ class Trainer:
             if self.step % output.log_every == 0 or is_last:
                 values = {"epoch": shown.epoch, "loss": loss, "grad_norm": grad_norm, **self._rates(interval)}
                 _record(self.step, values, metrics, progress)
-                interval = _Interval()
+                interval, recorded_peak = _Interval(), values.get(PEAK)
             if self.evaluation and (self.step % self.config.evaluation.every == 0 or is_last):
                 evaluated = {"evaluation_loss": self._evaluate(self.evaluation)}
                 _record(self.step, evaluated, metrics, progress)
@@ -138,6 +141,9 @@ class Trainer:
             if self.step % output.save_every == 0 or is_last:
                 self.save()
         self.checkpoints.wait()
+        peak = peak_memory(self.engine.device)
+        if metrics is not None and recorded_peak and peak and peak > _PEAK_GROWTH * recorded_peak:
+            metrics.add(self.step, {PEAK: peak})  # the copy of the last checkpoint took more than any step
 
     def save(self) -> None:
         """Write a checkpoint of the present step."""
@@ -181,7 +187,7 @@ class Trainer:
             rates["loss_scale"] = self.engine.loss_scale.scale
         peak = peak_memory(self.engine.device)
         if peak is not None:
-            rates["peak_memory_bytes"] = peak
+            rates[PEAK] = peak
         return rates
 
     def _not_a_number(self, what: str, value: float, result: StepLoss, shown: StepBatches) -> TelechatError:

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from telechat.train.loggers import Logger
 
+PEAK = "peak_memory_bytes"
 _REDRAW_SECONDS = 0.2
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from telechat.checkpoint import resolve_model
 from telechat.config import load_config, to_mapping, to_yaml
 from telechat.data.dataset import load_samples
-from telechat.device import parse_dtype
+from telechat.device import CPU, parse_dtype, resolve_device
 from telechat.errors import ConfigError
 from telechat.models import TeleChatConfig
 from telechat.tokenizer import Tokenizer, load_tokenizer
 from telechat.tokenizer.load import copy_tokenizer_files
 from telechat.train.adapters import merged_weights
+from telechat.train.allocation import return_freed_blocks
 from telechat.train.checkpoints import CheckpointStore
 from telechat.train.config import TrainConfig
 from telechat.train.distributed.groups import is_first, leave
@@ -50,6 +51,8 @@ def main(config_path: str | None, overrides: Mapping[str, str] | None = None) ->
     if is_first():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "run.yaml").write_text(to_yaml(config), encoding="utf-8")
+    if resolve_device(config.device).type == CPU.type:
+        return_freed_blocks()
     tokenizer_folder = resolve_model(config.model.tokenizer or config.model.start_from)
     tokenizer = load_tokenizer(tokenizer_folder)
     check_length(config, model_config(config.model))

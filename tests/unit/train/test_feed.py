@@ -56,6 +56,12 @@ def test_shapes_are_rounded_up_without_packing_but_not_beyond_a_full_batch(token
     assert batches.collate([0, 1, 2]).ids.shape == (rows, 32)
 
 
+def test_a_batch_with_room_for_nine_rows_has_nine_not_sixteen() -> None:
+    section = BatchSection(tokens_per_step=9 * 32, micro_batches=1)
+    batches = Feed(CountingSamples(), section, row_length=None, pad_id=3, seed=1)
+    assert batches.collate(range(9)).ids.shape == (9, 32)
+
+
 def test_packed_batches_have_one_shape() -> None:
     shapes = {tuple(batch.ids.shape) for batch in feed(row_length=16).one_pass()}
     assert shapes == {(2, 16)}

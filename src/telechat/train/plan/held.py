@@ -21,6 +21,7 @@ _TARGETS = ("query", "key_value", "dense", "gate_proj", "up_proj", "down_proj")
 # are gathered ahead.
 _BUCKET_NUMBERS = 500_000_000
 _PREFETCHED_NUMBERS = 60_000_000
+_FLOAT = 4
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Held:
         host_weights, host_gradients, host_optimiser: in the host's memory.
         head_gradient: of the head, before ranks divide it.
         late_gradients: of the first block, and of an embedding that is not the head: made last.
+        checkpoint: a copy of what is trained and of the optimiser, made on the host to be written.
         casts: copies of weights in the format of products, if all blocks have theirs at once.
         block_casts: of the largest block alone.
         largest_trained: the largest trained tensor, in numbers.
@@ -53,6 +55,7 @@ class Held:
     host_optimiser: int
     head_gradient: int
     late_gradients: int
+    checkpoint: int
     casts: int
     block_casts: int
     largest_trained: int
@@ -89,7 +92,25 @@ def hold(request: PlanRequest, rank: int) -> Held:
     if not request.trains:
         return _inference(whole, formats)
     made = _deepspeed if uses_master_copy(request) else _fsdp
-    return made(request, formats, whole, kept, divides=division.divides_rows)
+    share = made(request, formats, whole, kept, divides=division.divides_rows)
+    weights_away, rest_away = share.weights_away, share.rest_away
+    return Held(
+        weights=0 if weights_away else round(share.weights),
+        gathered=round(share.gathered),
+        gathered_ends=round(share.gathered_ends),
+        gradients=0 if rest_away else round(share.gradients),
+        gradient_buffer=round(share.gradient_buffer),
+        optimiser=0 if rest_away else round(share.optimiser),
+        host_weights=round(share.weights) if weights_away else 0,
+        host_gradients=round(share.gradients) if rest_away else 0,
+        host_optimiser=round(share.optimiser) if rest_away else 0,
+        head_gradient=round(whole.head_trained * formats.stored),
+        late_gradients=round((whole.block.trained + whole.embedding_trained) * formats.stored),
+        checkpoint=round(share.checkpoint),
+        casts=whole.matrices * formats.compute if share.keeps_casts else 0,
+        block_casts=whole.block_matrices * formats.compute if share.keeps_casts else 0,
+        largest_trained=whole.largest_trained,
+    )
 
 
 def _size(division: Division, name: str, place: Place) -> int:
@@ -191,10 +212,31 @@ def _adapter_size(request: PlanRequest, item: Parameter, size: int) -> int:
 
 def _inference(whole: _Counts, formats: Formats) -> Held:
     weights = whole.blocks.bytes(formats) + whole.ends.bytes(formats)
-    return Held(round(weights), *([0] * 13))
+    return Held(round(weights), *([0] * 14))
 
 
-def _fsdp(request: PlanRequest, formats: Formats, whole: _Counts, kept: _Counts, *, divides: bool) -> Held:
+@dataclass(frozen=True, kw_only=True)
+class _Share:
+    """What an engine gives a rank, in bytes; `Held` says what the names mean.
+
+    Attributes:
+        weights_away, rest_away: weights, gradients and optimiser are in the host's memory.
+        keeps_casts: autocast holds copies of the weights.
+    """
+
+    weights: float
+    gradients: float
+    optimiser: float
+    checkpoint: float
+    gathered: float
+    gathered_ends: float
+    gradient_buffer: float
+    weights_away: bool
+    rest_away: bool
+    keeps_casts: bool
+
+
+def _fsdp(request: PlanRequest, formats: Formats, whole: _Counts, kept: _Counts, *, divides: bool) -> _Share:
     """This project's own engines: FSDP where ranks divide anything, else everything in place."""
     layout = request.layout
     gathered = gathered_ends = buffer = 0.0
@@ -210,22 +252,17 @@ def _fsdp(request: PlanRequest, formats: Formats, whole: _Counts, kept: _Counts,
     ends_moments = 2 * formats.stored if request.optimizer == "muon" else formats.moments
     moments = kept.blocks.trained * formats.moments + kept.ends.trained * ends_moments
     is_away = layout.offload and divides
-    casts = formats.casts and request.lora is None and not divides
-    return Held(
-        weights=0 if is_away else round(weights),
-        gathered=round(gathered),
-        gathered_ends=round(gathered_ends),
-        gradients=0 if is_away else round(gradients),
-        gradient_buffer=round(buffer),
-        optimiser=0 if is_away else round(moments),
-        host_weights=round(weights) if is_away else 0,
-        host_gradients=round(gradients) if is_away else 0,
-        host_optimiser=round(moments) if is_away else 0,
-        head_gradient=round(whole.head_trained * formats.stored),
-        late_gradients=round((whole.block.trained + whole.embedding_trained) * formats.stored),
-        casts=whole.matrices * formats.compute if casts else 0,
-        block_casts=whole.block_matrices * formats.compute if casts else 0,
-        largest_trained=whole.largest_trained,
+    return _Share(
+        weights=weights,
+        gradients=gradients,
+        optimiser=moments,
+        checkpoint=kept.trained * formats.stored + moments,
+        gathered=gathered,
+        gathered_ends=gathered_ends,
+        gradient_buffer=buffer,
+        weights_away=is_away,
+        rest_away=is_away,
+        keeps_casts=formats.casts and request.lora is None and not divides,
     )
 
 
@@ -236,7 +273,7 @@ def len_blocks(counts: _Counts) -> float:
 
 def _deepspeed(
     request: PlanRequest, formats: Formats, whole: _Counts, kept: _Counts, *, divides: bool
-) -> Held:
+) -> _Share:
     """DeepSpeed's ZeRO: stage 1 divides the optimiser, 2 also gradients, 3 also weights."""
     layout = request.layout
     stage = layout.zero_stage
@@ -247,21 +284,16 @@ def _deepspeed(
     moments = (divided if stage >= 1 else whole).trained * formats.moments
     buffer = min(_BUCKET_NUMBERS, whole.trained) * formats.stored if stage else 0
     ahead = min(_PREFETCHED_NUMBERS, whole.block.trained + whole.block.frozen) * formats.stored
-    gathered_ends = whole.ends.bytes(formats) if stage == 3 else 0
-    weights_away, rest_away = layout.offload and stage == 3, layout.offload
-    return Held(
-        weights=0 if weights_away else round(weight_bytes),
-        gathered=round(ahead + whole.block.bytes(formats)) if stage == 3 else 0,
-        gathered_ends=round(gathered_ends),
-        gradients=0 if rest_away else round(gradients),
-        gradient_buffer=round(buffer),
-        optimiser=0 if rest_away else round(moments),
-        host_weights=round(weight_bytes) if weights_away else 0,
-        host_gradients=round(gradients) if rest_away else 0,
-        host_optimiser=round(moments) if rest_away else 0,
-        head_gradient=round(whole.head_trained * formats.stored),
-        late_gradients=round((whole.block.trained + whole.embedding_trained) * formats.stored),
-        casts=0,
-        block_casts=0,
-        largest_trained=whole.largest_trained,
+    return _Share(
+        weights=weight_bytes,
+        gradients=gradients,
+        optimiser=moments,
+        # Every rank is given whole tensors, in fp32.
+        checkpoint=whole.trained * 3 * _FLOAT,
+        gathered=ahead + whole.block.bytes(formats) if stage == 3 else 0,
+        gathered_ends=whole.ends.bytes(formats) if stage == 3 else 0,
+        gradient_buffer=buffer,
+        weights_away=layout.offload and stage == 3,
+        rest_away=layout.offload,
+        keeps_casts=False,
     )

@@ -65,18 +65,19 @@ def _worst_moment(request: PlanRequest, rank: int, held: Held) -> Plan:
     found = []
     for moment, device in moments:
         rows = {**device, "program": request.program_bytes}
-        found.append(Plan(rows=_rows(rows, held), moment=moment, rank=rank))
+        found.append(Plan(rows=_rows(request, rows, held), moment=moment, rank=rank))
     return max(found, key=lambda plan: plan.device_bytes)
 
 
 Moment = tuple[str, dict[RowName, float]]
 
 
-def _rows(device: dict[RowName, float], held: Held) -> tuple[Row, ...]:
-    host = {
+def _rows(request: PlanRequest, device: dict[RowName, float], held: Held) -> tuple[Row, ...]:
+    host: dict[RowName, int] = {
         "weights": held.host_weights,
         "gradients": held.host_gradients,
         "optimiser": held.host_optimiser,
+        "checkpoint": held.checkpoint if request.on_accelerator else 0,
     }
     return tuple(Row(name, round(device.get(name, 0)), host.get(name, 0)) for name in ROW_NAMES)
 
@@ -126,6 +127,12 @@ def _training(request: PlanRequest, held: Held, rank: int) -> Iterator[Moment]:
         "the optimiser steps",
         {**base, "gradients": held.gradients, "activations": _step_bytes(request, held)},
     )
+    if not request.on_accelerator:
+        # Written while training goes on, but in less time than a step takes to reach its worst moment.
+        yield (
+            "a checkpoint is copied",
+            {**base, "gradients": held.gradients, "checkpoint": float(held.checkpoint)},
+        )
 
 
 def _at_the_head(

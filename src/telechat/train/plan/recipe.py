@@ -12,13 +12,12 @@ from telechat.config import load_config
 from telechat.errors import ConfigError, UsageError
 from telechat.models.config import TeleChatConfig
 from telechat.train.config import TrainConfig
-from telechat.train.metrics import read_metrics
+from telechat.train.metrics import PEAK, read_metrics
 from telechat.train.plan.predict import predict
 from telechat.train.plan.request import Plan, PlanRequest
 
 RUN_FILE = "run.yaml"
 METRICS_FILE = "metrics.jsonl"
-PEAK = "peak_memory_bytes"
 
 
 @dataclass(frozen=True)

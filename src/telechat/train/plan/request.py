@@ -12,7 +12,9 @@ from telechat.train.distributed.layout import ParallelLayout
 
 Task = Literal["pretrain", "sft", "lora", "generate"]
 Program = Literal["telechat", "original"]
-RowName = Literal["weights", "gradients", "optimiser", "activations", "cache", "logits", "program"]
+RowName = Literal[
+    "weights", "gradients", "optimiser", "activations", "cache", "logits", "checkpoint", "program"
+]
 ROW_NAMES: tuple[RowName, ...] = (
     "weights",
     "gradients",
@@ -20,6 +22,7 @@ ROW_NAMES: tuple[RowName, ...] = (
     "activations",
     "cache",
     "logits",
+    "checkpoint",
     "program",
 )
 
@@ -111,7 +114,7 @@ class Plan:
 
     @property
     def host_bytes(self) -> int:
-        """What one process keeps in the host's memory; 0 unless weights or optimiser are offloaded."""
+        """What one process keeps in the host's memory: what is offloaded, and a checkpoint to be written."""
         return sum(row.host_bytes for row in self.rows)
 
     def row(self, name: RowName) -> Row:

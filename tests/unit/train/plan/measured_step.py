@@ -1,4 +1,4 @@
-"""What one training step really takes: every allocation of tensors on the CPU, added up as it happens."""
+"""What a training step and the copy of a checkpoint really take: every allocation of tensors on the CPU."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def request(config: TeleChatConfig, **changes: object) -> PlanRequest:
 
 
 def measure(run: PlanRequest) -> int:
-    """Bytes of all tensors at the worst moment of a step that is not the first."""
+    """Bytes of all tensors at the worst moment of a step that is not the first, and of the copy after it."""
     torch.manual_seed(0)
     precision = PRECISIONS[run.precision]
     model = build_model(run.config, device=torch.device("cpu"))
@@ -75,7 +75,14 @@ def measure(run: PlanRequest) -> int:
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     states = engine.optimizers.state().values()
     moments = sum(t.numel() * t.element_size() for state in states for t in state.values())
-    return weights + moments + peak_bytes(step)
+
+    def step_and_copy() -> None:
+        step()
+        state = engine.state()
+        copies = [tensor.detach().clone() for tensor in state["model"].values()]
+        copies += [tensor.clone() for known in state["optimizer"].values() for tensor in known.values()]
+
+    return weights + moments + peak_bytes(step_and_copy)
 
 
 def make_batch(run: PlanRequest) -> Batch:

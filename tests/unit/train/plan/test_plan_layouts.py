@@ -160,9 +160,19 @@ def test_recomputation_comes_before_more_devices() -> None:
     assert fit.plan.device_bytes <= usable_bytes(80 * GB, on_accelerator=True)
 
 
+def test_a_checkpoint_is_copied_to_the_host() -> None:
+    num_parameters = count_parameters(preset("telechat2-7b"))
+    for layout, share in (("dp1,zero0", 1), ("dp4,zero3", 4)):
+        row = predict(request("telechat2-7b", layout)).row("checkpoint")
+        assert row.device_bytes == 0
+        assert row.host_bytes == pytest.approx(12 * num_parameters / share, rel=0.01)
+    adapter = predict(request("telechat2-7b", "dp1,zero0", task="lora", lora=LoraSection()))
+    assert adapter.row("checkpoint").host_bytes < 12 * num_parameters / 100
+
+
 def test_offload_needs_memory_of_the_host() -> None:
     run = request("telechat2-7b", "dp1")
-    here, elsewhere = nearest_fit(run, 40 * GB, HOST), nearest_fit(run, 40 * GB, GB)
+    here, elsewhere = nearest_fit(run, 40 * GB, HOST), nearest_fit(run, 40 * GB, 60 * GB)
     assert here is not None and here.request.layout.offload and here.plan.host_bytes <= HOST
     assert elsewhere is not None and elsewhere.request.layout.world_size > 1
     assert not elsewhere.request.layout.offload
