@@ -34,11 +34,11 @@ from telechat.checkpoint.ascend import (
     weights_file,
     write_description,
 )
-from telechat.checkpoint.folder import CONFIG, read_json
+from telechat.checkpoint.folder import CONFIG
 from telechat.checkpoint.formats.hf import companion_files, json_bytes
 from telechat.checkpoint.matching import match_tensors, packed_layers
 from telechat.checkpoint.nibbles import CODEC, VERSION
-from telechat.checkpoint.parts import part_name, split_sizes
+from telechat.checkpoint.parts import is_split, part_name, split_sizes
 from telechat.checkpoint.save import folder_config
 from telechat.checkpoint.weights import open_weights
 from telechat.errors import CheckpointError, ConfigError
@@ -87,7 +87,7 @@ def compress(
 
     Args:
         model: a folder of sparse weights, read a layer at a time.
-        out: made; holds nothing, or parts of the same split.
+        out: made; complete parts of the same split that are there stay.
         rank: make this rank's part only; None: all of them.
         split_out: another folder, for the same parts before compression.
         num_workers: weights compressed at a time, each in memory whole.
@@ -108,11 +108,14 @@ def compress(
     source = SparseSource(resolve_model(model))
     check_layout(source.config, layout)
     ranks = range(tp) if rank is None else (rank,)
-    targets = [(Path(out), COMPRESSED)] + ([(Path(split_out), SPARSE)] if split_out is not None else [])
+    # The compressed folder last: once it is complete, nothing is left to do.
+    targets = ([(Path(split_out), SPARSE)] if split_out is not None else []) + [(Path(out), COMPRESSED)]
     if len({target.resolve() for target, _ in targets}) < len(targets):
         raise ConfigError(f"{out} cannot hold both the compressed and the split weights.")
+    if (Path(out) / CONFIG).exists():
+        raise CheckpointError(f"{out} exists already.", hint="Name a folder that does not.")
     for target, _ in targets:
-        _check_free(target, layout, source.digest)
+        _check_parts(target, layout, source.digest)
     try:
         for number in ranks:
             for target, kind in targets:
@@ -139,7 +142,10 @@ class SparseSource:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.fields = read_json(folder / CONFIG)
+        if is_split(folder):
+            raise ConfigError(
+                f"{folder.name} is split by rank already.", hint="Name the folder it is made of."
+            )
         self.config = read_config(folder)
         description = find_description(folder)
         packing = None if description is None else AscendFormat.read(description)
@@ -178,12 +184,10 @@ class SparseSource:
         return stored_static(name, part.copied(), self.dtype)
 
 
-def _check_free(out: Path, layout: Layout, digest: str) -> None:
+def _check_parts(out: Path, layout: Layout, digest: str) -> None:
     """Raise CheckpointError where a folder holds anything but parts of this very split."""
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"{out} is not a folder.", hint="Name another one.")
-    if (out / CONFIG).exists():
-        raise CheckpointError(f"{out} exists already.", hint="Name a folder that does not.")
     others = sorted(split_sizes(out) - {layout.tp})
     if others:
         raise CheckpointError(

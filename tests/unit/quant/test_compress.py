@@ -151,6 +151,10 @@ def test_parts_one_by_one_and_resuming(sparse: Path, tmp_path: Path) -> None:
     assert plain[f"{DENSE}.weight"].shape == (128, 64)
     with pytest.raises(CheckpointError, match="exists already"):
         compress(sparse, out, tp=2)
+    with pytest.raises(ConfigError, match="split is split by rank already"):
+        compress(split, tmp_path / "again", tp=2)
+    (out / "config.json").unlink()  # as if killed before the last file
+    assert compress(sparse, out, tp=2, split_out=split)
     (out / "config.json").unlink()
     with pytest.raises(CheckpointError, match="holds parts for tp 2, not 4"):
         compress(sparse, out, tp=4)
