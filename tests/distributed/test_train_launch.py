@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from tests.distributed.train_cases import ROOT
 
+from telechat.train.run import main
+
 ROWS = [
     {"messages": [{"role": "user", "content": f"{n} plus 1?"}, {"role": "assistant", "content": f"{n + 1}"}]}
     for n in range(40)
@@ -125,3 +127,35 @@ def test_ctrl_c_ends_all(tiny_model_folder: Path, tmp_path: Path, monkeypatch: p
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 130, out
     assert not pids_of(logs)
+
+
+def test_a_whole_run_on_judged_answers(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """References are measured by both processes, each its share, and both are shown all of them."""
+    rows = [
+        {"prompt": f"hello {n}", "completion": "world" if n % 2 else f"{n}, {n}", "label": bool(n % 2)}
+        for n in range(9)
+    ]
+    (tmp_path / "votes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"model: {{start_from: '{tiny_model_folder}'}}\n"
+        f"data: {{train_file: '{tmp_path}/votes.jsonl', max_length: 256}}\n"
+        f"output: {{folder: '{tmp_path}/alone', log_every: 1}}\n"
+        "batch: {tokens_per_step: 3000, micro_batches: 2}\n"
+        "schedule: {total_steps: 4, name: constant}\n"
+        "optimizer: {lr: 0.01, eps: 1.0e-4}\n"
+        "preference: {loss: kto}\n"
+        "lora: {rank: 4}\n"
+        "precision: fp32\n"
+        "device: cpu\n"
+    )
+    process = start(
+        *("--nproc-per-node", "2", "--log-dir", str(tmp_path / "logs")),
+        *("--", "train", "--config", str(recipe), "--output.folder", str(tmp_path / "both")),
+    )
+    out, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, out
+    main(str(recipe))
+    alone, both = losses(tmp_path / "alone"), losses(tmp_path / "both")
+    assert len(alone) == 4 and alone[0] == pytest.approx(0.5, abs=1e-3) and alone[-1] < alone[0]
+    assert both == pytest.approx(alone, rel=1e-4)

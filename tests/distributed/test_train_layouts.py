@@ -1,4 +1,4 @@
-"""Every layout of two and four processes trains like one process, and saves the same weights."""
+"""Layouts of two and four processes, and modes on them, train like one process and save the same weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tests.distributed.train_cases import Case, expected, result, start_ranks
 
 MOE = {"experts": 4}
 DEEP = {"layers": 4}
+LORA = {"rank": 3, "alpha": 6.0}
 
 TWO = [
     Case(name="dp2-zero3-offload", layouts=[{"dp": 2, "zero_stage": 3, "offload": True}]),
@@ -50,6 +51,19 @@ TWO = [
         model={"kv_heads": 1, "tied": True},
         steps=8,
     ),
+    Case(name="dp2-zero3-lora", layouts=[{"dp": 2, "zero_stage": 3}], lora=LORA, steps=6),
+    Case(name="dp2-zero3-dora", layouts=[{"dp": 2, "zero_stage": 3}], lora={**LORA, "dora": True}, steps=6),
+    Case(
+        name="dp2-zero3-qlora",
+        layouts=[{"dp": 2, "zero_stage": 3}],
+        model={"inner": 64},  # which groups of 32 divide
+        lora={**LORA, "quantize": "int4"},
+        steps=6,
+    ),
+    Case(name="tp2-lora", layouts=[{"tp": 2}], lora=LORA, steps=6),
+    Case(name="tp2-mqa-lora", layouts=[{"tp": 2}], model={"kv_heads": 1}, lora=LORA, steps=6),
+    Case(name="pp2-lora", layouts=[{"pp": 2}], lora=LORA, steps=6),
+    Case(name="dp2-dpo", layouts=[{"dp": 2, "zero_stage": 3}], preference={"loss": "dpo"}, steps=6),
 ]
 
 FOUR = [
