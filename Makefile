@@ -17,7 +17,7 @@ OPTIONS ?=
 
 .PHONY: help setup test check lint types pages wheel oracles installs options size format demo-model clean
 .PHONY: bench-convert bench-peers bench-decode bench-soak bench-load bench-gpu bench-page bench-serve bench-train
-.PHONY: bench-int8 bench-quantise bench-quality
+.PHONY: bench-int8 bench-codec bench-quantise bench-quality
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -80,6 +80,10 @@ bench-decode: setup ## decoding, prefill and serving beside llama.cpp and transf
 bench-int8: export PYTHONPATH := src:.
 bench-int8: setup ## products of int8 activations and weights beside bf16 ones (3 minutes)
 	$(RUN) -m benchmarks.int8_products $(BENCH_ARGS)
+
+bench-codec: export PYTHONPATH := src:.
+bench-codec: setup ## the codec of sparse int8 weights: size, MB/s of one core (some seconds)
+	$(RUN) -m benchmarks.codec $(BENCH_ARGS)
 
 bench-quantise: export PYTHONPATH := src:.
 bench-quantise: setup ## GPTQ of four blocks of a 7B: memory, seconds per block, killed and gone on with (7 GB of disk)

@@ -1,4 +1,4 @@
-"""The codec of sparse weights (W8A8SC): how small it makes them and how fast one core decodes them.
+"""`make bench-codec`: the codec of sparse weights (W8A8SC): how small it makes them and how fast one core decodes them.
 
     python -m benchmarks.codec
 
