@@ -1,4 +1,4 @@
-"""`make bench-codec`: the codec of sparse weights (W8A8SC): how small it makes them and how fast one core decodes them.
+"""`make bench-codec`: the codec of sparse weights (W8A8SC), how small it makes them and how fast it decodes.
 
     python -m benchmarks.codec
 
