@@ -13,6 +13,7 @@ benchmarks/results. A figure never fails the run.
 from __future__ import annotations
 
 import argparse
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -228,6 +229,17 @@ def _goal_line(goal: dict[str, Any]) -> str:
     return f"  {goal['verdict']}: {goal['name']}: {goal['value']:.6f}, at most {goal['limit']:.6f}"
 
 
+def _why_no_peer() -> str | None:
+    """Prepare llm-compressor's environment; why it is not there, or None."""
+    try:
+        peer.prepare()
+    except subprocess.CalledProcessError as error:
+        why = f"llm-compressor cannot be installed: {shlex.join(error.cmd[:4])} ended with {error.returncode}"
+        say(f"{why}; going on without it")
+        return why
+    return None
+
+
 def main(words: Sequence[str]) -> int:
     """Measure what was chosen; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -242,11 +254,11 @@ def main(words: Sequence[str]) -> int:
     if min(args.tokens, args.task_rows) < 1:
         parser.error("--tokens and --task-rows must be at least 1")
     start, head = time.monotonic(), record.record(MODULE, words)
-    if not args.no_peer:
-        peer.prepare()
+    why_no_peer = "left out by --no-peer" if args.no_peer else _why_no_peer()
+    if why_no_peer is None:
         head["versions"] |= peer.pins()
     write_rows()
-    report: dict[str, Any] = {**head, "models": {}, "tasks": {}}
+    report: dict[str, Any] = {**head, "why_no_peer": why_no_peer, "models": {}, "tasks": {}}
     with tempfile.TemporaryDirectory(prefix="telechat-quantise-") as folder:
         work = Path(folder)
         for recipe in RECIPES:
@@ -254,7 +266,7 @@ def main(words: Sequence[str]) -> int:
                 train(recipe)
         for name in args.models:
             subject = Subject.of(name, args.tokens)
-            report["models"][name] = report_of(subject, measure(subject, work, has_peer=not args.no_peer))
+            report["models"][name] = report_of(subject, measure(subject, work, has_peer=why_no_peer is None))
         if DEMO in args.models and not args.no_tasks:
             report["tasks"] = tasks(work, args.task_rows)
     report["minutes"] = round((time.monotonic() - start) / 60, 1)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from benchmarks import quantise
-from benchmarks.peers.quantisation import pins
+from benchmarks.peers import quantisation
 from benchmarks.quantise_chart import svg
 from benchmarks.quantise_measure import Losses, Predictor, load, losses, peer_weights, rounded, with_weights
 from benchmarks.quantise_models import Document, text_rows
@@ -91,5 +92,14 @@ def test_the_chart() -> None:
     assert "a &lt;processor&gt;" in drawn and f"{entry['lost']:+.3%}" in drawn and drawn.count("<rect") == 2
 
 
+def test_a_peer_that_cannot_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise subprocess.CalledProcessError(1, ["python", "-m", "pip", "install"])
+
+    monkeypatch.setattr(quantisation, "prepare", fail)
+    why = quantise._why_no_peer()
+    assert why == "llm-compressor cannot be installed: python -m pip install ended with 1"
+
+
 def test_the_peer_brings_no_torch() -> None:
-    assert "llmcompressor" in pins() and "torch" not in pins()
+    assert "llmcompressor" in quantisation.pins() and "torch" not in quantisation.pins()
