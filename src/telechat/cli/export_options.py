@@ -11,6 +11,7 @@ from pathlib import Path
 
 from telechat.cli.checkpoint_options import SOURCE_HELP, ByteProgress, add_source_options, open_source
 from telechat.cli.parser import CommandParser, positive_int
+from telechat.errors import UsageError
 
 
 def add_export_arguments(parser: CommandParser) -> None:
@@ -34,6 +35,11 @@ def export(args: argparse.Namespace, to: str, **options: object) -> int:
     """Convert the model; returns its context in tokens."""
     from telechat.checkpoint.formats.convert import ConvertOptions, convert
 
+    if args.target.suffix == ".gguf":
+        raise UsageError(
+            f"OUT is a folder here, and {args.target.name} is the name of a file.",
+            hint="A single file: telechat checkpoint convert MODEL FILE.gguf --to gguf.",
+        )
     source = open_source(args.source, args)
     chosen = ConvertOptions(length=args.length, **options)  # type: ignore[arg-type]
     convert(source, args.target, to, chosen, on_progress=ByteProgress())

@@ -91,6 +91,30 @@ def check_options(to: str, options: ConvertOptions) -> None:
             )
 
 
+# Endings of files, with the formats that write one.
+_ENDINGS = {
+    GGUF_SUFFIX: ("gguf",),
+    ".ckpt": ("mindspore",),
+    ".safetensors": ("mindspore",),
+    **dict.fromkeys((".bin", ".pt", ".pth", ".zip", ".tar"), ()),
+}
+
+
+def check_name(target: Path, to: str) -> None:
+    """Refuse the name of a file for what would become a folder.
+
+    Raises:
+        UsageError: the name ends like a file that the format does not write.
+    """
+    formats = _ENDINGS.get(target.suffix, (to,))
+    if to not in formats:
+        more = f" {target.suffix} is written by --to {formats[0]}." if formats else ""
+        raise UsageError(
+            f"{target.name} is the name of a file, and {to} is written as a folder.",
+            hint=f"Leave {target.suffix} out.{more}",
+        )
+
+
 def convert(
     source: Checkpoint,
     target: Path,
@@ -107,10 +131,11 @@ def convert(
 
     Raises:
         CheckpointError: it cannot be written so, or not there.
-        UsageError: an option that the format does not take.
+        UsageError: an option that the format does not take, or a target whose name is another format's.
     """
     options = options or ConvertOptions()
     check_options(to, options)
+    check_name(target, to)
     check_target(target)
     if options.gguf_type in K_QUANTS:
         _write_k_quants(source, target, options, on_progress)
@@ -157,7 +182,7 @@ def _write_k_quants(
     work = target.with_name(target.name + ".quantising")
     planned = plan(source, target, "gguf", replace(options, gguf_type=SOURCE_TYPE))
     [file] = planned.files
-    with writing(target, work):
+    with writing(target, work, hint="Run the command again: it continues."):
         whole = TargetPlan(files=(file,), is_file=True)
         wide = work / f"{fingerprint(whole)[:16]}{GGUF_SUFFIX}"
         _leave_only(work, wide.name)

@@ -41,6 +41,18 @@ class _LazyPlanner(DefaultSavePlanner):
         return content
 
 
+def _origin(error: CheckpointException) -> BaseException:
+    """What happened: the system's error, or Ctrl-C; torch's zip writer fails once more while it is closed."""
+    causes = [cause for cause, _ in error.failures.values()]
+    for cause in causes:
+        at: BaseException | None = cause
+        while at is not None and not isinstance(at, OSError | KeyboardInterrupt):
+            at = at.__context__
+        if at is not None:
+            return at
+    return causes[0] if causes else error
+
+
 def write_dcp(
     checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None, on_progress: OnProgress | None
 ) -> None:
@@ -54,7 +66,7 @@ def write_dcp(
         with alone():
             save(state, storage_writer=FileSystemWriter(folder), planner=planner, no_dist=True)
     except CheckpointException as error:  # torch's wrapper around what happened in each process
-        raise next((cause for cause, _ in error.failures.values()), error) from error
+        raise _origin(error) from error
     config = folder_config(checkpoint.config, dtype or checkpoint.dtype, None)
     for name, content in {**companions(checkpoint), "config.json": json_bytes(config)}.items():
         (folder / name).write_bytes(content)

@@ -24,7 +24,7 @@ from telechat.checkpoint.mindspore.naming import (
     to_mindspore,
     unarranged,
 )
-from telechat.checkpoint.mindspore.ranks import read_ranks
+from telechat.checkpoint.mindspore.ranks import find_ranks, read_ranks
 from telechat.checkpoint.mindspore.slicing import merge, split, without_pieces
 from telechat.checkpoint.mindspore.strategy import Strategy, TensorLayout, read_strategy, strategy_files
 from telechat.checkpoint.mindspore.telechat1_52b import (
@@ -70,6 +70,9 @@ def open_mindspore(
         CheckpointError: damaged, incomplete, or not what config and strategy say.
     """
     ranks = read_ranks(path)
+    found = _strategy_for(path, strategy, len(ranks))
+    if found is not None:
+        check_number(path, len(ranks), found)
     is_52b = is_mindspore_52b(ranks[0])
     if row_order != PLAIN:
         if not is_52b or len(ranks) > 1:
@@ -78,7 +81,7 @@ def open_mindspore(
             )
         plain = {name: v.tensor for name, v in ranks[0].items() if v.is_tensor}
         ranks = [as_values(reordered(plain, config, row_order))]
-    tensors = whole_tensors(ranks, config, _strategy_for(path, strategy, len(ranks)))
+    tensors = whole_tensors(ranks, config, found)
     named = from_mindspore(_without_tied_head(tensors, config), config)
     ours = fit_table(completed(named, config) if is_52b else named, config, path.name)
     in_module_order = list(named) == list(ours)
@@ -106,7 +109,21 @@ def _strategy_for(path: Path, named: Path | None, num_ranks: int) -> Strategy | 
         return read_strategy(named)
     places = (path / STRATEGY_FOLDER, path.parent / STRATEGY_FOLDER)
     found = next((place for place in places if place.is_dir()), None)
-    return read_strategy(found) if found is not None and num_ranks > 1 else None
+    is_tree = num_ranks > 1 or bool(find_ranks(path))
+    return read_strategy(found) if found is not None and is_tree else None
+
+
+def check_number(path: Path, num_ranks: int, strategy: Strategy) -> None:
+    """Refuse fewer or more ranks than a strategy describes.
+
+    Raises:
+        CheckpointError: says both numbers.
+    """
+    if num_ranks != strategy.num_ranks:
+        raise CheckpointError(
+            f"{path} has files of {num_ranks} ranks; the strategy describes {strategy.num_ranks}.",
+            hint="Copy the folders of all ranks there, or name the strategy that belongs to them.",
+        )
 
 
 def whole_tensors(
@@ -165,6 +182,10 @@ def plan_mindspore(
         CheckpointError: MindFormers has no such model, or it cannot be sliced so.
     """
     config = checkpoint.config
+    if form.gmm and config.moe is None:
+        raise CheckpointError(
+            "The gmm form is for experts, and this model has none.", hint="Leave --gmm out."
+        )
     if row_order is not None:
         return _plan_52b(checkpoint, target, row_order, dtype, with_crc)
     named = to_mindspore(checkpoint.cast(dtype), config, by_name=not checkpoint.in_module_order)

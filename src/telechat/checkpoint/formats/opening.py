@@ -154,7 +154,8 @@ def _config_for(path: Path, named: Path | None) -> dict[str, Any]:
     if found is None:
         raise CheckpointError(
             f"{path.name} says nothing of attention heads, and there is no {CONFIG} beside it.",
-            hint="Name one with --model-config: a config.json, or MindFormers' predict_*.yaml.",
+            hint="Name one with --model-config (of chat, generate and serve: --config): a config.json, or "
+            "MindFormers' predict_*.yaml.",
         )
     return _read_config_file(found)
 
@@ -164,6 +165,8 @@ def _read_config_file(named: Path) -> dict[str, Any]:
     if path.suffix in _YAML:
         return read_run_config(path)
     raw = read_json(path)
+    if isinstance(raw.get(llama.ORIGIN), dict):  # of a Llama folder of ours
+        return dict(raw[llama.ORIGIN])
     return model_fields({"model": {"model_config": raw}}, path.name) if is_model_config(raw) else raw
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from telechat.checkpoint.folder import CONFIG, read_json
 from telechat.checkpoint.formats import dcp, gguf_file, hf
-from telechat.checkpoint.formats.opening import kind_of
+from telechat.checkpoint.formats.opening import kind_of, open_checkpoint
 from telechat.checkpoint.mindspore.naming import is_weight
 from telechat.checkpoint.mindspore.ranks import read_ranks
 from telechat.checkpoint.weights import open_weights
@@ -49,7 +49,7 @@ def describe(path: Path) -> list[str]:
     kind = kind_of(path)
     entries, num_ranks = _entries(path, kind)
     lines = [f"{path}: {_TITLES[kind]}" + (f", slices of {num_ranks} ranks" if num_ranks > 1 else "")]
-    lines += _config_lines(path)
+    lines += _gguf_lines(path) if kind == "gguf" else _config_lines(path)
     dtypes = Counter(entry.dtype for entry in entries.values())
     total = sum(entry.num_bytes for entry in entries.values())
     of = " of rank_0" if num_ranks > 1 else ""
@@ -81,6 +81,16 @@ def _entries(path: Path, kind: str) -> tuple[dict[str, Entry], int]:
     return {n: Entry(dtype_name(t.dtype), t.shape, t.num_bytes) for n, t in tensors.items()}, 1
 
 
+def _gguf_lines(path: Path) -> list[str]:
+    """A GGUF file says itself what it is."""
+    try:
+        checkpoint = open_checkpoint(path)
+    except TelechatError as error:
+        return [error.message]
+    where = "tokenizer inside" if checkpoint.inside else "tokenizer beside it, or none that can be read"
+    return [*_facts(checkpoint.config), where]
+
+
 def _config_lines(path: Path) -> list[str]:
     folder = path if path.is_dir() else path.parent
     if not (folder / CONFIG).is_file():
@@ -90,6 +100,10 @@ def _config_lines(path: Path) -> list[str]:
         config = TeleChatConfig.from_hf(raw.get("telechat_config") or raw)
     except TelechatError as error:
         return [f"{CONFIG}: {error.message}"]
+    return _facts(config)
+
+
+def _facts(config: TeleChatConfig) -> list[str]:
     experts = (
         f", {config.moe.num_experts} experts ({config.moe.num_experts_per_token} a token)"
         if config.moe

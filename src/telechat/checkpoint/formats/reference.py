@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -26,6 +27,8 @@ from telechat.checkpoint.pages import empty_pages
 from telechat.checkpoint.save import folder_config
 from telechat.checkpoint.weights import NOTE, StoredTensor, StoredWeights
 from telechat.errors import CheckpointError
+
+log = logging.getLogger(__name__)
 
 _TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
 
@@ -53,6 +56,8 @@ def reference_folder(
     if tokenizer is not None:
         files = {name: content for name, content in files.items() if name not in _TOKENIZER_FILES}
         files |= _tokenizer_files(tokenizer)
+    if not {"tokenizer.model", "tokenizer.json"} & files.keys():
+        log.warning("%s has no tokenizer beside it. Name one with --tokenizer to talk to it.", source.name)
     if generation:
         settings = json.loads(files.get(GENERATION_CONFIG, b"{}"))
         files[GENERATION_CONFIG] = json_bytes({**settings, **generation})

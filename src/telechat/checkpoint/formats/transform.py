@@ -10,11 +10,17 @@ from pathlib import Path
 
 from telechat.checkpoint.folder import CONFIG
 from telechat.checkpoint.formats.hf import companion_files
-from telechat.checkpoint.formats.mindspore import DEFAULT_PREFIX, STRATEGY_FOLDER, plan_ranks
+from telechat.checkpoint.formats.mindspore import (
+    DEFAULT_PREFIX,
+    STRATEGY_FOLDER,
+    check_number,
+    plan_ranks,
+)
 from telechat.checkpoint.formats.writing import TargetPlan
 from telechat.checkpoint.mindspore.container import Value
 from telechat.checkpoint.mindspore.layouts import ParallelLayout, strategy_of
-from telechat.checkpoint.mindspore.ranks import read_ranks
+from telechat.checkpoint.mindspore.naming import is_mindspore
+from telechat.checkpoint.mindspore.ranks import find_ranks, read_ranks
 from telechat.checkpoint.mindspore.slicing import merge, split
 from telechat.checkpoint.mindspore.strategy import Strategy, read_strategy, strategy_files
 from telechat.errors import CheckpointError
@@ -47,7 +53,16 @@ def whole_values(path: Path, strategy: Strategy | None) -> dict[str, Value]:
     Raises:
         CheckpointError: several ranks without a strategy, or one that contradicts them.
     """
+    if not path.exists():
+        raise CheckpointError(f"There is no {path}.", hint="Name a MindSpore file, or a folder with some.")
     ranks = read_ranks(path)
+    if not is_mindspore(ranks[0]):
+        raise CheckpointError(
+            f"{path} is no MindSpore checkpoint.",
+            hint="Write one, sliced at once: checkpoint convert SRC DST --to mindspore --layout dp2,mp2.",
+        )
+    if strategy is not None and (len(ranks) > 1 or find_ranks(path)):
+        check_number(path, len(ranks), strategy)
     if len(ranks) == 1:
         return ranks[0]
     if strategy is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 import zlib
@@ -23,6 +24,8 @@ from telechat.checkpoint.formats.file_copying import begin_writeback, copy_run
 from telechat.checkpoint.formats.lazy import Run
 from telechat.checkpoint.formats.streaming import Piece, stream
 from telechat.errors import CheckpointError
+
+log = logging.getLogger(__name__)
 
 OnProgress = Callable[[int, int], None]
 
@@ -77,11 +80,14 @@ def plain_file(name: str, content: bytes) -> FilePlan:
 
 
 def check_target(target: Path) -> None:
-    """Refuse a target that exists already and holds something.
+    """Refuse a target that exists already and holds something, or lies in what is no folder.
 
     Raises:
         CheckpointError: it does.
     """
+    above = next((folder for folder in target.absolute().parents if folder.exists()), None)
+    if above is not None and not above.is_dir():
+        raise CheckpointError(f"{target} cannot be written: {above} is a file, not a folder.")
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise CheckpointError(f"{target} exists already.", hint="Name one that does not, or remove it.")
 
@@ -124,6 +130,10 @@ def writing(target: Path, work: Path, *, hint: str | None = None) -> Iterator[No
         raise CheckpointError(f"Cannot write {target}: {error.strerror or error}.") from error
     try:
         yield
+    except KeyboardInterrupt:
+        if hint:
+            log.warning("Interrupted. %s", hint)
+        raise
     except OSError as error:
         raise CheckpointError(f"Cannot write {target}: {error.strerror or error}.", hint=hint) from error
     finally:

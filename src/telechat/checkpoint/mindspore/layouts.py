@@ -72,7 +72,7 @@ def parse_layout(text: str) -> ParallelLayout:
             shard_optimizer = True
         elif match is None or axis is None or axis in counts or int(match[2]) < 1:
             raise UsageError(
-                f"{text!r} is no layout: {word.strip()!r}.",
+                f"{text!r} is no layout: {word.strip()!r} is no axis with a number, or comes twice.",
                 hint="Write axes with numbers such as dp2,mp4,pp2,ep2, and opt for a sharded optimiser.",
             )
         else:

@@ -217,7 +217,10 @@ def _from_wire(content: bytes) -> tuple[int, dict[str, TensorLayout]]:
         if item.number == 2 and stage is None:
             for part in fields(content, item.start, item.stop):
                 if part.number == 2:
-                    stage = next(f.value for f in fields(content, part.start, part.stop) if f.number == 1)
+                    numbers = [f.value for f in fields(content, part.start, part.stop) if f.number == 1]
+                    if not numbers:
+                        raise ValueError("it does not say its stage")
+                    stage = numbers[0]
         elif item.number == 3:
             name = ""
             for part in fields(content, item.start, item.stop):

@@ -19,6 +19,8 @@ from safetensors.torch import load_file, save_file
 from tests.unit.checkpoint.formats.samples import DENSE, KINDS, model_folder, with_tokenizer
 
 from telechat.checkpoint.formats import dcp_writing
+from telechat.checkpoint.formats.convert import convert as write
+from telechat.checkpoint.formats.file_tensor import FileTensor
 from telechat.checkpoint.formats.lazy import same_numbers
 from telechat.checkpoint.formats.opening import open_checkpoint
 from telechat.checkpoint.formats.table import Checkpoint
@@ -290,6 +292,53 @@ def test_strategy_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "out/strategy").rename(tmp_path / "elsewhere")
     assert convert(tmp_path / "out", tmp_path / "hf", "--to", "hf", "--strategy", tmp_path / "elsewhere") == 0
     assert_equal(open_checkpoint(tmp_path / "hf"), open_checkpoint(source))
+
+
+def test_names_of_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    for to, name, message in (
+        ("llama", "out.gguf", "llama is written as a folder. Leave .gguf out. .gguf is written by --to gguf"),
+        ("hf", "out.safetensors", "hf is written as a folder. Leave .safetensors out"),
+        ("gguf", "out.zip", "gguf is written as a folder. Leave .zip out."),
+    ):
+        assert convert("demo", tmp_path / name, "--to", to) == 2
+        assert message in capsys.readouterr().err
+    assert convert("demo", tmp_path / "file/below/out", "--to", "hf") == 1
+    assert f"{tmp_path / 'file'} is a file, not a folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_gmm_is_for_experts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert convert("demo", tmp_path / "out", "--to", "mindspore", "--gmm") == 1
+    assert "this model has none. Leave --gmm out." in capsys.readouterr().err
+
+
+def test_config_of_a_llama_folder(tmp_path: Path) -> None:
+    source = model_folder(tmp_path / "model")
+    assert convert(source, tmp_path / "llama", "--to", "llama") == 0
+    assert convert(source, tmp_path / "out.ckpt", "--to", "mindspore") == 0
+    words = ("--to", "hf", "--model-config", tmp_path / "llama")
+    assert convert(tmp_path / "out.ckpt", tmp_path / "hf", *words) == 0
+    assert_equal(open_checkpoint(tmp_path / "hf"), open_checkpoint(source))
+
+
+@pytest.mark.parametrize("to", ["hf", "dcp"])
+def test_ctrl_c(
+    to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said what becomes of what was written; torch's own writer fails once more while it is closed."""
+    source = model_folder(tmp_path / "model")
+    checkpoint = open_checkpoint(source)
+
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FileTensor, "read_into", interrupt)
+    monkeypatch.setattr(FileTensor, "runs", lambda self: None)
+    with pytest.raises(KeyboardInterrupt):
+        write(checkpoint, tmp_path / "out", to)
+    assert "Interrupted. Run the command again: it " in caplog.text
+    assert not (tmp_path / "out").exists()
 
 
 def test_options_of_another_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,6 +71,15 @@ def test_gguf(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert given[3:-1] == ["--ctx-size", "64", "--port", "9001", "--jinja"]
 
 
+@pytest.mark.parametrize("kind", ["gguf", "ollama", "vllm"])
+def test_a_file_where_a_folder_is_meant(
+    kind: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(kind, model, tmp_path / "out.gguf") == 2
+    assert "OUT is a folder here, and out.gguf is the name of a file" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_ollama(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export("ollama", model, tmp_path / "out", "--length", "48", "--gguf-type", "F16") == 0
     given = run_printed(capsys.readouterr().out, tmp_path)

@@ -54,7 +54,7 @@ def test_show_a_gguf_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     capsys.readouterr()
     assert run("checkpoint", "show", tmp_path / "demo.gguf") == 0
     shown = capsys.readouterr().out
-    assert "GGUF" in shown and "no config.json" in shown
+    assert "GGUF" in shown and "6 layers, hidden 256" in shown and "tokenizer inside" in shown
     assert "6 x Q8_0" in shown
 
 

@@ -131,6 +131,29 @@ def test_refusals(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "is no strategy file" in capsys.readouterr().err
 
 
+def test_a_rank_that_is_missing_is_not_passed_over(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two ranks one is left, which looks like a whole checkpoint."""
+    assert checkpoint("split", source, tmp_path / "cut", "--layout", "mp2") == 0
+    shutil.rmtree(tmp_path / "cut/ms/rank_1")
+    config = ("--model-config", source / "config.json")
+    for place in (tmp_path / "cut", tmp_path / "cut/ms"):
+        assert checkpoint("merge", place, tmp_path / "whole") == 1
+        assert "has files of 1 ranks; the strategy describes 2" in capsys.readouterr().err
+    assert checkpoint("convert", tmp_path / "cut", tmp_path / "hf", "--to", "hf", *config) == 1
+    assert "has files of 1 ranks; the strategy describes 2" in capsys.readouterr().err
+    assert not (tmp_path / "whole").exists()
+
+
+def test_sources_of_another_format(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("split", "reshard"):
+        assert checkpoint(verb, tmp_path / "model", tmp_path / "o", "--layout", "mp2") == 1
+        assert "is no MindSpore checkpoint. Write one, sliced at once" in capsys.readouterr().err
+        assert checkpoint(verb, "demo", tmp_path / "o", "--layout", "mp2") == 1
+        assert "There is no demo. Name a MindSpore file" in capsys.readouterr().err
+
+
 def test_json_and_multi_axis_strategies(tmp_path: Path) -> None:
     """The JSON form, and a dimension cut by two device axes."""
     layout = {"dev_matrix": [2, 2], "opt_weight_shard_step": 0, "opt_weight_shard_size": 0}
