@@ -1,4 +1,4 @@
-"""`telechat quantize report`: what a quantised model has lost against another, on rows of your own."""
+"""`telechat quantize report`: what a quantised model or cache has lost, on rows of your own."""
 
 from __future__ import annotations
 
@@ -28,6 +28,13 @@ def add_arguments(parser: CommandParser) -> None:
         metavar="FILE",
         help="rows: JSON Lines of any row format of training, of which the answers count, or .txt with a "
         "text per line",
+    )
+    parser.add_argument(
+        "--kv-cache-dtype",
+        choices=("auto", "int8"),
+        default="auto",
+        help="precision of B's cache; with the same model as A and B, what the cache loses "
+        "(default: auto, the model's)",
     )
     parser.add_argument("--rows", type=int, default=64, help="how many rows at most (default: 64)")
     parser.add_argument(
@@ -88,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
         speed_tokens=args.speed_tokens,
         demo_rows=args.demo_rows,
         questions=questions,
+        kv_cache_dtype=args.kv_cache_dtype,
     )
     print(to_text(comparison))
     if args.output is not None:

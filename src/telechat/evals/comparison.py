@@ -1,7 +1,8 @@
 """Two models on the same rows: how far the second's predictions are from the first's.
 
-Both are in memory together while predictions and weights are compared. Shapes: T marked tokens of a row, V
-vocabulary. Knows nothing of pages.
+A row's tokens are given, and each sees those before it through the engine's cache, so that what a cache of few
+bits loses is measured too. Both models are in memory together while predictions and weights are compared.
+Shapes: T marked tokens of a row, V vocabulary. Knows nothing of pages.
 """
 
 from __future__ import annotations
@@ -21,15 +22,19 @@ from telechat.checkpoint import load_model, resolve_model
 from telechat.checkpoint.weights import open_weights
 from telechat.data.sequences import Encoded
 from telechat.engine import LLM, SamplingParams
+from telechat.engine.loading import KvCacheDtype, kv_dtype
 from telechat.errors import ConfigError
 from telechat.evals.choices import Question, verdicts
 from telechat.evals.tasks import CHOICES, TaskScores, demo_verdicts, scores
 from telechat.layers.int8 import DynamicInt8Linear, StaticInt8Linear
 from telechat.layers.quantized import QuantizedLinear
 from telechat.models import TeleChatModel
+from telechat.models.paged import PagedBatch, TorchExecutor
+from telechat.ops.paged import Sequences
 from telechat.tokenizer import Tokenizer, load_tokenizer
 
 _HIGHEST_PERCENTILE = 99.0
+_BLOCK_SIZE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +156,7 @@ def compare(
     speed_tokens: int = 32,
     demo_rows: int = 0,
     questions: Sequence[Question] = (),
+    kv_cache_dtype: KvCacheDtype = "auto",
 ) -> Comparison:
     """Compare two models.
 
@@ -161,11 +167,13 @@ def compare(
         max_new_tokens: length of these answers.
         speed_tokens: new tokens to time; 0: speed is not measured.
         demo_rows: held-out rows of each of the demo model's tasks that both answer.
-        questions: of multiple choice, that both answer.
+        questions: of multiple choice, that both answer; computed without a cache.
+        kv_cache_dtype: of the second's cache, as in `LLM`; the first has its model's.
 
     Raises:
-        ConfigError: no marked tokens, or vocabularies that differ.
+        ConfigError: no marked tokens, vocabularies that differ, or an unknown kv_cache_dtype.
     """
+    cache_dtypes: tuple[KvCacheDtype, KvCacheDtype] = ("auto", kv_cache_dtype)
     if not any(any(row.learnt[1:]) for row in rows):
         raise ConfigError("No row has a token to predict.", hint="Give conversations with answers, or texts.")
     folders = resolve_model(first), resolve_model(second)
@@ -174,20 +182,28 @@ def compare(
     sizes = [model.config.vocab_size for model in models]
     if sizes[0] != sizes[1]:
         raise ConfigError(f"{first} has {sizes[0]} tokens, {second} has {sizes[1]}.")
-    results, token_kl = _predictions(models[0], models[1], rows)
     layers = tuple(_layer_errors(models[0], models[1]))
     chosen = [list(verdicts(model, tokenizer, questions)) for model in models]
-    del models
+    # Comes last: products that are bound keep another form of their weights.
+    scorers = [
+        Scorer(model, max(len(row.ids) for row in rows), dtype)
+        for model, dtype in zip(models, cache_dtypes, strict=True)
+    ]
+    results, token_kl = _predictions(scorers[0], scorers[1], rows)
+    del models, scorers
     worst = [row.number for row in sorted(results, key=lambda row: -row.kl)[:num_worst]]
     prompts = [_prompt(rows[number - 1]) for number in worst]
-    spoken = [_speak(folder, prompts, max_new_tokens, speed_tokens, demo_rows) for folder in folders]
+    spoken = [
+        _speak(folder, dtype, prompts, max_new_tokens, speed_tokens, demo_rows)
+        for folder, dtype in zip(folders, cache_dtypes, strict=True)
+    ]
     tasks = scores(spoken[0].right, spoken[1].right)
     if questions:
         tasks.append(TaskScores.of(CHOICES, chosen[0], chosen[1]))
     answers = _side_by_side(worst, prompts, spoken[0].answers, spoken[1].answers, tokenizer)
     return Comparison(
         first=str(first),
-        second=str(second),
+        second=str(second) if kv_cache_dtype == "auto" else f"{second}, {kv_cache_dtype} cache",
         rows=tuple(results),
         token_kl=tuple(token_kl),
         layers=layers,
@@ -208,26 +224,43 @@ def _side_by_side(
         yield Answers(number, tokenizer.decode(prompt), one, other)
 
 
-@torch.inference_mode()
-def _log_probabilities(model: TeleChatModel, row: Encoded) -> tuple[Tensor, Tensor]:
-    """(fp32 [T, V] of the marked tokens' predictions, those tokens [T])."""
-    ids = torch.tensor(row.ids)
-    marked = torch.tensor(row.learnt[1:], dtype=torch.bool)
-    hidden = model.hidden_states(ids[None])[0, :-1][marked]
-    return torch.log_softmax(model.project(hidden).float(), -1), ids[1:][marked]
+class Scorer:
+    """A model's predictions of tokens that are given, over a paged cache of one row.
+
+    Args:
+        model: in eval mode. Its modules compute, in their precision.
+        longest: tokens of the longest row.
+        kv_cache_dtype: of the cache, as in `LLM`.
+
+    Raises:
+        ConfigError: an unknown kv_cache_dtype.
+    """
+
+    def __init__(self, model: TeleChatModel, longest: int, kv_cache_dtype: KvCacheDtype = "auto") -> None:
+        self._executor = TorchExecutor(model, kv_dtype=kv_dtype(kv_cache_dtype))
+        self._num_blocks = -(-longest // _BLOCK_SIZE)
+        self._executor.allocate(self._num_blocks, _BLOCK_SIZE)
+
+    def log_probabilities(self, row: Encoded) -> tuple[Tensor, Tensor]:
+        """(fp32 [T, V] of the marked tokens' predictions, those tokens [T])."""
+        ids, places = torch.tensor(row.ids), torch.arange(len(row.ids))
+        marked = torch.tensor(row.learnt[1:], dtype=torch.bool)
+        sequences = Sequences.of([len(ids)], [len(ids)], [range(self._num_blocks)])
+        batch = PagedBatch(ids, places, [(len(ids), len(ids))], places, sequences, places[:-1][marked])
+        return torch.log_softmax(self._executor.forward(batch), -1), ids[1:][marked]
 
 
 def _predictions(
-    first: TeleChatModel, second: TeleChatModel, rows: Sequence[Encoded]
+    first: Scorer, second: Scorer, rows: Sequence[Encoded]
 ) -> tuple[list[RowResult], list[float]]:
     """Results of all rows that have marked tokens, and the KL of every such token."""
     results: list[RowResult] = []
     token_kl: list[float] = []
     for number, row in enumerate(rows, 1):
-        ours, tokens = _log_probabilities(first, row)
-        if not len(tokens):
+        if not any(row.learnt[1:]):
             continue
-        theirs, _ = _log_probabilities(second, row)
+        ours, tokens = first.log_probabilities(row)
+        theirs, _ = second.log_probabilities(row)
         kl = (ours.exp() * (ours - theirs)).sum(-1).clamp_(min=0)
         token_kl.extend(kl.tolist())
         results.append(
@@ -278,10 +311,15 @@ class _Spoken:
 
 
 def _speak(
-    folder: Path, prompts: Sequence[list[int]], max_new_tokens: int, speed_tokens: int, demo_rows: int
+    folder: Path,
+    kv_cache_dtype: KvCacheDtype,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    speed_tokens: int,
+    demo_rows: int,
 ) -> _Spoken:
     num_bytes = sum(path.stat().st_size for path in open_weights(folder).files.files)
-    llm = LLM(folder)
+    llm = LLM(folder, kv_cache_dtype=kv_cache_dtype)
     greedy = SamplingParams(temperature=0.0, max_tokens=max_new_tokens)
     answers = [llm.generate([prompt], greedy)[0].text for prompt in prompts]
     speed = None

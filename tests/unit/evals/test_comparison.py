@@ -61,6 +61,18 @@ def test_what_is_measured(tmp_path: Path, data: Path) -> None:
     assert not found.answers
 
 
+def test_what_a_cache_loses(data: Path) -> None:
+    """The weights are the same: what differs is the second's cache, and coarser ones lose more."""
+    rows = list(read_marked([data], load_tokenizer(demo_folder())))
+    lost = []
+    for dtype in ("int8",):
+        found = compare("demo", "demo", rows, num_worst=0, speed_tokens=0, kv_cache_dtype=dtype)
+        assert found.second == f"demo, {dtype} cache"
+        assert all(layer.error == 0 for layer in found.layers)
+        lost.append(found.mean_kl)
+    assert 0 < lost[0] < 1e-3
+
+
 def test_nothing_to_predict() -> None:
     with pytest.raises(ConfigError, match="No row has a token to predict"):
         compare("demo", "demo", [Encoded([1, 2], [False, False])])
@@ -78,9 +90,10 @@ def test_command(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str])
     words = ["quantize", "report", "demo", str(out), "--data", str(data)]
     words += ["--rows", "1", "--length", str(length)]
     page, numbers = tmp_path / "new" / "report.html", tmp_path / "numbers.json"
-    options = ["--worst", "1", "--max-new-tokens", "4", "--speed-tokens", "0"]
+    options = ["--worst", "1", "--max-new-tokens", "4", "--speed-tokens", "0", "--kv-cache-dtype", "int8"]
     assert main([*words, *options, "--output", str(page), "--json", str(numbers)]) == 0
     printed = capsys.readouterr().out
+    assert f"{out}, int8 cache" in printed
     assert "perplexity" in printed and "KL divergence" in printed and "per second" not in printed
     content = json.loads(numbers.read_text())
     assert len(content["rows"]) == 1 and len(content["answers"]) == 1
