@@ -215,7 +215,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--preset", default="telechat-7b")
     parser.add_argument("--bits", type=int, choices=(4, 8), default=4)
     parser.add_argument("--group-size", type=int, choices=(32, 64, 128), default=32)
-    parser.add_argument("--kv-cache-dtype", choices=("auto", "int8"), default="auto")
+    parser.add_argument("--kv-cache-dtype", choices=("auto", "int8", "int4"), default="auto")
     parser.add_argument("--no-report", action="store_true", help="print the figures only")
     parser.add_argument("--load", type=Path, default=None, help=argparse.SUPPRESS)
     args = parser.parse_args(words)

@@ -159,6 +159,8 @@ LAUNCHES: dict[str, Callable[[], None]] = {
     "bf16 attention": lambda: attention_launches(torch.bfloat16, torch.bfloat16, 32, 32, 128),
     "bf16 attention, 8 to 1": lambda: attention_launches(torch.bfloat16, torch.bfloat16, 64, 8, 128),
     "bf16 attention, int8 cache": lambda: attention_launches(torch.bfloat16, torch.int8, 32, 32, 128),
+    "bf16 attention, int4 cache": lambda: attention_launches(torch.bfloat16, torch.int4, 32, 32, 128),
+    "fp16 attention, int4 cache of 160": lambda: attention_launches(torch.float16, torch.int4, 32, 32, 160),
     "fp16 attention, head 160": lambda: attention_launches(torch.float16, torch.float16, 32, 32, 160),
     "fp32 attention": lambda: attention_launches(torch.float32, torch.float32, 32, 32, 128),
     "bf16 linear, groups of 128": lambda: matmul_launches(torch.bfloat16, 128),

@@ -263,7 +263,7 @@ def open_worker(words: Sequence[str]) -> tuple[dict[str, Case], dict[str, object
     parser.add_argument("--shape", choices=SHAPES, default="M")
     parser.add_argument("--format", choices=(*_WHILE_LOADING, "bf16", *folders.FORMATS), default="bf16")
     parser.add_argument("--demo", action="store_true", help="the demo model, as it is")
-    parser.add_argument("--kv-cache-dtype", choices=("auto", "int8"), default="auto")
+    parser.add_argument("--kv-cache-dtype", choices=("auto", "int8", "int4"), default="auto")
     parser.add_argument("--cache-tokens", type=int, default=CACHE_TOKENS)
     parser.add_argument("--models", type=Path, required=True, help="folder where random models are kept")
     parser.add_argument("--without-kernels", action="store_true", help="compiled kernels must not be found")

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.unit.ops.cuda.test_matmul import random_integers
-from tests.unit.ops.cuda.test_paged import check_attention
+from tests.unit.ops.cuda.test_paged import check_attention, check_int4
 from tests.unit.ops.cuda.tolerances import assert_near
 from torch import Tensor
 
@@ -123,7 +123,7 @@ def test_attention(device: torch.device, steps: str, heads: tuple[int, int, int]
     check_attention(device, STEPS[steps], heads, block_size=block_size, dtype=torch.bfloat16)
 
 
-@pytest.mark.parametrize("cache_dtype", [torch.float16, torch.int8], ids=str)
+@pytest.mark.parametrize("cache_dtype", [torch.float16, torch.int8, torch.int4], ids=str)
 @pytest.mark.parametrize("steps", STEPS)
 def test_attention_in_other_precisions(device: torch.device, steps: str, cache_dtype: torch.dtype) -> None:
     check_attention(
@@ -133,14 +133,14 @@ def test_attention_in_other_precisions(device: torch.device, steps: str, cache_d
 
 
 @pytest.mark.parametrize("slot_dtype", [torch.int64, torch.int32], ids=str)
-@pytest.mark.parametrize("cache_dtype", [*HALF, torch.int8], ids=str)
+@pytest.mark.parametrize("cache_dtype", [*HALF, torch.int8, torch.int4], ids=str)
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 def test_rope_and_store(
     device: torch.device, heads: tuple[int, int, int], cache_dtype: torch.dtype, slot_dtype: torch.dtype
 ) -> None:
     H, K, d = heads
     T = 130
-    dtype = torch.bfloat16 if cache_dtype == torch.int8 else cache_dtype
+    dtype = cache_dtype if cache_dtype.is_floating_point else torch.bfloat16
     wide = torch.randn(T, (H + 2 * K) * d, device=device).to(dtype)
     cos, sin = torch.rand(2, T, d, device=device).unbind()
     slots = torch.randperm(64 * 16, device=device)[:T].to(slot_dtype)
@@ -150,10 +150,14 @@ def test_rope_and_store(
         cache = PagedCache.allocate(64, K, 16, d, dtype=cache_dtype, device=device)
         q = copy[:, : H * d].view(T, H, d)
         function(q, copy[:, H * d :].view(T, K, 2, d), cos, sin, slots, cache)
-        results.append((q, cache.keys, cache.values))
-    (expected_q, *expected), (actual_q, *actual) = results
+        results.append((q, cache))
+    (expected_q, expected), (actual_q, actual) = results
     assert_near(actual_q, expected_q)
-    for found, wanted in zip(actual, expected, strict=True):
+    if cache_dtype == torch.int4:
+        check_int4(actual.keys, actual.key_scales, expected.keys, expected.key_scales)
+        check_int4(actual.values, actual.value_scales, expected.values, expected.value_scales)
+        return
+    for found, wanted in ((actual.keys, expected.keys), (actual.values, expected.values)):
         if cache_dtype == torch.int8:
             assert int((found.int() - wanted.int()).abs().max()) <= 1
         else:

@@ -94,10 +94,10 @@ def test_the_tokens_of_one_rank(folder: Path) -> None:
 
 
 def test_experts_shared_in_four_bits(tmp_path: Path) -> None:
-    """Weights rounded while each rank reads its own, and a cache in 8 bits."""
+    """Weights rounded while each rank reads its own, and a cache in 4 bits."""
     folder = save_folder(tmp_path, {"heads": 4, "kv_heads": 2, "experts": 4, "vocab": 300})
     asked = [(prompt, params.replace(temperature=0.0)) for prompt, params in requests(12)]
-    options: dict[str, Any] = {"max_model_len": 128, "quantize": "int4", "kv_cache_dtype": "int8"}
+    options: dict[str, Any] = {"max_model_len": 128, "quantize": "int4", "kv_cache_dtype": "int4"}
     one_rank = LLM(folder, **options)
     expected = answers(one_rank, asked)
     llm = LLM(folder, tp=2, ep=2, **options)

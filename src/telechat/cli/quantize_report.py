@@ -31,7 +31,7 @@ def add_arguments(parser: CommandParser) -> None:
     )
     parser.add_argument(
         "--kv-cache-dtype",
-        choices=("auto", "int8"),
+        choices=("auto", "int8", "int4"),
         default="auto",
         help="precision of B's cache; with the same model as A and B, what the cache loses "
         "(default: auto, the model's)",

@@ -60,7 +60,8 @@ class LLM:
         memory_limit: most bytes that this process may hold on the device, weights included; the cache is made
             to fit. Default a share of what is free.
         cache_memory: bytes of the cache, on accelerators those of each device; less where less is free.
-        kv_cache_dtype: `auto` is the model's; `int8` halves the memory of bf16, with small errors.
+        kv_cache_dtype: `auto` is the model's; `int8` takes half the memory of bf16, with small errors; `int4`
+            takes a third, with larger ones.
         prefix_caching: prompts that begin alike share what was computed for the beginning.
         deterministic: an answer does not depend on what else is in the batch, to the last bit: one kernel
             per layer whatever the batch. Default: for the demo model only.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -30,7 +30,8 @@ from telechat.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-KvCacheDtype = Literal["auto", "int8"]
+KvCacheDtype = Literal["auto", "int8", "int4"]
+_KV_DTYPES: dict[KvCacheDtype, torch.dtype | None] = {"auto": None, "int8": torch.int8, "int4": torch.int4}
 
 # Long prompts keep the others waiting for one step at most; larger steps would not be faster.
 _BATCH_TOKENS_ON_CPU = 512
@@ -170,9 +171,9 @@ def kv_dtype(name: KvCacheDtype) -> torch.dtype | None:
     Raises:
         ConfigError: any other name.
     """
-    if name not in get_args(KvCacheDtype):
-        raise ConfigError(f"kv_cache_dtype is {name!r}; it must be {' or '.join(get_args(KvCacheDtype))}.")
-    return torch.int8 if name == "int8" else None
+    if name not in _KV_DTYPES:
+        raise ConfigError(f"kv_cache_dtype is {name!r}; it must be auto, int8 or int4.")
+    return _KV_DTYPES[name]
 
 
 def default_params(generation_config: Mapping[str, Any]) -> SamplingParams:

@@ -1,8 +1,8 @@
 """Two models on the same rows: how far the second's predictions are from the first's.
 
-A row's tokens are given, and each sees those before it through the engine's cache, so that what a cache of few
-bits loses is measured too. Both models are in memory together while predictions and weights are compared.
-Shapes: T marked tokens of a row, V vocabulary. Knows nothing of pages.
+A row's tokens are given, and each sees those before it through the engine's cache, so that what a cache of
+few bits loses is measured too. Both models are in memory together while predictions and weights are
+compared. Shapes: T marked tokens of a row, V vocabulary. Knows nothing of pages.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ class TorchExecutor:
 
     Args:
         model: in eval mode, on its device.
-        kv_dtype: of the cache; the model's by default, int8 halves the memory of bf16.
+        kv_dtype: of the cache; the model's by default; int8 takes half the memory of bf16, int4 a third.
         deterministic: a row's result must not depend on the other rows of a step. torch's products do not
             promise that, so tokens are then computed one by one.
         kernels: by default the fastest that can run here; chosen when the cache is made, and logged.

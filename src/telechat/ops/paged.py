@@ -11,23 +11,32 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from telechat.ops.attention import sdpa_attention
 
+INT4_GROUP = 32
 _INT8_MOST = 127
+_INT4_MOST = 15
 
 
 @dataclass(frozen=True)
 class PagedCache:
     """Keys and values of one layer, each [num_blocks, K, block_size, d], any strides with d innermost.
 
+    Integers are made of each token's vector of each head when it is stored, and need no calibration:
+
+    - int8 has a scale for the vector: vector = integers * scale.
+    - int4 has a minimum and a scale for each group of 32 elements, of which the last may have fewer: vector =
+      codes * scale + minimum. A byte holds the codes 0 .. 15 of two neighbours, the earlier one low.
+
     Attributes:
-        keys, values: fp32, bf16 or fp16; int8 when there are scales.
-        key_scales, value_scales: fp32 [num_blocks, K, block_size], one scale for each token's vector of each
-            head: vector = integers * scale. None unless the cache is int8.
+        keys, values: fp32, bf16 or fp16; int8; uint8 [num_blocks, K, block_size, d / 2] for int4.
+        key_scales, value_scales: of int8 fp32 [num_blocks, K, block_size]; of int4 bf16 [num_blocks, K,
+            block_size, groups, 2], (minimum, scale); otherwise None.
     """
 
     keys: Tensor
@@ -46,19 +55,29 @@ class PagedCache:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> PagedCache:
-        """An empty cache. Its memory is zero, so that what a kernel reads past a length is a number."""
-        shape = (num_blocks, num_kv_heads, block_size, head_dim)
-        keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-        if dtype != torch.int8:
-            return cls(keys, values)
-        key_scales, value_scales = (torch.zeros(shape[:3], device=device) for _ in range(2))
-        return cls(keys, values, key_scales, value_scales)
+        """An empty cache. Its memory is zero, so that what a kernel reads past a length is a number.
+
+        Args:
+            dtype: of what is stored; torch.int4 stands for the form with two elements to a byte.
+        """
+        shape = (num_blocks, num_kv_heads, block_size)
+        tensors = [
+            torch.zeros((*shape, *form.shape), dtype=form.dtype, device=device)
+            for form in stored_forms(dtype, head_dim)
+            for _ in range(2)
+        ]
+        return cls(*tensors)
 
     @staticmethod
     def bytes_per_block(num_kv_heads: int, block_size: int, head_dim: int, dtype: torch.dtype) -> int:
-        """Memory of one block of one layer: keys, values and, for int8, their scales."""
-        vector = head_dim * dtype.itemsize + (torch.float32.itemsize if dtype == torch.int8 else 0)
+        """Memory of one block of one layer: keys, values and, for integers, their scales."""
+        vector = sum(math.prod(form.shape) * form.dtype.itemsize for form in stored_forms(dtype, head_dim))
         return 2 * num_kv_heads * block_size * vector
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is stored; torch.int4 where `keys` has two elements to a byte."""
+        return torch.int4 if self.keys.dtype == torch.uint8 else self.keys.dtype
 
     @property
     def block_size(self) -> int:
@@ -73,7 +92,25 @@ class PagedCache:
     @property
     def head_dim(self) -> int:
         """d."""
-        return self.keys.shape[3]
+        return self.keys.shape[3] * (2 if self.dtype == torch.int4 else 1)
+
+
+class StoredForm(NamedTuple):
+    """What is kept of one vector: a tensor of this shape."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+def stored_forms(dtype: torch.dtype, head_dim: int) -> list[StoredForm]:
+    """Of a vector of `head_dim` elements in a cache of `dtype`: itself and, for integers, its scales."""
+    if dtype == torch.int8:
+        return [StoredForm(dtype, (head_dim,)), StoredForm(torch.float32, ())]
+    if dtype == torch.int4:
+        assert head_dim % 2 == 0, head_dim
+        groups = -(-head_dim // INT4_GROUP)
+        return [StoredForm(torch.uint8, (head_dim // 2,)), StoredForm(torch.bfloat16, (groups, 2))]
+    return [StoredForm(dtype, (head_dim,))]
 
 
 @dataclass(frozen=True)
@@ -156,9 +193,36 @@ RopeAndStore = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, PagedCache], No
 PagedAttentionFunction = Callable[[Tensor, PagedCache, Sequences], Tensor]
 
 
-def quantise_vectors(x: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 of x's shape and fp32 scales without its last axis: the largest magnitude becomes 127."""
-    x = x.float()
+def quantise_vectors(x: Tensor, dtype: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
+    """Vectors [..., d] as a cache of `dtype` keeps them, and their scales; see `PagedCache`."""
+    return _as_int4(x.float()) if dtype == torch.int4 else _as_int8(x.float())
+
+
+def dequantise_vectors(stored: Tensor, scales: Tensor) -> Tensor:
+    """The fp32 vectors [..., d] that `quantise_vectors` has stored."""
+    if stored.dtype == torch.int8:
+        return stored * scales[..., None]
+    codes = torch.stack([stored & _INT4_MOST, stored >> 4], dim=-1).flatten(-2)
+    each = scales.float().repeat_interleave(INT4_GROUP, dim=-2)[..., : codes.shape[-1], :]
+    return codes * each[..., 1] + each[..., 0]
+
+
+def _as_int4(x: Tensor) -> tuple[Tensor, Tensor]:
+    """A group's least element becomes 0 and its greatest 15, but for the rounding of its scales to bf16."""
+    codes, scales = [], []
+    for group in x.split(INT4_GROUP, dim=-1):
+        low, high = group.aminmax(dim=-1, keepdim=True)
+        rounded = torch.cat([low, (high - low) / _INT4_MOST], dim=-1).bfloat16()
+        minimum, scale = rounded.float().split(1, dim=-1)
+        inverse = torch.where(scale > 0, torch.ones_like(scale) / scale, 0.0)
+        codes.append(((group - minimum) * inverse).round().clamp(0, _INT4_MOST).to(torch.uint8))
+        scales.append(rounded)
+    pairs = torch.cat(codes, dim=-1).unflatten(-1, (-1, 2))
+    return pairs[..., 0] | pairs[..., 1] << 4, torch.stack(scales, dim=-2)
+
+
+def _as_int8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest magnitude becomes 127."""
     largest = x.abs().amax(-1, keepdim=True)
     # A division of tensors: `127 / largest` is 127 times a rounded reciprocal in torch, and ties then fall
     # otherwise than in the kernels.
@@ -181,7 +245,7 @@ def store_reference(k_TKd: Tensor, v_TKd: Tensor, slots_T: Tensor, cache: PagedC
         if scales is None:
             stored[blocks, :, places] = new.to(stored.dtype)
         else:
-            stored[blocks, :, places], scales[blocks, :, places] = quantise_vectors(new)
+            stored[blocks, :, places], scales[blocks, :, places] = quantise_vectors(new, cache.dtype)
 
 
 def rope_and_store_reference(
@@ -211,10 +275,10 @@ def gather(cache: PagedCache, blocks: Tensor, length: int, dtype: torch.dtype) -
     """The first `length` keys and values of the sequence with these blocks (int64), each [length, K, d]."""
 
     def gathered(stored: Tensor, scales: Tensor | None) -> Tensor:
-        found = stored[blocks].to(dtype if scales is None else torch.float32)
+        found = stored[blocks]
         if scales is not None:
-            found = (found * scales[blocks][..., None]).to(dtype)
-        return found.transpose(1, 2).flatten(0, 1)[:length]
+            found = dequantise_vectors(found, scales[blocks])
+        return found.to(dtype).transpose(1, 2).flatten(0, 1)[:length]
 
     return gathered(cache.keys, cache.key_scales), gathered(cache.values, cache.value_scales)
 

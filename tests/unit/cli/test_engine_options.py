@@ -47,6 +47,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         ("--memory-limit 8GiB", "memory_limit", 8 << 30),
         ("--cache-memory 8GiB", "cache_memory", 8 << 30),
         ("--kv-cache-dtype int8", "kv_cache_dtype", "int8"),
+        ("--kv-cache-dtype int4", "kv_cache_dtype", "int4"),
         ("--max-batch-tokens 99", "max_batch_tokens", 99),
         ("--max-num-batched-tokens 99", "max_batch_tokens", 99),
         ("--no-prefix-caching", "prefix_caching", False),

@@ -349,7 +349,7 @@ def test_a_cache_that_cannot_hold_one_request_is_refused() -> None:
     assert tiny_llm(block_size=16, cache_memory=9 * bytes_per_block + 1).cache_plan.num_blocks == 9
     with pytest.raises(ConfigError, match="memory_limit is 0; it must be at least 1"):
         tiny_llm(memory_limit=0)
-    with pytest.raises(ConfigError, match="kv_cache_dtype is 'int3'"):
+    with pytest.raises(ConfigError, match="kv_cache_dtype is 'int3'; it must be auto, int8 or int4"):
         tiny_llm(kv_cache_dtype="int3")
 
 

@@ -114,7 +114,7 @@ def test_hidden_states() -> None:
     torch.testing.assert_close(*states, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kv_dtype", [None, torch.int8], ids=str)
+@pytest.mark.parametrize("kv_dtype", [None, torch.int8, torch.int4], ids=str)
 def test_integer_weights(kv_dtype: torch.dtype | None) -> None:
     config = SMALL.replace(hidden_size=64, ffn_hidden_size=96)
     model = small_model(config)

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from telechat.ops import paged
 from telechat.ops.attention import reference_attention
-from telechat.ops.paged import PagedCache, Sequences, gather, groups_of_like_length, quantise_vectors
+from telechat.ops.paged import (
+    PagedCache,
+    Sequences,
+    dequantise_vectors,
+    gather,
+    groups_of_like_length,
+    quantise_vectors,
+)
 from telechat.ops.paged_choice import choose_paged_kernels
 
 # (new tokens, tokens with them): decoding, a prompt, a later chunk, an exact block, nothing new.
@@ -34,7 +41,7 @@ def stored(
     counts = [-(-length // block_size) for length in lengths]
     order = torch.randperm(sum(counts) + 3, generator=torch.Generator().manual_seed(1)).tolist()
     cache = PagedCache.allocate(len(order), num_kv_heads, block_size, head_dim, dtype=dtype)
-    if dtype != torch.int8:
+    if dtype.is_floating_point:
         cache.keys.fill_(math.nan)
         cache.values.fill_(math.nan)
     tables, all_keys, all_values = [], [], []
@@ -69,17 +76,17 @@ def test_equals_attention_over_plain_keys(
         start += new
 
 
+@pytest.mark.parametrize("head_dim", [32, 80])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int4], ids=str)
 @pytest.mark.parametrize("attention", FORMS)
-def test_int8_is_attention_over_the_rounded_keys(attention: paged.PagedAttentionFunction) -> None:
+def test_integers_are_attention_over_the_rounded_keys(
+    attention: paged.PagedAttentionFunction, dtype: torch.dtype, head_dim: int
+) -> None:
     lengths = [40, 33]
-    cache, tables, keys, values = stored(lengths, block_size=16, dtype=torch.int8)
-    rounded = []
-    for tensors in (keys, values):
-        rounded.append([])
-        for tensor in tensors:
-            integers, scales = quantise_vectors(tensor)
-            rounded[-1].append(integers.float() * scales[..., None])
-    q = random(41, 4, 32, seed=9)
+    cache, tables, keys, values = stored(lengths, block_size=16, head_dim=head_dim, dtype=dtype)
+    assert (cache.dtype, cache.head_dim) == (dtype, head_dim)
+    rounded = [[dequantise_vectors(*quantise_vectors(x, dtype)) for x in part] for part in (keys, values)]
+    q = random(41, 4, head_dim, seed=9)
     out = attention(q, cache, Sequences.of([40, 1], lengths, tables))
     expected = reference_attention(q[None, :40], rounded[0][0][None], rounded[1][0][None], is_causal=True)
     torch.testing.assert_close(out[:40], expected[0], rtol=1e-5, atol=1e-5)
@@ -101,6 +108,34 @@ def test_quantised_vectors() -> None:
     assert bool((error <= 0.5001 * scales[..., None]).all())
 
 
+def test_int4_vectors_in_bytes() -> None:
+    """Neighbours share a byte, the earlier one low; 32 elements share a minimum and a scale."""
+    codes = [0, 15, *range(3, 15), *[7] * 18, 15, *range(7), 0, 4]
+    x = torch.tensor([float(code) for code in codes])
+    x[:32] = x[:32] * 0.25 - 2.5
+    x[32:] = x[32:] * 2 + 96
+    stored, scales = quantise_vectors(x, torch.int4)
+    assert stored.tolist() == [early + 16 * late for early, late in zip(codes[::2], codes[1::2], strict=True)]
+    assert scales.tolist() == [[-2.5, 0.25], [96, 2]]
+    assert torch.equal(dequantise_vectors(stored, scales), x)
+
+
+def test_int4_vectors_are_near() -> None:
+    x = random(50, 3, 80) * torch.tensor([1e-3, 1.0, 1e3])[:, None] + 0.5
+    x[0, 0] = 0
+    x[1, 0] = 3
+    stored, scales = quantise_vectors(x, torch.int4)
+    assert stored.shape == (50, 3, 40) and stored.dtype == torch.uint8
+    assert scales.shape == (50, 3, 3, 2) and scales.dtype == torch.bfloat16
+    found = dequantise_vectors(stored, scales)
+    assert torch.equal(found[:2, 0], x[:2, 0])
+    for index, group in enumerate(x.split(32, -1)):
+        minimum, step = scales[:, :, index].float().split(1, -1)
+        # Half a step, and what the rounding of minimum and scale to 8 bits moves.
+        limit = 0.501 * step + 2**-8 * (minimum.abs() + 15 * step)
+        assert bool(((found.split(32, -1)[index] - group).abs() <= limit).all())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gather_gives_back_what_was_stored(dtype: torch.dtype) -> None:
     cache, tables, keys, values = stored([30, 17], block_size=16, dtype=dtype)
@@ -110,7 +145,9 @@ def test_gather_gives_back_what_was_stored(dtype: torch.dtype) -> None:
         assert torch.equal(found_values, v.to(dtype).float())
 
 
-@pytest.mark.parametrize(("dtype", "vector"), [(torch.float32, 128), (torch.bfloat16, 64), (torch.int8, 36)])
+@pytest.mark.parametrize(
+    ("dtype", "vector"), [(torch.float32, 128), (torch.bfloat16, 64), (torch.int8, 36), (torch.int4, 20)]
+)
 def test_bytes_per_block(dtype: torch.dtype, vector: int) -> None:
     assert PagedCache.bytes_per_block(3, 16, 32, dtype) == 2 * 3 * 16 * vector
 

@@ -7,7 +7,6 @@ each alone would fill a huge page. Knows nothing of names, files or requests.
 from __future__ import annotations
 
 import ctypes
-import weakref
 from collections.abc import Mapping
 from typing import Literal, get_args
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from telechat.ops.cpu import library
-from telechat.ops.cpu.context import Context
+from telechat.ops.cpu.context import Context, free_later
 from telechat.ops.cpu.tensors import ELEMENT_TYPES, require
 from telechat.ops.cpu.weights import FORMATS, WeightFormat
 
@@ -70,7 +69,7 @@ class PackedAdapter:
         address = context.library.tc_huge_alloc(self.num_bytes)
         if not address:
             raise MemoryError(f"{self.num_bytes} bytes for an adapter")
-        weakref.finalize(self, context.library.tc_huge_free, address, self.num_bytes)
+        free_later(self, context.library.tc_huge_free, address, self.num_bytes)
         for weight, matrix, offset in packed:
             weight.data = address + offset
             context.library.tc_pack(

@@ -45,7 +45,7 @@ def sequences_fields(sequences: Sequences) -> dict[str, int]:
 
 def obstacle(q_THd: Tensor, cache: PagedCache, sequences: Sequences) -> str | None:
     """Why `paged_attention` cannot take these, or None."""
-    if q_THd.dim() != 3 or q_THd.shape[2] != cache.keys.shape[3] or q_THd.shape[1] % cache.keys.shape[1]:
+    if q_THd.dim() != 3 or q_THd.shape[2] != cache.head_dim or q_THd.shape[1] % cache.num_kv_heads:
         return f"queries of shape {tuple(q_THd.shape)} do not fit the cache {tuple(cache.keys.shape)}"
     return cache_obstacle(cache) or sequences_obstacle(sequences) or element_obstacle(q_THd)
 
@@ -57,7 +57,7 @@ def paged_attention(
 
     Args:
         deterministic: in fp32. Otherwise, where the machine has AMX, sequences that do not decode take bf16
-            queries and weights over a bf16 or int8 cache.
+            queries and weights over a cache that is not fp32.
     """
     require(obstacle(q_THd, cache, sequences))
     out = torch.empty_like(q_THd)

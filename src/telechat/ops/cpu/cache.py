@@ -14,7 +14,7 @@ from torch import Tensor
 from telechat.ops.cpu import library
 from telechat.ops.cpu.context import Context
 from telechat.ops.cpu.tensors import CACHE_TYPES, ELEMENT_TYPES, element_obstacle, huge_zeros, require
-from telechat.ops.paged import PagedCache
+from telechat.ops.paged import PagedCache, stored_forms
 
 BLOCK_SIZE_UNIT = 16
 HEAD_DIM_UNIT = 16
@@ -29,21 +29,20 @@ def allocate_cache(
     Raises:
         MemoryError: there is not so much.
     """
-    shape = (num_blocks, num_kv_heads, block_size, head_dim)
-    keys, values = (huge_zeros(context, shape, dtype) for _ in range(2))
-    if dtype != torch.int8:
-        return PagedCache(keys, values)
-    key_scales, value_scales = (torch.zeros(shape[:3]) for _ in range(2))
-    return PagedCache(keys, values, key_scales, value_scales)
+    shape = (num_blocks, num_kv_heads, block_size)
+    vector, *scales = stored_forms(dtype, head_dim)
+    vectors = [huge_zeros(context, (*shape, *vector.shape), vector.dtype) for _ in range(2)]
+    small = [torch.zeros((*shape, *form.shape), dtype=form.dtype) for form in scales for _ in range(2)]
+    return PagedCache(*vectors, *small)
 
 
 def cache_struct(cache: PagedCache) -> library.Cache:
     """What C is given; it holds addresses only, so the cache must outlive it."""
-    block_stride, head_stride, token_stride, _ = cache.keys.stride()
+    block_stride, head_stride, token_stride = _byte_strides(cache.keys)
     struct = library.Cache(
         keys=cache.keys.data_ptr(),
         values=cache.values.data_ptr(),
-        dtype=CACHE_TYPES[cache.keys.dtype],
+        dtype=CACHE_TYPES[cache.dtype],
         num_kv_heads=cache.num_kv_heads,
         head_dim=cache.head_dim,
         block_size=cache.block_size,
@@ -53,8 +52,15 @@ def cache_struct(cache: PagedCache) -> library.Cache:
     )
     if cache.key_scales is not None and cache.value_scales is not None:
         struct.key_scales, struct.value_scales = cache.key_scales.data_ptr(), cache.value_scales.data_ptr()
-        struct.scale_block_stride, struct.scale_head_stride, _ = cache.key_scales.stride()
+        struct.scale_block_stride, struct.scale_head_stride, _ = _byte_strides(cache.key_scales)
     return struct
+
+
+def _byte_strides(stored: Tensor) -> tuple[int, int, int]:
+    """Bytes between blocks, heads and tokens."""
+    block, head, token = stored.stride()[:3]
+    width = stored.element_size()
+    return block * width, head * width, token * width
 
 
 def cache_obstacle(cache: PagedCache) -> str | None:
@@ -66,9 +72,8 @@ def cache_obstacle(cache: PagedCache) -> str | None:
         return f"the cache is on {keys.device}"
     if keys.dim() != 4 or keys.stride(3) != 1:
         return "the cache is not [num_blocks, K, block_size, d] with d innermost"
-    if keys.dtype == torch.int8 and not _scales_fit(cache):
-        return "an int8 cache needs float32 scales [num_blocks, K, block_size] for keys and values"
-    return form_obstacle(torch.float32, keys.dtype, cache.head_dim, cache.block_size)
+    form = form_obstacle(torch.float32, cache.dtype, cache.head_dim, cache.block_size)
+    return form or _scales_obstacle(cache)
 
 
 def form_obstacle(dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int, block_size: int) -> str | None:
@@ -87,11 +92,19 @@ def form_obstacle(dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int, b
     return None
 
 
-def _scales_fit(cache: PagedCache) -> bool:
-    keys, values, shape = cache.key_scales, cache.value_scales, cache.keys.shape[:3]
-    if keys is None or values is None or keys.stride() != values.stride() or keys.stride(-1) != 1:
-        return False
-    return all(x.shape == shape and x.dtype == torch.float32 for x in (keys, values))
+def _scales_obstacle(cache: PagedCache) -> str | None:
+    """What is wrong with the scales of integers, or None."""
+    forms = stored_forms(cache.dtype, cache.head_dim)[1:]
+    given = [scales for scales in (cache.key_scales, cache.value_scales) if scales is not None]
+    if not forms:
+        return None
+    shape = (*cache.keys.shape[:3], *forms[0].shape)
+    # Those of a head's tokens follow one another.
+    fits = [x.shape == shape and x.dtype == forms[0].dtype and x[0, 0].is_contiguous() for x in given]
+    if len(given) < 2 or not all(fits) or given[0].stride() != given[1].stride():
+        names = [str(dtype).removeprefix("torch.") for dtype in (cache.dtype, forms[0].dtype)]
+        return f"an {names[0]} cache needs {names[1]} scales {list(shape)} for keys and values"
+    return None
 
 
 def rope_obstacle(
@@ -99,7 +112,7 @@ def rope_obstacle(
 ) -> str | None:
     """Why `rope_and_store` cannot take these, or None."""
     T, _, d = q_THd.shape
-    if kv_TK2d.shape != (T, cache.keys.shape[1], 2, d) or cache.keys.shape[3] != d:
+    if kv_TK2d.shape != (T, cache.num_kv_heads, 2, d) or cache.head_dim != d:
         return f"keys and values of shape {tuple(kv_TK2d.shape)} do not fit the queries or the cache"
     if kv_TK2d.dtype != q_THd.dtype or cos_Td.dtype != torch.float32 or sin_Td.dtype != torch.float32:
         return "queries and keys must have one dtype, cos and sin float32"

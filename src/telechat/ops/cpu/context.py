@@ -71,11 +71,21 @@ class Context:
         self.library = library.load()
         self.handle: int = self.library.tc_context_new(self.num_threads, LEVELS.index(self.isa))
         assert self.handle, "the level is available and there is a thread"
-        self._close = weakref.finalize(self, _free, self.library.tc_context_free, self.handle, os.getpid())
+        self._close = free_later(self, _free, self.library.tc_context_free, self.handle, os.getpid())
 
     def close(self) -> None:
         """End the threads and give the scratch memory back; happens by itself when nobody refers to it."""
         self._close()
+
+
+def free_later(owner: object, free: Callable[..., None], *args: object) -> weakref.finalize[..., None]:
+    """Call `free(*args)` when nobody refers to `owner` any more; not at the end of the program.
+
+    Threads that nobody waits for, such as an engine's, may still be computing then: what they use must stay.
+    """
+    finalizer = weakref.finalize(owner, free, *args)
+    finalizer.atexit = False
+    return finalizer
 
 
 def _free(free: Callable[[int], None], handle: int, pid: int) -> None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import math
-import weakref
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from telechat.ops.cpu.context import Context
+from telechat.ops.cpu.context import Context, free_later
 
 # Element types of activations and of caches, with their numbers in C.
 ELEMENT_TYPES = {torch.float32: 0, torch.bfloat16: 1}
-CACHE_TYPES = {**ELEMENT_TYPES, torch.int8: 2}
+CACHE_TYPES = {**ELEMENT_TYPES, torch.int8: 2, torch.int4: 3}
 
 
 def huge_zeros(context: Context, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -28,7 +27,7 @@ def huge_zeros(context: Context, shape: Sequence[int], dtype: torch.dtype) -> Te
     if not address:
         raise MemoryError(f"{num_bytes} bytes for a tensor of shape {tuple(shape)}")
     memory = (ctypes.c_char * num_bytes).from_address(address)
-    weakref.finalize(memory, library.tc_huge_free, address, num_bytes)  # the tensor holds `memory`
+    free_later(memory, library.tc_huge_free, address, num_bytes)  # the tensor holds `memory`
     return (
         torch.frombuffer(memory, dtype=dtype).view(*shape).zero_()
     )  # taken now, not in the midst of a request

@@ -8,7 +8,6 @@ where the system gives them. Shapes: N outputs, K inputs, G groups of a row.
 from __future__ import annotations
 
 import ctypes
-import weakref
 from typing import Final, Literal, get_args
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from telechat.errors import ConfigError
 from telechat.ops.cpu import library
-from telechat.ops.cpu.context import Context
+from telechat.ops.cpu.context import Context, free_later
 from telechat.ops.cpu.library import Weight
 from telechat.ops.int8 import DynamicWeight, StaticWeight
 
@@ -100,7 +99,7 @@ class PackedWeight:
         if not address:
             raise MemoryError(f"{self.num_bytes} bytes for a weight of {rows} x {columns}")
         self.struct.data = address
-        weakref.finalize(self, self._library.tc_huge_free, address, self.num_bytes)
+        free_later(self, self._library.tc_huge_free, address, self.num_bytes)
 
     @classmethod
     def pack(

@@ -21,9 +21,11 @@ from telechat.ops.cuda.launch import (
     on_device,
     operand,
 )
-from telechat.ops.paged import PagedCache, Sequences
+from telechat.ops.paged import INT4_GROUP, PagedCache, Sequences
 
 MAX_HEAD_DIM = 256
+# Caches of integers, whose vectors have scales.
+_BITS = {torch.int8: 8, torch.int4: 4}
 _HEADS_PER_PROGRAM = 4
 # Fewer keys than this to a program are not worth the merge; more would let the others wait for the longest.
 _LEAST_SPLIT_KEYS = 64
@@ -39,7 +41,9 @@ def form_obstacle(dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int) -
     """Why the kernels have no attention of this form, or None; `dtype` is that of queries."""
     if head_dim % 2 or head_dim > MAX_HEAD_DIM:
         return f"the head dimension {head_dim} is not an even number up to {MAX_HEAD_DIM}"
-    stored = dtype if cache_dtype == torch.int8 else cache_dtype
+    if cache_dtype == torch.int4 and head_dim % 4:
+        return f"the head dimension {head_dim} is not a multiple of 4, as an int4 cache needs"
+    stored = dtype if cache_dtype in _BITS else cache_dtype
     return dtype_obstacle(dtype, stored)
 
 
@@ -48,8 +52,8 @@ def cache_obstacle(cache: PagedCache) -> str | None:
     pairs = [(cache.keys, cache.values)]
     if cache.key_scales is not None and cache.value_scales is not None:
         pairs.append((cache.key_scales, cache.value_scales))
-    elif cache.keys.dtype == torch.int8:
-        return "an int8 cache needs scales"
+    elif cache.dtype in _BITS:
+        return f"an int{_BITS[cache.dtype]} cache needs scales"
     for keys, values in pairs:
         if keys.shape != values.shape or keys.stride() != values.stride() or keys.dtype != values.dtype:
             return "keys and values differ in shape, strides or dtype"
@@ -62,7 +66,7 @@ def _scales(cache: PagedCache) -> tuple[Tensor, Tensor, tuple[int, ...]]:
     """Scales and their strides; where there are none, tensors that the kernels do not read."""
     if cache.key_scales is None or cache.value_scales is None:
         return cache.keys, cache.values, (0, 0, 0)
-    return cache.key_scales, cache.value_scales, cache.key_scales.stride()
+    return cache.key_scales, cache.value_scales, cache.key_scales.stride()[:3]
 
 
 def rope_and_store(
@@ -106,7 +110,9 @@ def rope_and_store(
             BLOCK_SIZE=cache.block_size,
             HEADS=_HEADS_PER_PROGRAM,
             HALF=next_power_of_2(d // 2),
-            INT8=cache.key_scales is not None,
+            BITS=_BITS.get(cache.dtype, 0),
+            GROUPS=-(-d // INT4_GROUP),
+            GROUP=INT4_GROUP,
             num_warps=1,
         )
 
@@ -218,7 +224,8 @@ def _attend(
             BLOCK_M=block_m,
             BLOCK_N=block_n,
             BLOCK_D=block_d,
-            INT8=cache.key_scales is not None,
+            BITS=_BITS.get(cache.dtype, 0),
+            GROUP=INT4_GROUP,
             SPLIT=is_split,
             OPERAND=operand_dtype,
             PRECISION=precision,

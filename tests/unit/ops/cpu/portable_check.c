@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "telechat.h"
 
@@ -108,7 +109,7 @@ static void check_attention(tc_context *c) {
     enum { D = 32, KEYS = 37, BLOCKS = 3, BS = 16 };
     float *q = random_values(D), *k = random_values(BLOCKS * BS * D), *v = random_values(BLOCKS * BS * D), out[D];
     int32_t starts[] = {0, 1}, lengths[] = {KEYS}, table[] = {2, 0, 1};
-    tc_cache cache = {k, v, NULL, NULL, TC_F32, 1, D, BS, BS * D, BS * D, D, 0, 0};
+    tc_cache cache = {k, v, NULL, NULL, TC_F32, 1, D, BS, BS * D * 4, BS * D * 4, D * 4, 0, 0};
     tc_attention a = {q, out, cache, TC_F32, 1, 1, 1, 0, BLOCKS, starts, lengths, table};
     tc_attend(c, &a);
     note(out, sizeof out);
@@ -125,28 +126,51 @@ static void check_attention(tc_context *c) {
     }
 }
 
-/* Keys that are turned by no angle, and values, through an int8 cache. */
-static void check_int8_cache(tc_context *c) {
+static float bf16(const uint8_t *p) {
+    uint32_t bits = (uint32_t)(p[0] | p[1] << 8) << 16;
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+/* Element j of a cached vector of integers. */
+static float cached(const uint8_t *vector, const uint8_t *scales, int j, int dtype) {
+    float scale;
+    if (dtype == TC_INT4) {
+        scales += j / 32 * 4;
+        return (float)(vector[j / 2] >> j % 2 * 4 & 15) * bf16(scales + 2) + bf16(scales);
+    }
+    memcpy(&scale, scales, sizeof scale);
+    return (float)(int8_t)vector[j] * scale;
+}
+
+/* Keys that are turned by no angle, and values, through a cache of integers. */
+static void check_integer_cache(tc_context *c, int dtype, double tolerance) {
     enum { D = 48, T = 21, BS = 16, BLOCKS = 2 };
+    const int width = dtype == TC_INT4 ? D / 2 : D, scale_width = dtype == TC_INT4 ? 8 : 4;
     float *q = random_values(T * D), *kv = random_values(T * 2 * D), *cos = malloc(T * D * sizeof *cos);
-    float *sin = calloc(T * D, sizeof *sin), scales[2][BLOCKS * BS], *out = malloc(T * D * sizeof *out);
-    int8_t keys[BLOCKS * BS * D], values[BLOCKS * BS * D];
+    float *sin = calloc(T * D, sizeof *sin), *out = malloc(T * D * sizeof *out);
+    uint8_t *keys = calloc(BLOCKS * BS, D), *values = calloc(BLOCKS * BS, D);
+    uint8_t *key_scales = calloc(BLOCKS * BS, 8), *value_scales = calloc(BLOCKS * BS, 8);
     int64_t slots[T];
     for (int i = 0; i < T * D; i++) cos[i] = 1;
     for (int t = 0; t < T; t++) slots[t] = (1 - t / BS) * BS + t % BS; /* block 1, then block 0 */
-    tc_cache cache = {keys, values, scales[0], scales[1], TC_INT8, 1, D, BS, BS * D, BS * D, D, BS, BS};
+    tc_cache cache = {keys, values, key_scales, value_scales, dtype, 1, D, BS, BS * width, BS * width, width,
+                      BS * scale_width, BS * scale_width};
     tc_rope rope = {q, kv, cos, sin, slots, cache, TC_F32, 1};
     tc_rope_and_store(c, &rope, T);
-    for (int t = 0; t < T; t++)
+    for (int t = 0; t < T; t++) {
+        int64_t at = slots[t] * width, scale_at = slots[t] * scale_width;
         for (int j = 0; j < D; j++) {
-            expect("int8 key", keys[slots[t] * D + j] * scales[0][slots[t]], kv[t * 2 * D + j], 0.005);
-            expect("int8 value", values[slots[t] * D + j] * scales[1][slots[t]], kv[(t * 2 + 1) * D + j], 0.005);
+            expect("key", cached(keys + at, key_scales + scale_at, j, dtype), kv[t * 2 * D + j], tolerance);
+            expect("value", cached(values + at, value_scales + scale_at, j, dtype), kv[(t * 2 + 1) * D + j], tolerance);
         }
+    }
     int32_t starts[] = {0, T}, lengths[] = {T}, table[] = {1, 0};
     tc_attention a = {q, out, cache, TC_F32, 1, 1, 1, 0, BLOCKS, starts, lengths, table};
     tc_attend(c, &a);
     note(out, T * D * sizeof *out);
-    for (int j = 0; j < D; j++) expect("first token", out[j], kv[D + j], 0.005); /* it sees itself alone */
+    for (int j = 0; j < D; j++) expect("first token", out[j], kv[D + j], tolerance); /* it sees itself alone */
 }
 
 int main(void) {
@@ -157,7 +181,8 @@ int main(void) {
     check_w8a8(c, 1);
     check_rows(c);
     check_attention(c);
-    check_int8_cache(c);
+    check_integer_cache(c, TC_INT8, 0.005);
+    check_integer_cache(c, TC_INT4, 0.08);
     printf("%d failures, results %016llx\n", failures, (unsigned long long)hash);
     return failures != 0;
 }

@@ -10,6 +10,7 @@ from telechat.ops.cpu.attention import obstacle, paged_attention
 from telechat.ops.cpu.context import Context
 from telechat.ops.paged import PagedCache, Sequences, paged_attention_reference, quantise_vectors
 
+INTEGERS = [torch.int8, torch.int4]
 # (new tokens, tokens in the cache with them): decoding, a whole prompt, a later chunk, an exact block.
 MIXED = [(1, 1), (1, 50), (37, 37), (20, 61), (1, 128), (16, 16), (3, 130)]
 
@@ -21,14 +22,14 @@ def filled(
     num_kv_heads: int,
     head_dim: int,
     dtype: torch.dtype = torch.float32,
-    quantised: bool = False,
 ) -> tuple[PagedCache, list[list[int]]]:
     """A cache whose blocks are handed out in random order; NaN wherever no token is."""
     generator = torch.Generator().manual_seed(1)
     counts = [-(-length // block_size) for length in lengths]
     order = torch.randperm(sum(counts) + 2, generator=generator).tolist()
     shape = (len(order), num_kv_heads, block_size, head_dim)
-    stored = [torch.full(shape, torch.nan, dtype=dtype) for _ in range(2)]
+    floats = dtype if dtype.is_floating_point else torch.float32
+    stored = [torch.full(shape, torch.nan, dtype=floats) for _ in range(2)]
     tables = []
     for length, count in zip(lengths, counts, strict=True):
         table, order = order[:count], order[count:]
@@ -37,11 +38,11 @@ def filled(
             for number, block in enumerate(table):
                 used = min(block_size, length - number * block_size)
                 values = torch.randn(num_kv_heads, used, head_dim, generator=generator)
-                tensor[block, :, :used] = values.to(dtype)
-    if not quantised:
+                tensor[block, :, :used] = values.to(floats)
+    if dtype == floats:
         return PagedCache(*stored), tables
     # NaN becomes whatever; its scale stays NaN.
-    (keys, key_scales), (values, value_scales) = map(quantise_vectors, stored)
+    (keys, key_scales), (values, value_scales) = (quantise_vectors(tensor, dtype) for tensor in stored)
     return PagedCache(keys, values, key_scales, value_scales), tables
 
 
@@ -79,21 +80,25 @@ def test_types(context: Context, dtype: torch.dtype, cache_dtype: torch.dtype) -
     torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(8, 2, 128), (3, 3, 160), (2, 1, 32)])
-def test_int8_cache(context: Context, num_heads: int, num_kv_heads: int, head_dim: int) -> None:
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "head_dim"),
+    [(4, 4, 64), (8, 2, 128), (3, 3, 160), (2, 1, 32), (4, 2, 80), (6, 2, 16)],
+)
+def test_integer_caches(
+    context: Context, num_heads: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
+) -> None:
     lengths = [length for _, length in MIXED]
-    cache, tables = filled(
-        lengths, block_size=32, num_kv_heads=num_kv_heads, head_dim=head_dim, quantised=True
-    )
+    cache, tables = filled(lengths, block_size=32, num_kv_heads=num_kv_heads, head_dim=head_dim, dtype=dtype)
     sequences = Sequences.of([new for new, _ in MIXED], lengths, tables)
     q = queries(sum(new for new, _ in MIXED), num_heads, head_dim)
     expected = paged_attention_reference(q, cache, sequences)
     torch.testing.assert_close(paged_attention(context, q, cache, sequences), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("quantised", [False, True])
-def test_rows_do_not_depend_on_chunks_or_neighbours(context: Context, quantised: bool) -> None:
-    cache, tables = filled([45, 70], block_size=32, num_kv_heads=2, head_dim=64, quantised=quantised)
+@pytest.mark.parametrize("dtype", [torch.float32, *INTEGERS], ids=str)
+def test_rows_do_not_depend_on_chunks_or_neighbours(context: Context, dtype: torch.dtype) -> None:
+    cache, tables = filled([45, 70], block_size=32, num_kv_heads=2, head_dim=64, dtype=dtype)
     q = queries(45, 4, 64)
     whole = paged_attention(context, q, cache, Sequences.of([45], [45], tables[:1]))
     for cut in (1, 16, 30, 44):
@@ -105,7 +110,7 @@ def test_rows_do_not_depend_on_chunks_or_neighbours(context: Context, quantised:
     assert torch.equal(both[1], whole[44])
 
 
-@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, *INTEGERS], ids=str)
 @pytest.mark.parametrize(
     ("num_heads", "num_kv_heads", "head_dim"), [(2, 2, 128), (8, 2, 64), (3, 3, 160), (4, 1, 48), (20, 1, 16)]
 )
@@ -120,8 +125,7 @@ def test_fast_prompts(
         block_size=32,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        dtype=torch.bfloat16,
-        quantised=cache_dtype == torch.int8,
+        dtype=cache_dtype,
     )
     sequences = Sequences.of([new for new, _ in work], lengths, tables, num_decoding=2)
     q = queries(sum(new for new, _ in work), num_heads, head_dim) * 2
@@ -165,5 +169,11 @@ def test_obstacles() -> None:
     assert "72 is not a multiple" in str(obstacle(queries(1, 4, 72), wide, sequences))
     long = Sequences(sequences.query_starts.long(), sequences.kv_lengths, sequences.block_tables)
     assert "int32" in str(obstacle(queries(1, 4, 64), cache, long))
-    bare = PagedCache(cache.keys.to(torch.int8), cache.values.to(torch.int8))
-    assert "scales" in str(obstacle(queries(1, 4, 64), bare, sequences))
+    for dtype in INTEGERS:
+        whole, _ = filled([16], block_size=16, num_kv_heads=2, head_dim=64, dtype=dtype)
+        assert obstacle(queries(1, 4, 64), whole, sequences) is None
+        bare = PagedCache(whole.keys, whole.values)
+        assert "scales" in str(obstacle(queries(1, 4, 64), bare, sequences))
+        assert whole.key_scales is not None and whole.value_scales is not None
+        half = PagedCache(whole.keys, whole.values, whole.key_scales.half(), whole.value_scales.half())
+        assert "scales" in str(obstacle(queries(1, 4, 64), half, sequences))

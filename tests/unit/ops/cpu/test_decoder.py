@@ -194,7 +194,7 @@ def test_rounded_weights_stay_near_the_model_with_those_weights(
     assert float((logits - expected).square().mean().sqrt() / expected.square().mean().sqrt()) < limit
 
 
-@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.int8], ids=["fp32-cache", "int8-cache"])
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.int8, torch.int4], ids=str)
 @pytest.mark.parametrize("moe", [None, MIXTURE], ids=["dense", "mixture"])
 @pytest.mark.parametrize("weight_format", ["int4", "int8", "bfloat16", "float32"])
 def test_deterministic_rows(
@@ -212,7 +212,7 @@ def test_deterministic_rows(
     assert torch.equal(beside[1], alone)
 
 
-@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.int8], ids=["bf16-cache", "int8-cache"])
+@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.int8, torch.int4], ids=str)
 @pytest.mark.parametrize("moe", [None, MIXTURE], ids=["dense", "mixture"])
 @pytest.mark.parametrize("weight_format", ["int4", "int8", "bfloat16"])
 def test_fast_rows_depend_on_their_kind_and_not_on_their_company(
@@ -241,14 +241,15 @@ def test_fast_rows_depend_on_their_kind_and_not_on_their_company(
     assert torch.equal(run(beside, model, mixed, num_decoding=1)[0], torch.cat(steps))
 
 
-def test_int8_cache_stays_near_the_model(context: Context) -> None:
+@pytest.mark.parametrize(("cache_dtype", "most"), [(torch.int8, 0.02), (torch.int4, 0.2)], ids=str)
+def test_integer_caches_stay_near_the_model(context: Context, cache_dtype: torch.dtype, most: float) -> None:
     model = make_model()
-    decoder = make_decoder(context, model, "float32", cache_dtype=torch.int8)
+    decoder = make_decoder(context, model, "float32", cache_dtype=cache_dtype)
     ids = tokens(50, 6)
     expected = model(torch.tensor([ids]))[0]
     (logits,) = run(decoder, model, [Chunk(ids, 0, [3, 1, 4, 0])])
     error = float((logits - expected).square().mean().sqrt() / expected.square().mean().sqrt())
-    assert 0 < error < 0.02
+    assert most / 100 < error < most
 
 
 @pytest.mark.parametrize("moe", [None, MIXTURE], ids=["dense", "mixture"])

@@ -9,6 +9,7 @@ import torch
 from telechat.ops.cpu.cache import allocate_cache
 from telechat.ops.cpu.context import Context
 from telechat.ops.cpu.tensors import huge_zeros
+from telechat.ops.paged import PagedCache
 
 
 def test_zeros_that_can_be_written(context: Context) -> None:
@@ -36,8 +37,12 @@ def test_the_memory_lives_as_long_as_a_view_and_no_longer(context: Context) -> N
 
 
 def test_a_cache_of_each_type(context: Context) -> None:
-    for dtype in (torch.float32, torch.bfloat16, torch.int8):
-        cache = allocate_cache(context, 3, 2, 16, 32, dtype)
-        assert cache.keys.shape == cache.values.shape == (3, 2, 16, 32)
+    for dtype in (torch.float32, torch.bfloat16, torch.int8, torch.int4):
+        cache = allocate_cache(context, 3, 2, 16, 48, dtype)
+        plain = PagedCache.allocate(3, 2, 16, 48, dtype=dtype)
+        for name in ("keys", "values", "key_scales", "value_scales"):
+            made, expected = getattr(cache, name), getattr(plain, name)
+            assert (made is None) == (expected is None)
+            assert made is None or (torch.equal(made, expected) and made.dtype == expected.dtype)
         assert cache.keys.data_ptr() != cache.values.data_ptr()
-        assert (cache.key_scales is not None) == (dtype == torch.int8)
+        assert (cache.key_scales is None) == dtype.is_floating_point

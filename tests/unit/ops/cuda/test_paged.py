@@ -11,6 +11,7 @@ from telechat.ops.cuda import paged as triton_paged
 from telechat.ops.paged import (
     PagedCache,
     Sequences,
+    dequantise_vectors,
     paged_attention_reference,
     quantise_vectors,
     rope_and_store_reference,
@@ -45,9 +46,9 @@ def random_cache(
             for number, block in enumerate(table):
                 used = min(block_size, length - number * block_size)
                 stored[block, :, :used] = torch.randn(num_kv_heads, used, head_dim)
-    if dtype != torch.int8:
+    if dtype.is_floating_point:
         return PagedCache(*(stored.to(device, dtype) for stored in filled)), tables
-    (keys, key_scales), (values, value_scales) = (quantise_vectors(stored) for stored in filled)
+    (keys, key_scales), (values, value_scales) = (quantise_vectors(stored, dtype) for stored in filled)
     return PagedCache(*(x.to(device) for x in (keys, values, key_scales, value_scales))), tables
 
 
@@ -112,13 +113,19 @@ def test_split_keys_are_merged(
     check_attention(device, steps, heads)
 
 
+@pytest.mark.parametrize("heads", [(4, 2, 64), (2, 1, 80)], ids=str)
+@pytest.mark.parametrize("cache_dtype", [torch.int8, torch.int4], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_attention_over_an_int8_cache(
-    device: torch.device, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+def test_attention_over_a_cache_of_integers(
+    device: torch.device,
+    dtype: torch.dtype,
+    cache_dtype: torch.dtype,
+    heads: tuple[int, int, int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(triton_paged, "num_processors", lambda device: 1000)
-    check_attention(device, [(1, 33), (1, 100)], (4, 2, 64), dtype=dtype, cache_dtype=torch.int8)
-    check_attention(device, MIXED, (4, 2, 64), dtype=dtype, cache_dtype=torch.int8)
+    check_attention(device, [(1, 33), (1, 100)], heads, dtype=dtype, cache_dtype=cache_dtype)
+    check_attention(device, MIXED, heads, dtype=dtype, cache_dtype=cache_dtype)
 
 
 def test_uncounted_sequences(device: torch.device) -> None:
@@ -145,7 +152,7 @@ def test_split_plan() -> None:
 
 
 @pytest.mark.parametrize("heads", [(5, 3, 64), (4, 2, 160)], ids=str)
-@pytest.mark.parametrize("cache_dtype", [*DTYPES, torch.int8], ids=str)
+@pytest.mark.parametrize("cache_dtype", [*DTYPES, torch.int8, torch.int4], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rope_and_store(
     device: torch.device, dtype: torch.dtype, cache_dtype: torch.dtype, heads: tuple[int, int, int]
@@ -170,13 +177,17 @@ def test_rope_and_store(
         results.append(q)
     expected, actual = caches
     assert_near(results[1], results[0])
-    if cache_dtype != torch.int8:
+    if cache_dtype.is_floating_point:
         coarser = max((dtype, cache_dtype), key=lambda kind: torch.finfo(kind).eps)
         assert_near(actual.keys, expected.keys, dtype=coarser)
         assert_near(actual.values, expected.values, dtype=coarser)
         return
     assert expected.key_scales is not None and actual.key_scales is not None
     assert expected.value_scales is not None and actual.value_scales is not None
+    if cache_dtype == torch.int4:
+        check_int4(actual.keys, actual.key_scales, expected.keys, expected.key_scales)
+        check_int4(actual.values, actual.value_scales, expected.values, expected.value_scales)
+        return
     # Values are not rotated: nothing is rounded before they become integers.
     assert torch.equal(actual.values, expected.values)
     assert torch.equal(actual.value_scales, expected.value_scales)
@@ -185,10 +196,24 @@ def test_rope_and_store(
     assert int((actual.keys.int() - expected.keys.int()).abs().max()) <= most
 
 
+def check_int4(codes: Tensor, scales: Tensor, expected_codes: Tensor, expected_scales: Tensor) -> None:
+    """Scales alike but for a last bit of bf16, elements within a step, nearly all of them much nearer."""
+    assert codes.shape == expected_codes.shape
+    torch.testing.assert_close(scales, expected_scales, rtol=2**-6, atol=1e-6)
+    step = float(expected_scales[..., 1].max())
+    found, wanted = dequantise_vectors(codes, scales), dequantise_vectors(expected_codes, expected_scales)
+    off = (found - wanted).abs() / step
+    assert float(off.max()) < 1.2
+    assert float((off > 0.3).float().mean()) < 0.05
+
+
 def test_obstacles_are_named(device: torch.device) -> None:
     assert "even number" in str(triton_paged.form_obstacle(torch.float32, torch.float32, 33))
     assert "even number" in str(triton_paged.form_obstacle(torch.float32, torch.float32, 320))
     assert "not float64" in str(triton_paged.form_obstacle(torch.float64, torch.float64, 64))
-    good = PagedCache.allocate(2, 2, 16, 32, dtype=torch.int8)
-    assert "scales" in str(triton_paged.cache_obstacle(PagedCache(good.keys, good.values)))
+    assert "multiple of 4" in str(triton_paged.form_obstacle(torch.float32, torch.int4, 34))
+    for dtype in (torch.int4, torch.int8):
+        good = PagedCache.allocate(2, 2, 16, 32, dtype=dtype)
+        assert triton_paged.cache_obstacle(good) is None
+        assert "scales" in str(triton_paged.cache_obstacle(PagedCache(good.keys, good.values)))
     assert "differ" in str(triton_paged.cache_obstacle(PagedCache(good.keys.float(), good.values)))

@@ -69,19 +69,13 @@ INLINE __m512i pair_up(v16f even, v16f odd) {
     return _mm512_permutexvar_epi16(_mm512_or_si512(order, first), to_bf16(even, odd));
 }
 
-/* 16 values of a cached vector. */
-INLINE v16f cached(const void *cache, int64_t at, float scale, int dtype) {
-    return dtype == TC_INT8 ? load_int8((const int8_t *)cache + at) * scale : load_bf16((const uint16_t *)cache + at);
-}
-
 /* ---- making ready ------------------------------------------------------------------------------------ */
 
 /* Where key number `key` of the sequence is. */
-INLINE int64_t place_of(const work *w, int64_t key, int64_t *scale_at) {
+INLINE tc_place place_of(const work *w, int64_t key) {
     const tc_cache *c = &w->a->cache;
-    int64_t block = w->a->block_tables[w->sequence * w->a->max_blocks + key / c->block_size], place = key % c->block_size;
-    *scale_at = block * c->scale_block_stride + w->kv_head * c->scale_head_stride + place;
-    return block * c->block_stride + w->kv_head * c->head_stride + place * c->token_stride;
+    int64_t block = w->a->block_tables[w->sequence * w->a->max_blocks + key / c->block_size];
+    return tc_place_of(c, block, w->kv_head, key % c->block_size);
 }
 
 /* Keys first .. end - 1 of a segment, and zeros up to a whole step: what lies past the sequence may be NaN. */
@@ -91,9 +85,9 @@ static void ready_keys(const work *w, int64_t first, int64_t end) {
         uint16_t *to = w->keys + (key - first) * w->depth;
         if (key >= end || c->head_dim < w->depth) memset(to, 0, (size_t)w->depth * 2);
         if (key >= end) continue;
-        int64_t scale_at, at = place_of(w, key, &scale_at);
-        float scale = c->dtype == TC_INT8 ? c->key_scales[scale_at] : 1.0f;
-        for (int64_t j = 0; j < c->head_dim; j += 16) store_bf16(to + j, cached(c->keys, at + j, scale, c->dtype));
+        tc_place at = place_of(w, key);
+        const char *from = (const char *)c->keys + at.vector, *scales = (const char *)c->key_scales + at.scales;
+        for (int64_t j = 0; j < c->head_dim; j += 16) store_bf16(to + j, load_cached(from, scales, j, c->dtype));
     }
 }
 
@@ -101,18 +95,18 @@ static void ready_keys(const work *w, int64_t first, int64_t end) {
 static void ready_values(const work *w, int64_t first, int64_t end) {
     const tc_cache *c = &w->a->cache;
     for (int64_t key = first; key < (end + KEYS - 1) / KEYS * KEYS; key += 32) {
-        int64_t at[32], scale_at;
-        float scale[32];
-        for (int64_t i = 0; i < 32; i++) {
-            at[i] = key + i < end ? place_of(w, key + i, &scale_at) : -1;
-            scale[i] = at[i] >= 0 && c->dtype == TC_INT8 ? c->value_scales[scale_at] : 1.0f;
+        const char *from[32] = {NULL}, *scales[32]; /* NULL past the end */
+        for (int64_t i = 0; i < 32 && key + i < end; i++) {
+            tc_place at = place_of(w, key + i);
+            from[i] = (const char *)c->values + at.vector;
+            scales[i] = (const char *)c->value_scales + at.scales;
         }
         for (int64_t j = 0; j < c->head_dim; j += 16) {
             __m512i rows[16];
             for (int i = 0; i < 16; i++) {
                 v16f pair[2];
                 for (int k = 0; k < 2; k++)
-                    pair[k] = at[2 * i + k] < 0 ? splat(0) : cached(c->values, at[2 * i + k] + j, scale[2 * i + k], c->dtype);
+                    pair[k] = from[2 * i + k] ? load_cached(from[2 * i + k], scales[2 * i + k], j, c->dtype) : splat(0);
                 rows[i] = pair_up(pair[0], pair[1]);
             }
             transpose(rows);

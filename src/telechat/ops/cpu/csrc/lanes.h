@@ -35,6 +35,9 @@ typedef int32_t v16i __attribute__((vector_size(64)));
 typedef uint32_t v16u __attribute__((vector_size(64)));
 typedef uint16_t v16h __attribute__((vector_size(32)));
 typedef int8_t v16b __attribute__((vector_size(16)));
+typedef uint64_t v8q __attribute__((vector_size(64)));
+typedef uint64_t v4q __attribute__((vector_size(32)));
+typedef uint8_t v8c __attribute__((vector_size(8)));
 
 INLINE v16f splat(float x) { return (v16f){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 INLINE v16i splat_int(int32_t x) { return (v16i){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
@@ -121,6 +124,30 @@ INLINE void store_int8(int8_t *p, v16i v) {
 #endif
     memcpy(p, &b, sizeof b);
 }
+
+/* Sixteen codes of four bits, two to a byte, the earlier one low. A byte becomes 64 bits, its high half moves to the
+ * upper lane of the two. */
+INLINE v16f load_int4(const uint8_t *p) {
+#if defined(__AVX512F__)
+    v8q pairs = (v8q)_mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)p));
+#elif defined(__AVX2__)
+    __m128i b = _mm_loadl_epi64((const __m128i *)p);
+    v4q low = (v4q)_mm256_cvtepu8_epi64(b), high = (v4q)_mm256_cvtepu8_epi64(_mm_srli_si128(b, 4));
+    v8q pairs = __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
+#else
+    v8c b;
+    memcpy(&b, p, sizeof b);
+    v8q pairs = __builtin_convertvector(b, v8q);
+#endif
+    return __builtin_convertvector((v16i)((pairs | pairs << 28) & 0xf0000000full), v16f);
+}
+/* The other way, for codes 0 .. 15. */
+INLINE void store_int4(uint8_t *p, v16i codes) {
+    v8q pairs = (v8q)codes;
+    v8c b = __builtin_convertvector((pairs | pairs >> 28) & 0xff, v8c);
+    memcpy(p, &b, sizeof b);
+}
+
 INLINE v16f round_bf16(v16f v) { return (v16f)(bf16_bits(v) << 16); }
 
 /* Element i onward of an array of either type. `dtype` is a constant wherever this is inlined in a loop. */
@@ -150,6 +177,20 @@ INLINE v16f load_f16(const uint16_t *p) {
     v16f magnitude = (v16f)((u & 0x7fff) << 13) * 0x1p112f;
     return (v16f)((v16u)magnitude | ((u & 0x8000) << 16));
 #endif
+}
+
+/* Elements i .. i + 15 of a cached vector, whose scales are at `scales`. */
+INLINE v16f load_cached(const void *vector, const void *scales, int64_t i, int dtype) {
+    if (dtype == TC_F32 || dtype == TC_BF16) return load16(vector, i, dtype);
+    if (dtype == TC_INT8) {
+        float scale;
+        memcpy(&scale, scales, sizeof scale);
+        return load_int8((const int8_t *)vector + i) * scale;
+    }
+    uint32_t pair; /* minimum and scale */
+    memcpy(&pair, (const char *)scales + i / KV_GROUP * 4, sizeof pair);
+    v16u both = (v16u){0} + pair;
+    return load_int4((const uint8_t *)vector + i / 2) * (v16f)(both & 0xffff0000u) + (v16f)(both << 16);
 }
 
 INLINE v16i load_i32(const int32_t *p) {

@@ -34,28 +34,25 @@ INLINE v16f sum_each(const v16f v[KEYS]) {
 #endif
 }
 
-/* Sixteen elements of a cached row from element i on; `scale` is that of an int8 row. */
-INLINE v16f cached(const void *rows, int64_t i, float scale, const int dtype) {
-    return dtype == TC_INT8 ? load_int8((const int8_t *)rows + i) * scale : load16(rows, i, dtype);
-}
-
 /* 16 rows of keys or values of one type: themselves in the cache, or converted to fp32. */
 typedef struct {
-    const void *rows;
-    int64_t stride;      /* elements between rows */
-    const float *scales; /* one per row of int8 */
-    int64_t next;        /* bytes from here to the next 16 rows, 0 where there are none to be fetched */
+    const char *rows, *scales;
+    int64_t stride, scale_stride; /* bytes between rows */
+    int64_t next;                 /* bytes from here to the next 16 rows, 0 where there are none to be fetched */
 } tile_rows;
 
-INLINE int64_t width_of(const int dtype) { return dtype == TC_F32 ? 4 : dtype == TC_BF16 ? 2 : 1; }
+/* Bytes before element i of a row. */
+INLINE int64_t bytes_to(int64_t i, const int dtype) {
+    return dtype == TC_F32 ? i * 4 : dtype == TC_BF16 ? i * 2 : dtype == TC_INT8 ? i : i / 2;
+}
 
 /* Elements i .. i + 15 of row t. A cache is seldom in the processor's: the next tile's line is asked for as each
  * line is read, for many requests at once would wait for one another. */
 INLINE v16f take(const tile_rows *r, int64_t t, int64_t i, const int dtype) {
-    const int64_t width = width_of(dtype);
-    const char *at = (const char *)r->rows + (t * r->stride + i) * width;
-    if (r->next && i * width % 64 == 0) __builtin_prefetch(at + r->next);
-    return cached(at, 0, dtype == TC_INT8 ? r->scales[t] : 1.0f, dtype);
+    const char *row = r->rows + t * r->stride;
+    const int64_t at = bytes_to(i, dtype);
+    if (r->next && at % 64 == 0) __builtin_prefetch(row + at + r->next);
+    return load_cached(row, r->scales + t * r->scale_stride, i, dtype);
 }
 
 /* Scores of one query row and 16 keys. */
@@ -85,7 +82,7 @@ INLINE void add_values(float *out, float rescale, const float *weights, const ti
 INLINE void convert(tile_rows *r, float *buffer, int64_t dim, const int dtype) {
     for (int64_t t = 0; t < KEYS; t++)
         for (int64_t j = 0; j < dim; j += 16) store_f32(buffer + t * dim + j, take(r, t, j, dtype));
-    *r = (tile_rows){buffer, dim, NULL, 0};
+    *r = (tile_rows){(const char *)buffer, NULL, dim * 4, 0, 0};
 }
 
 typedef struct {
@@ -116,31 +113,29 @@ INLINE void row_step(state *s, int64_t r, int64_t first, const tile_rows *k, con
     add_values(s->out + r * dim, rescale, lanes_of, v, count, dim, dtype);
 }
 
-/* Where the tile of keys or values that starts at position `first` lies, in elements. */
-INLINE int64_t place_of(const tc_cache *c, const int32_t *table, int64_t kv_head, int64_t first) {
-    return table[first / c->block_size] * c->block_stride + kv_head * c->head_stride +
-           first % c->block_size * c->token_stride;
+/* Where the tile of keys or values that starts at position `first` lies. */
+INLINE tc_place place_of(const tc_cache *c, const int32_t *table, int64_t kv_head, int64_t first) {
+    return tc_place_of(c, table[first / c->block_size], kv_head, first % c->block_size);
 }
 
 /* All rows over all keys. A single row reads the cache itself; several rows have it converted once, which gives
- * the same bits. */
+ * the same bits, and so has a single one where an element takes many instructions. */
 INLINE void over_keys(const tc_attention *a, const int32_t *table, int64_t kv_head, state *s, float *buffers,
                       const int dim, const int dtype) {
     const tc_cache *c = &a->cache;
-    const int64_t width = width_of(dtype);
+    const int64_t stride = c->token_stride, scale_stride = tc_scale_bytes(dim, dtype);
     int64_t end = 0;
     for (int64_t r = 0; r < s->num_rows; r++) end = s->visible[r] > end ? s->visible[r] : end;
     for (int64_t first = 0; first < end; first += KEYS) {
-        int64_t at = place_of(c, table, kv_head, first);
+        tc_place at = place_of(c, table, kv_head, first);
         int64_t next = 0; /* the last tile fetches the beginning of the next head */
-        if (first + KEYS < end) next = place_of(c, table, kv_head, first + KEYS) - at;
-        else if (kv_head + 1 < c->num_kv_heads) next = place_of(c, table, kv_head + 1, 0) - at;
-        int64_t scale_at = table[first / c->block_size] * c->scale_block_stride + kv_head * c->scale_head_stride +
-                           first % c->block_size;
-        tile_rows k = {(const char *)c->keys + at * width, c->token_stride, NULL, next * width};
-        tile_rows v = {(const char *)c->values + at * width, c->token_stride, NULL, next * width};
-        if (dtype == TC_INT8) k.scales = c->key_scales + scale_at, v.scales = c->value_scales + scale_at;
-        if (dtype == TC_F32 || s->num_rows == 1) {
+        if (first + KEYS < end) next = place_of(c, table, kv_head, first + KEYS).vector - at.vector;
+        else if (kv_head + 1 < c->num_kv_heads) next = place_of(c, table, kv_head + 1, 0).vector - at.vector;
+        const char *k_scales = (const char *)c->key_scales + at.scales;
+        const char *v_scales = (const char *)c->value_scales + at.scales;
+        tile_rows k = {(const char *)c->keys + at.vector, k_scales, stride, scale_stride, next};
+        tile_rows v = {(const char *)c->values + at.vector, v_scales, stride, scale_stride, next};
+        if (dtype == TC_F32 || (dtype != TC_INT4 && s->num_rows == 1)) {
             for (int64_t r = 0; r < s->num_rows; r++)
                 if (s->visible[r] > first) row_step(s, r, first, &k, &v, dim, dtype);
             continue;
@@ -157,7 +152,8 @@ INLINE void attend_dim(const tc_attention *a, int64_t sequence, int64_t kv_head,
     const int32_t *table = a->block_tables + sequence * a->max_blocks;
     if (a->cache.dtype == TC_F32) over_keys(a, table, kv_head, s, buffers, dim, TC_F32);
     else if (a->cache.dtype == TC_BF16) over_keys(a, table, kv_head, s, buffers, dim, TC_BF16);
-    else over_keys(a, table, kv_head, s, buffers, dim, TC_INT8);
+    else if (a->cache.dtype == TC_INT8) over_keys(a, table, kv_head, s, buffers, dim, TC_INT8);
+    else over_keys(a, table, kv_head, s, buffers, dim, TC_INT4);
 }
 
 /* Tokens first_token .. of `sequence` (counted within its new tokens) and query heads first_head ..; at most

@@ -237,13 +237,40 @@ static void rotate(const void *from, int64_t at, void *to, int64_t to_at, const 
     else rotate_typed(from, at, to, to_at, cos, sin, d, TC_BF16, TC_BF16);
 }
 
-/* An fp32 vector as int8, the largest magnitude as 127; returns its scale. */
-static float quantise_vector(const float *x, int8_t *q, int64_t d) {
+/* An fp32 vector as int8, the largest magnitude as 127. */
+static void quantise_int8(const float *x, int8_t *q, float *scale, int64_t d) {
     v16f most = splat(0);
     for (int64_t j = 0; j < d; j += 16) most = max16(most, abs16(load_f32(x + j)));
     float largest = highest16(most), inverse = largest > 0 ? 127.0f / largest : 0.0f;
     for (int64_t j = 0; j < d; j += 16) store_int8(q + j, scaled_integers(load_f32(x + j), inverse));
-    return largest / 127.0f;
+    *scale = largest / 127.0f;
+}
+
+/* An fp32 vector as int4, each group's least element as 0 and its greatest as 15, but for the rounding to bf16. */
+static void quantise_int4(const float *x, uint8_t *q, uint16_t *scales, int64_t d) {
+    for (int64_t first = 0; first < d; first += KV_GROUP, scales += 2) {
+        int64_t end = d - first < KV_GROUP ? d : first + KV_GROUP;
+        v16f most = load_f32(x + first), least = -most; /* least: of the opposite numbers the greatest */
+        for (int64_t j = first + 16; j < end; j += 16) {
+            most = max16(most, load_f32(x + j));
+            least = max16(least, -load_f32(x + j));
+        }
+        float low = -highest16(least);
+        scales[0] = float_to_bf16(low);
+        scales[1] = float_to_bf16((highest16(most) - low) / 15.0f);
+        float minimum = bf16_to_float(scales[0]), scale = bf16_to_float(scales[1]);
+        float inverse = scale > 0 ? 1.0f / scale : 0.0f;
+        for (int64_t j = first; j < end; j += 16) {
+            v16i codes = scaled_integers(load_f32(x + j) - minimum, inverse);
+            codes &= codes > 0;
+            store_int4(q + j / 2, (codes & (codes < 15)) | (15 & (codes >= 15)));
+        }
+    }
+}
+
+static void quantise(const float *x, char *q, char *scales, int64_t d, int dtype) {
+    if (dtype == TC_INT8) quantise_int8(x, (int8_t *)q, (float *)scales, d);
+    else quantise_int4(x, (uint8_t *)q, (uint16_t *)scales, d);
 }
 
 /* `count` elements, a multiple of 16, from one type to another. */
@@ -256,20 +283,20 @@ static void copy_typed(const void *from, int64_t at, int dtype, void *to, int64_
 }
 
 /* One key/value head of a token into the cache. */
-static void store_head(const tc_rope *r, int64_t from, int64_t to, int64_t scale_to, const float *cos,
-                       const float *sin) {
+static void store_head(const tc_rope *r, int64_t from, tc_place to, const float *cos, const float *sin) {
     const tc_cache *c = &r->cache;
     int64_t d = c->head_dim;
-    if (c->dtype == TC_INT8) {
+    char *key_to = (char *)c->keys + to.vector, *value_to = (char *)c->values + to.vector;
+    if (c->dtype == TC_INT8 || c->dtype == TC_INT4) {
         float key[d], value[d];
         rotate(r->kv, from, key, 0, cos, sin, d, r->dtype, TC_F32);
         copy_typed(r->kv, from + d, r->dtype, value, 0, TC_F32, d);
-        c->key_scales[scale_to] = quantise_vector(key, (int8_t *)c->keys + to, d);
-        c->value_scales[scale_to] = quantise_vector(value, (int8_t *)c->values + to, d);
+        quantise(key, key_to, (char *)c->key_scales + to.scales, d, c->dtype);
+        quantise(value, value_to, (char *)c->value_scales + to.scales, d, c->dtype);
         return;
     }
-    rotate(r->kv, from, c->keys, to, cos, sin, d, r->dtype, c->dtype);
-    copy_typed(r->kv, from + d, r->dtype, c->values, to, c->dtype, d);
+    rotate(r->kv, from, key_to, 0, cos, sin, d, r->dtype, c->dtype);
+    copy_typed(r->kv, from + d, r->dtype, value_to, 0, c->dtype, d);
 }
 
 static void rope_token(const tc_rope *r, int64_t t) {
@@ -282,9 +309,7 @@ static void rope_token(const tc_rope *r, int64_t t) {
     }
     int64_t block = r->slots[t] / c->block_size, place = r->slots[t] % c->block_size;
     for (int64_t h = 0; h < c->num_kv_heads; h++)
-        store_head(r, (t * c->num_kv_heads + h) * 2 * d,
-                   block * c->block_stride + h * c->head_stride + place * c->token_stride,
-                   block * c->scale_block_stride + h * c->scale_head_stride + place, cos, sin);
+        store_head(r, (t * c->num_kv_heads + h) * 2 * d, tc_place_of(c, block, h, place), cos, sin);
 }
 
 /* ---- table ------------------------------------------------------------------------------------------- */

@@ -15,9 +15,9 @@ static void route(const tc_mixture *m, float *logits, int32_t *experts, float *w
     for (int64_t e = 0; e < m->num_experts; e++) highest = fmaxf(highest, logits[e]);
     for (int64_t e = 0; e < m->num_experts; e++) total += logits[e] = expf(logits[e] - highest);
     for (int64_t i = 0; i < m->experts_per_token; i++) {
-        int64_t best = 0;
-        for (int64_t e = 1; e < m->num_experts; e++)
-            if (logits[e] > logits[best]) best = e;
+        int64_t best = -1; /* never one that is taken, not even among NaN: a row has room for each expert once */
+        for (int64_t e = 0; e < m->num_experts; e++)
+            if (logits[e] != -1.0f && (best < 0 || logits[e] > logits[best])) best = e;
         experts[i] = (int32_t)best;
         sum += weights[i] = logits[best] / total;
         logits[best] = -1.0f; /* taken: below every probability */

@@ -17,9 +17,10 @@
 #define BLOCK 32 /* inputs of one block: one scale of quantised activations */
 #define INT_PANELS 4 /* panels that a product of integers takes at most at once */
 #define BYTE_BLOCK 64 /* inputs of one block of w8a8 */
+#define KV_GROUP 32 /* elements of a cached int4 vector that share a minimum and a scale */
 #define PART 8   /* blocks of many rows that an AMX tile product takes at a time */
 
-enum { TC_F32 = 0, TC_BF16 = 1, TC_INT8 = 2 };                            /* element types */
+enum { TC_F32 = 0, TC_BF16 = 1, TC_INT8 = 2, TC_INT4 = 3 };               /* element types; integers in caches */
 enum { TC_W_INT4 = 0, TC_W_INT8 = 1, TC_W_BF16 = 2, TC_W_F32 = 3, TC_W_W8A8 = 4 }; /* weight formats */
 enum { TC_ACT_INT8 = 0, TC_ACT_BF16 = 1, TC_ACT_F32 = 2, TC_ACT_UINT8 = 3 };      /* activation formats */
 enum { TC_PORTABLE = 0, TC_AVX2 = 1, TC_AVX512 = 2, TC_AMX = 3 };         /* instruction set levels */
@@ -86,17 +87,35 @@ typedef struct {
     tc_output output;
 } tc_product;
 
-/* Paged keys and values of one layer. Strides are in elements; a token's vector has its head_dim elements side
- * by side. int8 has one scale per token and head: value = integer * scale. block_size is a multiple of 16.
+/* Paged keys and values of one layer. Strides are in bytes; a token's vector has its head_dim elements side by
+ * side, and its scales follow those of the token before. block_size and head_dim are multiples of 16.
+ *   int8  one fp32 scale per vector: value = integer * scale
+ *   int4  a byte has two elements, the earlier one low. For each group of KV_GROUP elements, of which the last may
+ *         be half a group, there are two bf16, minimum and scale: value = code * scale + minimum, codes 0 .. 15
  */
 typedef struct {
     void *keys, *values;
-    float *key_scales, *value_scales; /* a token after another; NULL unless int8 */
+    void *key_scales, *value_scales; /* NULL unless there are integers */
     int32_t dtype;
     int64_t num_kv_heads, head_dim, block_size;
     int64_t block_stride, head_stride, token_stride;
     int64_t scale_block_stride, scale_head_stride;
 } tc_cache;
+
+/* Bytes of the scales of one cached vector. */
+static inline int64_t tc_scale_bytes(int64_t head_dim, int dtype) {
+    return dtype == TC_INT8 ? 4 : dtype == TC_INT4 ? (head_dim + KV_GROUP - 1) / KV_GROUP * 4 : 0;
+}
+
+/* Bytes from the beginning of keys or values to a token's vector, and from the beginning of the scales to its own. */
+typedef struct {
+    int64_t vector, scales;
+} tc_place;
+static inline tc_place tc_place_of(const tc_cache *c, int64_t block, int64_t kv_head, int64_t offset) {
+    return (tc_place){block * c->block_stride + kv_head * c->head_stride + offset * c->token_stride,
+                      block * c->scale_block_stride + kv_head * c->scale_head_stride +
+                          offset * tc_scale_bytes(c->head_dim, c->dtype)};
+}
 
 /* New tokens of several sequences and the cache they read. Tokens of sequence s are rows query_starts[s] ..
  * query_starts[s + 1]; the last one sees kv_lengths[s] keys.

@@ -10,6 +10,22 @@ import triton.language as tl
 
 
 @triton.jit
+def _from_codes(
+    codes_at, scales_at, exists, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr
+):
+    """fp32 vectors [N, BLOCK_D] of an int4 cache; both addresses are [N]."""
+    pairs = tl.arange(0, BLOCK_D // 2)
+    reads = exists[:, None] & (pairs < HEAD_DIM // 2)[None, :]
+    both = tl.load(codes_at[:, None] + pairs[None, :], mask=reads, other=0)
+    at = scales_at[:, None] + (2 * pairs // GROUP * 2)[None, :]
+    minimum = tl.load(at, mask=reads, other=0.0).to(tl.float32)
+    scale = tl.load(at + 1, mask=reads, other=0.0).to(tl.float32)
+    early = (both & 15).to(tl.float32) * scale + minimum
+    late = (both >> 4).to(tl.float32) * scale + minimum
+    return tl.interleave(early, late)
+
+
+@triton.jit
 def attend(
     queries, out, part_out, part_lse, keys, values, key_scales, value_scales,
     query_starts, kv_lengths, block_tables,
@@ -17,10 +33,13 @@ def attend(
     block_stride, head_stride, token_stride, scale_block_stride, scale_head_stride, scale_token_stride,
     table_stride, num_heads, num_splits, tiles, split_keys, scale_log2,
     GROUPS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, INT8: tl.constexpr, SPLIT: tl.constexpr,
-    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
+    SPLIT: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Grid (sequences * tiles, K, splits). part_out fp32 [T, H, splits, BLOCK_D], part_lse [T, H, splits]."""
+    """Grid (sequences * tiles, K, splits). part_out fp32 [T, H, splits, BLOCK_D], part_lse [T, H, splits].
+
+    BITS is 8 or 4 of integers and 0 of floats.
+    """
     TOKENS: tl.constexpr = BLOCK_M // GROUPS
     sequence = tl.program_id(0) // tiles
     first = (tl.program_id(0) % tiles) * TOKENS
@@ -57,12 +76,17 @@ def attend(
         block = block.to(tl.int64)
         offset = key % BLOCK_SIZE
         at = block * block_stride + kv_head * head_stride + offset * token_stride
-        reads = exists[:, None] & inside[None, :]
-        k = tl.load(keys + at[:, None] + places[None, :], mask=reads, other=0.0).to(OPERAND)
-        v = tl.load(values + at[:, None] + places[None, :], mask=reads, other=0.0).to(OPERAND)
+        scale_at = block * scale_block_stride + kv_head * scale_head_stride + offset * scale_token_stride
+        if BITS == 4:
+            k = _from_codes(keys + at, key_scales + scale_at, exists, HEAD_DIM, BLOCK_D, GROUP)
+            v = _from_codes(values + at, value_scales + scale_at, exists, HEAD_DIM, BLOCK_D, GROUP)
+            k, v = k.to(OPERAND), v.to(OPERAND)
+        else:
+            reads = exists[:, None] & inside[None, :]
+            k = tl.load(keys + at[:, None] + places[None, :], mask=reads, other=0.0).to(OPERAND)
+            v = tl.load(values + at[:, None] + places[None, :], mask=reads, other=0.0).to(OPERAND)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2
-        if INT8:
-            scale_at = block * scale_block_stride + kv_head * scale_head_stride + offset * scale_token_stride
+        if BITS == 8:
             scores *= tl.load(key_scales + scale_at, mask=exists, other=0.0)[None, :]
         seen = (key[None, :] <= position[:, None]) & exists[None, :]
         scores = tl.where(seen, scores, float("-inf"))
@@ -72,7 +96,7 @@ def attend(
         fade = tl.exp2(most - base)
         weights = tl.exp2(scores - base[:, None])
         total = total * fade + tl.sum(weights, 1)
-        if INT8:
+        if BITS == 8:
             weights *= tl.load(value_scales + scale_at, mask=exists, other=0.0)[None, :]
         found = found * fade[:, None] + tl.dot(weights.to(OPERAND), v, input_precision=PRECISION)
         most = new_most
