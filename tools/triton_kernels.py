@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from telechat.ops.cuda import matmul, paged, rows
 from telechat.ops.cuda.kernels import probe
-from telechat.ops.paged import PagedCache, Sequences
+from telechat.ops.paged import INT4, PagedCache, Sequences
 
 TYPES = {
     torch.float32: "*fp32",
@@ -159,8 +159,8 @@ LAUNCHES: dict[str, Callable[[], None]] = {
     "bf16 attention": lambda: attention_launches(torch.bfloat16, torch.bfloat16, 32, 32, 128),
     "bf16 attention, 8 to 1": lambda: attention_launches(torch.bfloat16, torch.bfloat16, 64, 8, 128),
     "bf16 attention, int8 cache": lambda: attention_launches(torch.bfloat16, torch.int8, 32, 32, 128),
-    "bf16 attention, int4 cache": lambda: attention_launches(torch.bfloat16, torch.int4, 32, 32, 128),
-    "fp16 attention, int4 cache of 160": lambda: attention_launches(torch.float16, torch.int4, 32, 32, 160),
+    "bf16 attention, int4 cache": lambda: attention_launches(torch.bfloat16, INT4, 32, 32, 128),
+    "fp16 attention, int4 cache of 160": lambda: attention_launches(torch.float16, INT4, 32, 32, 160),
     "fp16 attention, head 160": lambda: attention_launches(torch.float16, torch.float16, 32, 32, 160),
     "fp32 attention": lambda: attention_launches(torch.float32, torch.float32, 32, 32, 128),
     "bf16 linear, groups of 128": lambda: matmul_launches(torch.bfloat16, 128),

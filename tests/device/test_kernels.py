@@ -21,7 +21,7 @@ from telechat.ops.cuda.choice import paged_obstacle
 from telechat.ops.cuda.launch import triton_obstacle
 from telechat.ops.cuda.paged import rope_and_store
 from telechat.ops.cuda.tuning import Products, device_time
-from telechat.ops.paged import PagedCache, rope_and_store_reference
+from telechat.ops.paged import INT4, PagedCache, rope_and_store_reference
 from telechat.ops.quantized import WeightScheme, round_to_nearest
 
 pytestmark = pytest.mark.device
@@ -123,7 +123,7 @@ def test_attention(device: torch.device, steps: str, heads: tuple[int, int, int]
     check_attention(device, STEPS[steps], heads, block_size=block_size, dtype=torch.bfloat16)
 
 
-@pytest.mark.parametrize("cache_dtype", [torch.float16, torch.int8, torch.int4], ids=str)
+@pytest.mark.parametrize("cache_dtype", [torch.float16, torch.int8, INT4], ids=str)
 @pytest.mark.parametrize("steps", STEPS)
 def test_attention_in_other_precisions(device: torch.device, steps: str, cache_dtype: torch.dtype) -> None:
     check_attention(
@@ -133,7 +133,7 @@ def test_attention_in_other_precisions(device: torch.device, steps: str, cache_d
 
 
 @pytest.mark.parametrize("slot_dtype", [torch.int64, torch.int32], ids=str)
-@pytest.mark.parametrize("cache_dtype", [*HALF, torch.int8, torch.int4], ids=str)
+@pytest.mark.parametrize("cache_dtype", [*HALF, torch.int8, INT4], ids=str)
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 def test_rope_and_store(
     device: torch.device, heads: tuple[int, int, int], cache_dtype: torch.dtype, slot_dtype: torch.dtype
@@ -153,7 +153,7 @@ def test_rope_and_store(
         results.append((q, cache))
     (expected_q, expected), (actual_q, actual) = results
     assert_near(actual_q, expected_q)
-    if cache_dtype == torch.int4:
+    if cache_dtype == INT4:
         check_int4(actual.keys, actual.key_scales, expected.keys, expected.key_scales)
         check_int4(actual.values, actual.value_scales, expected.values, expected.value_scales)
         return

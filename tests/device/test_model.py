@@ -21,6 +21,7 @@ from telechat.models.executors import choose_executor, foresee_executor
 from telechat.models.fused import FusedExecutor
 from telechat.models.paged import TorchExecutor
 from telechat.models.quantized import quantize_layers
+from telechat.ops.paged import INT4
 from telechat.ops.paged_choice import REFERENCE
 from telechat.ops.quantized import WeightScheme
 
@@ -85,14 +86,14 @@ def test_fp32_equals_the_reference(device: torch.device, kind: str, *, recorded:
 # On a CPU torch's own operations in these precisions stray from fp32 by up to 0.044 and 0.0053 on these
 # random models, and by up to 0.068 with keys and values in 8 bits.
 @pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 0.07), (torch.float16, 0.009)], ids=str)
-@pytest.mark.parametrize("kv_dtype", [None, torch.int8, torch.int4], ids=str)
+@pytest.mark.parametrize("kv_dtype", [None, torch.int8, INT4], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_precision(
     device: torch.device, kind: str, kv_dtype: torch.dtype | None, dtype: torch.dtype, most: float
 ) -> None:
     model = small_model(KINDS[kind]).to(dtype)
     ours, theirs = fused(model, device, kv_dtype=kv_dtype), reference(model)
-    limit = most + {None: 0, torch.int8: 0.07, torch.int4: 0.7}[kv_dtype]
+    limit = most + {None: 0, torch.int8: 0.07, INT4: 0.7}[kv_dtype]
     for step in steps():
         actual, expected = ours.run(step), theirs.run(step)
         for name in step:

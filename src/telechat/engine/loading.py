@@ -25,13 +25,14 @@ from telechat.errors import ConfigError, RequestError
 from telechat.models import TeleChatModel, build_model, count_parameters
 from telechat.models.executors import foresee_executor
 from telechat.models.paged import Executor
+from telechat.ops.paged import INT4
 from telechat.parallel.executor import TensorParallelExecutor
 from telechat.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
 KvCacheDtype = Literal["auto", "int8", "int4"]
-_KV_DTYPES: dict[KvCacheDtype, torch.dtype | None] = {"auto": None, "int8": torch.int8, "int4": torch.int4}
+_KV_DTYPES: dict[KvCacheDtype, torch.dtype | None] = {"auto": None, "int8": torch.int8, "int4": INT4}
 
 # Long prompts keep the others waiting for one step at most; larger steps would not be faster.
 _BATCH_TOKENS_ON_CPU = 512

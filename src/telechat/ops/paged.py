@@ -18,6 +18,8 @@ from torch import Tensor
 
 from telechat.ops.attention import sdpa_attention
 
+# What a cache with two elements to a byte is called; torch knows the name, its type stubs do not.
+INT4: torch.dtype = torch.int4  # type: ignore[attr-defined]
 INT4_GROUP = 32
 _INT8_MOST = 127
 _INT4_MOST = 15
@@ -58,7 +60,7 @@ class PagedCache:
         """An empty cache. Its memory is zero, so that what a kernel reads past a length is a number.
 
         Args:
-            dtype: of what is stored; torch.int4 stands for the form with two elements to a byte.
+            dtype: of what is stored; INT4 stands for the form with two elements to a byte.
         """
         shape = (num_blocks, num_kv_heads, block_size)
         tensors = [
@@ -76,8 +78,8 @@ class PagedCache:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What is stored; torch.int4 where `keys` has two elements to a byte."""
-        return torch.int4 if self.keys.dtype == torch.uint8 else self.keys.dtype
+        """What is stored; INT4 where `keys` has two elements to a byte."""
+        return INT4 if self.keys.dtype == torch.uint8 else self.keys.dtype
 
     @property
     def block_size(self) -> int:
@@ -92,7 +94,7 @@ class PagedCache:
     @property
     def head_dim(self) -> int:
         """d."""
-        return self.keys.shape[3] * (2 if self.dtype == torch.int4 else 1)
+        return self.keys.shape[3] * (2 if self.dtype == INT4 else 1)
 
 
 class StoredForm(NamedTuple):
@@ -106,7 +108,7 @@ def stored_forms(dtype: torch.dtype, head_dim: int) -> list[StoredForm]:
     """Of a vector of `head_dim` elements in a cache of `dtype`: itself and, for integers, its scales."""
     if dtype == torch.int8:
         return [StoredForm(dtype, (head_dim,)), StoredForm(torch.float32, ())]
-    if dtype == torch.int4:
+    if dtype == INT4:
         assert head_dim % 2 == 0, head_dim
         groups = -(-head_dim // INT4_GROUP)
         return [StoredForm(torch.uint8, (head_dim // 2,)), StoredForm(torch.bfloat16, (groups, 2))]
@@ -195,7 +197,7 @@ PagedAttentionFunction = Callable[[Tensor, PagedCache, Sequences], Tensor]
 
 def quantise_vectors(x: Tensor, dtype: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
     """Vectors [..., d] as a cache of `dtype` keeps them, and their scales; see `PagedCache`."""
-    return _as_int4(x.float()) if dtype == torch.int4 else _as_int8(x.float())
+    return _as_int4(x.float()) if dtype == INT4 else _as_int8(x.float())
 
 
 def dequantise_vectors(stored: Tensor, scales: Tensor) -> Tensor:
@@ -210,15 +212,15 @@ def dequantise_vectors(stored: Tensor, scales: Tensor) -> Tensor:
 def _as_int4(x: Tensor) -> tuple[Tensor, Tensor]:
     """A group's least element becomes 0 and its greatest 15, but for the rounding of its scales to bf16."""
     codes, scales = [], []
-    for group in x.split(INT4_GROUP, dim=-1):
+    for group in torch.split(x, INT4_GROUP, dim=-1):
         low, high = group.aminmax(dim=-1, keepdim=True)
         rounded = torch.cat([low, (high - low) / _INT4_MOST], dim=-1).bfloat16()
-        minimum, scale = rounded.float().split(1, dim=-1)
+        minimum, scale = torch.split(rounded.float(), 1, dim=-1)
         inverse = torch.where(scale > 0, torch.ones_like(scale) / scale, 0.0)
         codes.append(((group - minimum) * inverse).round().clamp(0, _INT4_MOST).to(torch.uint8))
         scales.append(rounded)
-    pairs = torch.cat(codes, dim=-1).unflatten(-1, (-1, 2))
-    return pairs[..., 0] | pairs[..., 1] << 4, torch.stack(scales, dim=-2)
+    whole = torch.cat(codes, dim=-1)
+    return whole[..., ::2] | whole[..., 1::2] << 4, torch.stack(scales, dim=-2)
 
 
 def _as_int8(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -64,6 +64,19 @@ def test_a_shared_system_prompt_is_computed_once() -> None:
         assert alone.num_cached_tokens == 0
 
 
+@pytest.mark.parametrize("kv_cache_dtype", ["int8", "int4"])
+def test_caches_of_integers_are_shared(kv_cache_dtype: str) -> None:
+    """What is found in the cache is what would be computed: integers are made of each token alone."""
+    prompts = [[*range(20, 60), 100 + n] for n in range(4)]
+    llm = tiny_llm(kv_cache_dtype=kv_cache_dtype, deterministic=True)
+    first, again = (llm.generate(prompts, GREEDY) for _ in range(2))
+    assert all(output.num_cached_tokens >= 32 for output in again)
+    fresh = tiny_llm(kv_cache_dtype=kv_cache_dtype, deterministic=True, prefix_caching=False)
+    for prompt, *outputs in zip(prompts, first, again, strict=True):
+        alone = fresh.generate([prompt], GREEDY)[0]
+        assert [output.outputs for output in outputs] == [alone.outputs] * 2
+
+
 def test_a_flood_of_equal_beginnings_shares_them_while_they_are_being_computed() -> None:
     llm = tiny_llm(max_batch_tokens=40)
     head = list(range(20, 100))

@@ -16,6 +16,7 @@ from telechat.models.fused import FusedExecutor, fused_obstacle
 from telechat.models.paged import TorchExecutor
 from telechat.models.recordings import padded_length, padded_size
 from telechat.ops.fused import FusedKernels
+from telechat.ops.paged import INT4
 from telechat.ops.paged_choice import REFERENCE, PagedKernels
 from telechat.ops.quantized import WeightScheme
 
@@ -114,7 +115,7 @@ def test_hidden_states() -> None:
     torch.testing.assert_close(*states, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kv_dtype", [None, torch.int8, torch.int4], ids=str)
+@pytest.mark.parametrize("kv_dtype", [None, torch.int8, INT4], ids=str)
 def test_integer_weights(kv_dtype: torch.dtype | None) -> None:
     config = SMALL.replace(hidden_size=64, ffn_hidden_size=96)
     model = small_model(config)

@@ -11,6 +11,7 @@ from torch import Tensor
 from telechat.layers.rotary import RopeSettings
 from telechat.models import KVCache, TeleChatConfig, TeleChatModel
 from telechat.models.paged import TorchExecutor, rotary_rows
+from telechat.ops.paged import INT4
 from telechat.ops.paged_choice import REFERENCE
 
 LONG = RopeSettings(base_length=16, training_length=128)
@@ -101,9 +102,7 @@ def test_only_wanted_rows_and_hidden_states() -> None:
     close(hidden, model.hidden_states(torch.tensor([ids]))[0].detach())
 
 
-@pytest.mark.parametrize(
-    ("dtype", "most", "share"), [(torch.int8, 0.03, 0.53), (torch.int4, 0.3, 0.3125)], ids=str
-)
+@pytest.mark.parametrize(("dtype", "most", "share"), [(torch.int8, 0.03, 0.53), (INT4, 0.3, 0.3125)], ids=str)
 def test_caches_of_integers_are_near_and_small(dtype: torch.dtype, most: float, share: float) -> None:
     """`share` of the memory of bf16."""
     config = SMALL.replace(hidden_size=256, initializer_range=0.05)
@@ -120,7 +119,7 @@ def test_caches_of_integers_are_near_and_small(dtype: torch.dtype, most: float, 
 
 
 def test_cache_bytes_are_what_is_allocated() -> None:
-    for dtype in (torch.float32, torch.bfloat16, torch.int8, torch.int4):
+    for dtype in (torch.float32, torch.bfloat16, torch.int8, INT4):
         executor = TorchExecutor(long_model(), kv_dtype=dtype)
         executor.allocate(7, 32)
         stored = [

@@ -11,6 +11,7 @@ from torch import Tensor
 from telechat.ops import paged
 from telechat.ops.attention import reference_attention
 from telechat.ops.paged import (
+    INT4,
     PagedCache,
     Sequences,
     dequantise_vectors,
@@ -77,7 +78,7 @@ def test_equals_attention_over_plain_keys(
 
 
 @pytest.mark.parametrize("head_dim", [32, 80])
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int4], ids=str)
+@pytest.mark.parametrize("dtype", [torch.int8, INT4], ids=str)
 @pytest.mark.parametrize("attention", FORMS)
 def test_integers_are_attention_over_the_rounded_keys(
     attention: paged.PagedAttentionFunction, dtype: torch.dtype, head_dim: int
@@ -114,7 +115,7 @@ def test_int4_vectors_in_bytes() -> None:
     x = torch.tensor([float(code) for code in codes])
     x[:32] = x[:32] * 0.25 - 2.5
     x[32:] = x[32:] * 2 + 96
-    stored, scales = quantise_vectors(x, torch.int4)
+    stored, scales = quantise_vectors(x, INT4)
     assert stored.tolist() == [early + 16 * late for early, late in zip(codes[::2], codes[1::2], strict=True)]
     assert scales.tolist() == [[-2.5, 0.25], [96, 2]]
     assert torch.equal(dequantise_vectors(stored, scales), x)
@@ -124,7 +125,7 @@ def test_int4_vectors_are_near() -> None:
     x = random(50, 3, 80) * torch.tensor([1e-3, 1.0, 1e3])[:, None] + 0.5
     x[0, 0] = 0
     x[1, 0] = 3
-    stored, scales = quantise_vectors(x, torch.int4)
+    stored, scales = quantise_vectors(x, INT4)
     assert stored.shape == (50, 3, 40) and stored.dtype == torch.uint8
     assert scales.shape == (50, 3, 3, 2) and scales.dtype == torch.bfloat16
     found = dequantise_vectors(stored, scales)
@@ -146,7 +147,7 @@ def test_gather_gives_back_what_was_stored(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "vector"), [(torch.float32, 128), (torch.bfloat16, 64), (torch.int8, 36), (torch.int4, 20)]
+    ("dtype", "vector"), [(torch.float32, 128), (torch.bfloat16, 64), (torch.int8, 36), (INT4, 20)]
 )
 def test_bytes_per_block(dtype: torch.dtype, vector: int) -> None:
     assert PagedCache.bytes_per_block(3, 16, 32, dtype) == 2 * 3 * 16 * vector

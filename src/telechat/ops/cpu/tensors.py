@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from telechat.ops.cpu.context import Context, free_later
+from telechat.ops.paged import INT4
 
 # Element types of activations and of caches, with their numbers in C.
 ELEMENT_TYPES = {torch.float32: 0, torch.bfloat16: 1}
-CACHE_TYPES = {**ELEMENT_TYPES, torch.int8: 2, torch.int4: 3}
+CACHE_TYPES = {**ELEMENT_TYPES, torch.int8: 2, INT4: 3}
 
 
 def huge_zeros(context: Context, shape: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -21,11 +21,11 @@ from telechat.ops.cuda.launch import (
     on_device,
     operand,
 )
-from telechat.ops.paged import INT4_GROUP, PagedCache, Sequences
+from telechat.ops.paged import INT4, INT4_GROUP, PagedCache, Sequences
 
 MAX_HEAD_DIM = 256
 # Caches of integers, whose vectors have scales.
-_BITS = {torch.int8: 8, torch.int4: 4}
+_BITS = {torch.int8: 8, INT4: 4}
 _HEADS_PER_PROGRAM = 4
 # Fewer keys than this to a program are not worth the merge; more would let the others wait for the longest.
 _LEAST_SPLIT_KEYS = 64
@@ -41,7 +41,7 @@ def form_obstacle(dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int) -
     """Why the kernels have no attention of this form, or None; `dtype` is that of queries."""
     if head_dim % 2 or head_dim > MAX_HEAD_DIM:
         return f"the head dimension {head_dim} is not an even number up to {MAX_HEAD_DIM}"
-    if cache_dtype == torch.int4 and head_dim % 4:
+    if cache_dtype == INT4 and head_dim % 4:
         return f"the head dimension {head_dim} is not a multiple of 4, as an int4 cache needs"
     stored = dtype if cache_dtype in _BITS else cache_dtype
     return dtype_obstacle(dtype, stored)

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from telechat.ops.cpu.attention import obstacle, paged_attention
 from telechat.ops.cpu.context import Context
-from telechat.ops.paged import PagedCache, Sequences, paged_attention_reference, quantise_vectors
+from telechat.ops.paged import INT4, PagedCache, Sequences, paged_attention_reference, quantise_vectors
 
-INTEGERS = [torch.int8, torch.int4]
+INTEGERS = [torch.int8, INT4]
 # (new tokens, tokens in the cache with them): decoding, a whole prompt, a later chunk, an exact block.
 MIXED = [(1, 1), (1, 50), (37, 37), (20, 61), (1, 128), (16, 16), (3, 130)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -84,6 +85,33 @@ def test_a_forked_child_computes_alone(any_context: Context) -> None:
         same = bool((matmul(context, x, weight) - expected).abs().max() < 1e-3)
         os._exit(0 if same else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+# What is registered first is called last: the thread goes on for a while after everything else was.
+ENDS_AT_WORK = """
+import atexit, threading, time
+atexit.register(time.sleep, 0.3)
+import torch
+from telechat.ops.cpu.context import Context
+from telechat.ops.cpu.matmul import matmul
+from telechat.ops.cpu.weights import PackedWeight
+context = Context(2)
+x, weight = torch.randn(64, 512), PackedWeight.pack(context, torch.randn(512, 512), "int8")
+
+def work():
+    while True:
+        matmul(context, x, weight)
+
+matmul(context, x, weight)
+threading.Thread(target=work, daemon=True).start()
+time.sleep(0.1)
+"""
+
+
+def test_a_program_ends_while_a_thread_computes(any_context: Context) -> None:
+    """An engine's thread is not waited for; nothing that it uses is given back under its hands."""
+    done = subprocess.run([sys.executable, "-c", ENDS_AT_WORK], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.returncode, done.stderr)
 
 
 def test_fingerprint_follows_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

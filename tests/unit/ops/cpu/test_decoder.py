@@ -16,7 +16,7 @@ from telechat.ops.cpu.context import Context
 from telechat.ops.cpu.decoder import Decoder, DecoderLayer, ReduceFunction, obstacle
 from telechat.ops.cpu.mixture import Expert, Mixture
 from telechat.ops.cpu.weights import PackedWeight, WeightFormat
-from telechat.ops.paged import PagedCache, Sequences
+from telechat.ops.paged import INT4, PagedCache, Sequences
 
 BLOCK_SIZE = 16
 MIXTURE = MoeConfig(num_experts=5, num_experts_per_token=2)
@@ -194,7 +194,7 @@ def test_rounded_weights_stay_near_the_model_with_those_weights(
     assert float((logits - expected).square().mean().sqrt() / expected.square().mean().sqrt()) < limit
 
 
-@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.int8, torch.int4], ids=str)
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.int8, INT4], ids=str)
 @pytest.mark.parametrize("moe", [None, MIXTURE], ids=["dense", "mixture"])
 @pytest.mark.parametrize("weight_format", ["int4", "int8", "bfloat16", "float32"])
 def test_deterministic_rows(
@@ -212,7 +212,7 @@ def test_deterministic_rows(
     assert torch.equal(beside[1], alone)
 
 
-@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.int8, torch.int4], ids=str)
+@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.int8, INT4], ids=str)
 @pytest.mark.parametrize("moe", [None, MIXTURE], ids=["dense", "mixture"])
 @pytest.mark.parametrize("weight_format", ["int4", "int8", "bfloat16"])
 def test_fast_rows_depend_on_their_kind_and_not_on_their_company(
@@ -241,7 +241,7 @@ def test_fast_rows_depend_on_their_kind_and_not_on_their_company(
     assert torch.equal(run(beside, model, mixed, num_decoding=1)[0], torch.cat(steps))
 
 
-@pytest.mark.parametrize(("cache_dtype", "most"), [(torch.int8, 0.02), (torch.int4, 0.2)], ids=str)
+@pytest.mark.parametrize(("cache_dtype", "most"), [(torch.int8, 0.02), (INT4, 0.2)], ids=str)
 def test_integer_caches_stay_near_the_model(context: Context, cache_dtype: torch.dtype, most: float) -> None:
     model = make_model()
     decoder = make_decoder(context, model, "float32", cache_dtype=cache_dtype)
@@ -250,6 +250,18 @@ def test_integer_caches_stay_near_the_model(context: Context, cache_dtype: torch
     (logits,) = run(decoder, model, [Chunk(ids, 0, [3, 1, 4, 0])])
     error = float((logits - expected).square().mean().sqrt() / expected.square().mean().sqrt())
     assert most / 100 < error < most
+
+
+def test_rows_that_are_not_numbers_leave_the_others_alone(context: Context) -> None:
+    """NaN has no most probable experts; a row still has no expert twice, for which there would be no room."""
+    model = make_model(moe=MIXTURE)
+    model.transformer.word_embeddings.weight[0] = torch.nan
+    decoder = make_decoder(context, model, "float32")
+    good = [token + 1 for token in tokens(5, 11) if token < 119]
+    (alone,) = run(decoder, model, [Chunk(good, 0, [0])])
+    broken, beside = run(decoder, model, [Chunk([0] * 40, 0, [1, 2, 3]), Chunk(good, 0, [4])])
+    assert bool(broken.isnan().all())
+    assert torch.equal(beside[:, 1:], alone[:, 1:])  # the head may be the embedding
 
 
 @pytest.mark.parametrize("moe", [None, MIXTURE], ids=["dense", "mixture"])

@@ -13,7 +13,7 @@ from telechat.ops.cpu.norm import obstacle as norm_obstacle
 from telechat.ops.cpu.norm import rms_norm, rms_norm_reference
 from telechat.ops.cpu.swiglu import obstacle as swiglu_obstacle
 from telechat.ops.cpu.swiglu import swiglu, swiglu_reference
-from telechat.ops.paged import PagedCache, dequantise_vectors, rope_and_store_reference, stored_forms
+from telechat.ops.paged import INT4, PagedCache, dequantise_vectors, rope_and_store_reference, stored_forms
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -98,9 +98,7 @@ def test_rope_and_store(
 
 @pytest.mark.parametrize("by_token", [False, True], ids=["by-head", "by-token"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("cache_dtype", "d"), [(torch.int8, 96), (torch.int4, 96), (torch.int4, 80)], ids=str
-)
+@pytest.mark.parametrize(("cache_dtype", "d"), [(torch.int8, 96), (INT4, 96), (INT4, 80)], ids=str)
 def test_rope_and_store_integers(
     context: Context, cache_dtype: torch.dtype, d: int, dtype: torch.dtype, by_token: bool
 ) -> None:
@@ -115,7 +113,7 @@ def test_rope_and_store_integers(
     assert cache.value_scales is not None and expected.value_scales is not None
     assert torch.equal(cache.value_scales, expected.value_scales)
     assert cache.key_scales is not None and expected.key_scales is not None
-    close(cache.key_scales, expected.key_scales, torch.bfloat16 if cache_dtype == torch.int4 else dtype)
+    close(cache.key_scales, expected.key_scales, torch.bfloat16 if cache_dtype == INT4 else dtype)
     steps = expected.key_scales if cache_dtype == torch.int8 else expected.key_scales[..., 1]
     step = float(steps.max())
     keys = dequantise_vectors(cache.keys, cache.key_scales)

@@ -9,7 +9,7 @@ import torch
 from telechat.ops.cpu.cache import allocate_cache
 from telechat.ops.cpu.context import Context
 from telechat.ops.cpu.tensors import huge_zeros
-from telechat.ops.paged import PagedCache
+from telechat.ops.paged import INT4, PagedCache
 
 
 def test_zeros_that_can_be_written(context: Context) -> None:
@@ -37,7 +37,7 @@ def test_the_memory_lives_as_long_as_a_view_and_no_longer(context: Context) -> N
 
 
 def test_a_cache_of_each_type(context: Context) -> None:
-    for dtype in (torch.float32, torch.bfloat16, torch.int8, torch.int4):
+    for dtype in (torch.float32, torch.bfloat16, torch.int8, INT4):
         cache = allocate_cache(context, 3, 2, 16, 48, dtype)
         plain = PagedCache.allocate(3, 2, 16, 48, dtype=dtype)
         for name in ("keys", "values", "key_scales", "value_scales"):

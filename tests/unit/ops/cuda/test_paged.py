@@ -9,6 +9,7 @@ from torch import Tensor
 
 from telechat.ops.cuda import paged as triton_paged
 from telechat.ops.paged import (
+    INT4,
     PagedCache,
     Sequences,
     dequantise_vectors,
@@ -114,7 +115,7 @@ def test_split_keys_are_merged(
 
 
 @pytest.mark.parametrize("heads", [(4, 2, 64), (2, 1, 80)], ids=str)
-@pytest.mark.parametrize("cache_dtype", [torch.int8, torch.int4], ids=str)
+@pytest.mark.parametrize("cache_dtype", [torch.int8, INT4], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_attention_over_a_cache_of_integers(
     device: torch.device,
@@ -152,7 +153,7 @@ def test_split_plan() -> None:
 
 
 @pytest.mark.parametrize("heads", [(5, 3, 64), (4, 2, 160)], ids=str)
-@pytest.mark.parametrize("cache_dtype", [*DTYPES, torch.int8, torch.int4], ids=str)
+@pytest.mark.parametrize("cache_dtype", [*DTYPES, torch.int8, INT4], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rope_and_store(
     device: torch.device, dtype: torch.dtype, cache_dtype: torch.dtype, heads: tuple[int, int, int]
@@ -184,7 +185,7 @@ def test_rope_and_store(
         return
     assert expected.key_scales is not None and actual.key_scales is not None
     assert expected.value_scales is not None and actual.value_scales is not None
-    if cache_dtype == torch.int4:
+    if cache_dtype == INT4:
         check_int4(actual.keys, actual.key_scales, expected.keys, expected.key_scales)
         check_int4(actual.values, actual.value_scales, expected.values, expected.value_scales)
         return
@@ -211,8 +212,8 @@ def test_obstacles_are_named(device: torch.device) -> None:
     assert "even number" in str(triton_paged.form_obstacle(torch.float32, torch.float32, 33))
     assert "even number" in str(triton_paged.form_obstacle(torch.float32, torch.float32, 320))
     assert "not float64" in str(triton_paged.form_obstacle(torch.float64, torch.float64, 64))
-    assert "multiple of 4" in str(triton_paged.form_obstacle(torch.float32, torch.int4, 34))
-    for dtype in (torch.int4, torch.int8):
+    assert "multiple of 4" in str(triton_paged.form_obstacle(torch.float32, INT4, 34))
+    for dtype in (INT4, torch.int8):
         good = PagedCache.allocate(2, 2, 16, 32, dtype=dtype)
         assert triton_paged.cache_obstacle(good) is None
         assert "scales" in str(triton_paged.cache_obstacle(PagedCache(good.keys, good.values)))
