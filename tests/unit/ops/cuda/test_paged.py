@@ -187,25 +187,24 @@ def test_rope_and_store(
     assert expected.value_scales is not None and actual.value_scales is not None
     if cache_dtype == INT4:
         check_int4(actual.keys, actual.key_scales, expected.keys, expected.key_scales)
-        check_int4(actual.values, actual.value_scales, expected.values, expected.value_scales)
-        return
+    else:
+        assert_near(actual.key_scales, expected.key_scales, dtype=dtype)
+        most = 1 if dtype != torch.bfloat16 else 2  # bf16 is cut off, not rounded, by the interpreter
+        assert int((actual.keys.int() - expected.keys.int()).abs().max()) <= most
     # Values are not rotated: nothing is rounded before they become integers.
     assert torch.equal(actual.values, expected.values)
     assert torch.equal(actual.value_scales, expected.value_scales)
-    assert_near(actual.key_scales, expected.key_scales, dtype=dtype)
-    most = 1 if dtype != torch.bfloat16 else 2  # bf16 is cut off, not rounded, by the interpreter
-    assert int((actual.keys.int() - expected.keys.int()).abs().max()) <= most
 
 
 def check_int4(codes: Tensor, scales: Tensor, expected_codes: Tensor, expected_scales: Tensor) -> None:
-    """Scales alike but for a last bit of bf16, elements within a step, nearly all of them much nearer."""
+    """Scales alike but for the last bits of bf16, elements within a step, nearly all of them much nearer."""
     assert codes.shape == expected_codes.shape
     torch.testing.assert_close(scales, expected_scales, rtol=2**-6, atol=1e-6)
     step = float(expected_scales[..., 1].max())
     found, wanted = dequantise_vectors(codes, scales), dequantise_vectors(expected_codes, expected_scales)
     off = (found - wanted).abs() / step
     assert float(off.max()) < 1.2
-    assert float((off > 0.3).float().mean()) < 0.05
+    assert float((off > 0.3).float().mean()) < 0.02
 
 
 def test_obstacles_are_named(device: torch.device) -> None:

@@ -28,6 +28,14 @@ def _rounded(x):
 
 
 @triton.jit
+def _to_bf16(x):
+    """To nearest, ties to even; the interpreter's own conversion would cut bits off."""
+    bits = x.to(tl.int32, bitcast=True)
+    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+    return bits.to(tl.float32, bitcast=True).to(tl.bfloat16)
+
+
+@triton.jit
 def _as_integers(x, inverse):
     return _rounded(tl.minimum(tl.maximum(x * inverse[:, None], -127.0), 127.0)).to(tl.int8)
 
@@ -59,8 +67,8 @@ def _store_int4(
             tl.min(tl.where(in_first, first, float("inf")), 1),
             tl.min(tl.where(in_second, second, float("inf")), 1),
         )
-        stored = least.to(tl.bfloat16)
-        stored_scale = tl.div_rn(most - least, 15.0).to(tl.bfloat16)
+        stored = _to_bf16(least)
+        stored_scale = _to_bf16(tl.div_rn(most - least, 15.0))
         tl.store(scale_at + 2 * group, stored, mask=live_head)
         tl.store(scale_at + 2 * group + 1, stored_scale, mask=live_head)
         minimum, scale = stored.to(tl.float32), stored_scale.to(tl.float32)
