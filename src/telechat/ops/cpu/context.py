@@ -78,7 +78,7 @@ class Context:
         self._close()
 
 
-def free_later(owner: object, free: Callable[..., None], *args: object) -> weakref.finalize[..., None]:
+def free_later(owner: object, free: Callable[..., None], *args: object) -> weakref.finalize[..., object]:
     """Call `free(*args)` when nobody refers to `owner` any more; not at the end of the program.
 
     Threads that nobody waits for, such as an engine's, may still be computing then: what they use must stay.
