@@ -1,7 +1,7 @@
 """Two models on the same rows: how far the second's predictions are from the first's.
 
-A row's tokens are given, and each sees those before it through the engine's cache, so that what a cache of
-few bits loses is measured too. Both models are in memory together while predictions and weights are
+With a cache of integers a row's tokens see those before them through the engine's cache, in both models, so
+that what it loses is measured too. Both models are in memory together while predictions and weights are
 compared. Shapes: T marked tokens of a row, V vocabulary. Knows nothing of pages.
 """
 
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,13 +185,13 @@ def compare(
         raise ConfigError(f"{first} has {sizes[0]} tokens, {second} has {sizes[1]}.")
     layers = tuple(_layer_errors(models[0], models[1]))
     chosen = [list(verdicts(model, tokenizer, questions)) for model in models]
-    # Comes last: products that are bound keep another form of their weights.
-    scorers = [
-        Scorer(model, max(len(row.ids) for row in rows), dtype)
-        for model, dtype in zip(models, cache_dtypes, strict=True)
-    ]
-    results, token_kl = _predictions(scorers[0], scorers[1], rows)
-    del models, scorers
+    predict: list[Predict] = [partial(_log_probabilities, model) for model in models]
+    if kv_cache_dtype != "auto":
+        longest = max(len(row.ids) for row in rows)
+        each = zip(models, cache_dtypes, strict=True)
+        predict = [CachedPredictions(model, longest, dtype) for model, dtype in each]
+    results, token_kl = _predictions(predict[0], predict[1], rows)
+    del models, predict
     worst = [row.number for row in sorted(results, key=lambda row: -row.kl)[:num_worst]]
     prompts = [_prompt(rows[number - 1]) for number in worst]
     spoken = [
@@ -224,8 +225,20 @@ def _side_by_side(
         yield Answers(number, tokenizer.decode(prompt), one, other)
 
 
-class Scorer:
-    """A model's predictions of tokens that are given, over a paged cache of one row.
+# Of a row: (fp32 [T, V] of the marked tokens' predictions, those tokens [T]).
+Predict = Callable[[Encoded], tuple[Tensor, Tensor]]
+
+
+@torch.inference_mode()
+def _log_probabilities(model: TeleChatModel, row: Encoded) -> tuple[Tensor, Tensor]:
+    ids = torch.tensor(row.ids)
+    marked = torch.tensor(row.learnt[1:], dtype=torch.bool)
+    hidden = model.hidden_states(ids[None])[0, :-1][marked]
+    return torch.log_softmax(model.project(hidden).float(), -1), ids[1:][marked]
+
+
+class CachedPredictions:
+    """The same where each token sees those before it through a paged cache of one row.
 
     Args:
         model: in eval mode. Its modules compute, in their precision.
@@ -236,12 +249,12 @@ class Scorer:
         ConfigError: an unknown kv_cache_dtype.
     """
 
-    def __init__(self, model: TeleChatModel, longest: int, kv_cache_dtype: KvCacheDtype = "auto") -> None:
+    def __init__(self, model: TeleChatModel, longest: int, kv_cache_dtype: KvCacheDtype) -> None:
         self._executor = TorchExecutor(model, kv_dtype=kv_dtype(kv_cache_dtype))
         self._num_blocks = -(-longest // _BLOCK_SIZE)
         self._executor.allocate(self._num_blocks, _BLOCK_SIZE)
 
-    def log_probabilities(self, row: Encoded) -> tuple[Tensor, Tensor]:
+    def __call__(self, row: Encoded) -> tuple[Tensor, Tensor]:
         """(fp32 [T, V] of the marked tokens' predictions, those tokens [T])."""
         ids, places = torch.tensor(row.ids), torch.arange(len(row.ids))
         marked = torch.tensor(row.learnt[1:], dtype=torch.bool)
@@ -251,7 +264,7 @@ class Scorer:
 
 
 def _predictions(
-    first: Scorer, second: Scorer, rows: Sequence[Encoded]
+    first: Predict, second: Predict, rows: Sequence[Encoded]
 ) -> tuple[list[RowResult], list[float]]:
     """Results of all rows that have marked tokens, and the KL of every such token."""
     results: list[RowResult] = []
@@ -259,8 +272,8 @@ def _predictions(
     for number, row in enumerate(rows, 1):
         if not any(row.learnt[1:]):
             continue
-        ours, tokens = first.log_probabilities(row)
-        theirs, _ = second.log_probabilities(row)
+        ours, tokens = first(row)
+        theirs, _ = second(row)
         kl = (ours.exp() * (ours - theirs)).sum(-1).clamp_(min=0)
         token_kl.extend(kl.tolist())
         results.append(
