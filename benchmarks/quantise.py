@@ -24,15 +24,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks import record
 from benchmarks.harness import say
 from benchmarks.peers import quantisation as peer
 from benchmarks.quantise_chart import svg
 from benchmarks.quantise_measure import (
     Losses,
-    Predictor,
     load,
     losses,
     peer_weights,
@@ -43,6 +40,8 @@ from benchmarks.quantise_models import FOLDER, RECIPES, train, write_rows
 from telechat.checkpoint.hub import demo_folder
 from telechat.data.sequences import Encoded
 from telechat.engine import LLM
+from telechat.engine.loading import KvCacheDtype
+from telechat.evals.comparison import CachedPredictions, Predict, log_probabilities
 from telechat.evals.tasks import demo_verdicts, scores
 from telechat.models import TeleChatModel
 from telechat.quant import Calibration, Int8Config, QuantizeConfig, quantize
@@ -61,9 +60,10 @@ FORMATS: dict[str, QuantizeConfig | Int8Config] = {
     "W8A8": Int8Config(anti_method="m2", act_method=3),
 }
 ROUNDED = {"round to nearest int4": 4, "round to nearest int8": 8}
-FLOAT, PEER, CACHE = "float", "llm-compressor GPTQ int4", "int8 cache"
+CACHES: dict[str, KvCacheDtype] = {"int8 cache": "int8", "int4 cache": "int4"}
+FLOAT, PEER = "float", "llm-compressor GPTQ int4"
 # Most that may be lost, as a share of the perplexity.
-LIMITS = {"GPTQ int8": 0.001, "W8A8": 0.005, CACHE: 0.001}
+LIMITS = {"GPTQ int8": 0.001, "W8A8": 0.005, "int8 cache": 0.001}
 # Most that the share of right answers may fall.
 TASK_LIMITS = {"GPTQ int8": 0.01, "GPTQ int4": 0.03}
 
@@ -123,11 +123,11 @@ class Goal:
 
 def measure(subject: Subject, work: Path, *, has_peer: bool) -> dict[str, Losses]:
     """Every format of one model; the quantised folders are left in `work`."""
-    made: dict[str, Predictor] = {}
+    made: dict[str, Predict] = {}
 
-    def add(name: str, make: Callable[[], TeleChatModel], kv_dtype: torch.dtype | None = None) -> None:
+    def add(name: str, make: Callable[[], TeleChatModel]) -> None:
         start = time.monotonic()
-        made[name] = Predictor(make(), kv_dtype, longest=LENGTH)
+        made[name] = partial(log_probabilities, make())
         say(f"{subject.name}: {name} in {time.monotonic() - start:.0f} s")
 
     def quantised(name: str) -> TeleChatModel:
@@ -147,7 +147,8 @@ def measure(subject: Subject, work: Path, *, has_peer: bool) -> dict[str, Losses
         add(name, partial(rounded, subject.folder, bits, GROUP_SIZE))
     for name in FORMATS:
         add(name, partial(quantised, name))
-    add(CACHE, lambda: load(subject.folder), torch.int8)
+    for name, dtype in CACHES.items():
+        made[name] = CachedPredictions(load(subject.folder), LENGTH, dtype)
     if has_peer:
         add(PEER, by_peer)
     start = time.monotonic()

@@ -19,13 +19,10 @@ from torch import nn
 
 from telechat.checkpoint import load_model
 from telechat.data.sequences import Encoded
+from telechat.evals.comparison import Predict
 from telechat.models import TeleChatModel
-from telechat.models.paged import PagedBatch, TorchExecutor
-from telechat.ops.paged import Sequences
 from telechat.ops.quantized import WeightScheme, round_to_nearest
 from telechat.quant.blocks import layers_of
-
-_BLOCK_SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -71,51 +68,18 @@ class Losses:
         }
 
 
-class Predictor:
-    """A model's predictions of tokens that are given.
-
-    Args:
-        model: in eval mode, on a CPU.
-        kv_dtype: keys and values go through a cache of this dtype; None leaves them as they are.
-        longest: tokens of the longest row.
-    """
-
-    def __init__(
-        self, model: TeleChatModel, kv_dtype: torch.dtype | None = None, *, longest: int = 512
-    ) -> None:
-        self.model = model
-        self._blocks = range(-(-longest // _BLOCK_SIZE))
-        self._executor = None if kv_dtype is None else TorchExecutor(model, kv_dtype=kv_dtype)
-        if self._executor is not None:
-            self._executor.allocate(len(self._blocks), _BLOCK_SIZE)
-
-    @torch.inference_mode()
-    def log_probabilities(self, row: Encoded) -> torch.Tensor:
-        """Of what follows, fp32 [T, V], at the places whose next token is marked."""
-        ids, marked = torch.tensor(row.ids), torch.tensor(row.learnt[1:], dtype=torch.bool)
-        if self._executor is None:
-            hidden = self.model.hidden_states(ids[None])[0]
-        else:
-            places = torch.arange(len(ids))
-            sequences = Sequences.of([len(ids)], [len(ids)], [self._blocks])
-            batch = PagedBatch(ids, places, [(len(ids), len(ids))], places, sequences, places)
-            hidden = self._executor.hidden_states(batch)
-        return torch.log_softmax(self.model.project(hidden[:-1][marked]).float(), -1)
-
-
-def losses(predictors: Mapping[str, Predictor], rows: Sequence[Encoded], plain: str) -> dict[str, Losses]:
+def losses(predictors: Mapping[str, Predict], rows: Sequence[Encoded], plain: str) -> dict[str, Losses]:
     """Of all models on all rows; `plain` names the one in floats."""
     nll: dict[str, list[float]] = {name: [] for name in predictors}
     kl: dict[str, list[float]] = {name: [] for name in predictors}
     counts = []
     for row in rows:
-        tokens = torch.tensor(row.ids[1:])[torch.tensor(row.learnt[1:], dtype=torch.bool)][:, None]
-        wanted = predictors[plain].log_probabilities(row)
+        wanted, tokens = predictors[plain](row)
         share = wanted.exp()
         counts.append(len(tokens))
-        for name, predictor in predictors.items():
-            found = wanted if name == plain else predictor.log_probabilities(row)
-            nll[name].append(-float(found.gather(1, tokens).double().sum()))
+        for name, predict in predictors.items():
+            found = wanted if name == plain else predict(row)[0]
+            nll[name].append(-float(found.gather(1, tokens[:, None]).double().sum()))
             kl[name].append(float((share * (wanted - found)).double().sum()))
     return {name: Losses(tuple(nll[name]), tuple(kl[name]), tuple(counts)) for name in predictors}
 

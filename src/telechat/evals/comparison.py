@@ -185,7 +185,7 @@ def compare(
         raise ConfigError(f"{first} has {sizes[0]} tokens, {second} has {sizes[1]}.")
     layers = tuple(_layer_errors(models[0], models[1]))
     chosen = [list(verdicts(model, tokenizer, questions)) for model in models]
-    predict: list[Predict] = [partial(_log_probabilities, model) for model in models]
+    predict: list[Predict] = [partial(log_probabilities, model) for model in models]
     if kv_cache_dtype != "auto":
         longest = max(len(row.ids) for row in rows)
         each = zip(models, cache_dtypes, strict=True)
@@ -230,7 +230,8 @@ Predict = Callable[[Encoded], tuple[Tensor, Tensor]]
 
 
 @torch.inference_mode()
-def _log_probabilities(model: TeleChatModel, row: Encoded) -> tuple[Tensor, Tensor]:
+def log_probabilities(model: TeleChatModel, row: Encoded) -> tuple[Tensor, Tensor]:
+    """(fp32 [T, V] of the marked tokens' predictions, those tokens [T]), by the modules as they are."""
     ids = torch.tensor(row.ids)
     marked = torch.tensor(row.learnt[1:], dtype=torch.bool)
     hidden = model.hidden_states(ids[None])[0, :-1][marked]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,14 @@ import torch
 from benchmarks import quantise
 from benchmarks.peers import quantisation
 from benchmarks.quantise_chart import svg
-from benchmarks.quantise_measure import Losses, Predictor, load, losses, peer_weights, rounded, with_weights
+from benchmarks.quantise_measure import Losses, load, losses, peer_weights, rounded, with_weights
 from benchmarks.quantise_models import Document, text_rows
 from safetensors.torch import load_file, save_file
 
 from telechat.checkpoint.hub import demo_folder
 from telechat.cli.main import main
 from telechat.data.sequences import Encoded
+from telechat.evals.comparison import CachedPredictions, Predict, log_probabilities
 from telechat.quant.blocks import layers_of
 
 PLAIN = Losses((1.0, 4.0), (0.0, 0.0), (10, 10))
@@ -34,7 +36,7 @@ def test_what_is_lost() -> None:
 
 
 def test_goals() -> None:
-    names = ("GPTQ int4", "GPTQ int8", "W8A8", quantise.CACHE, "round to nearest int4", quantise.PEER)
+    names = ("GPTQ int4", "GPTQ int8", "W8A8", "int8 cache", "round to nearest int4", quantise.PEER)
     found = {"float": PLAIN, **dict.fromkeys(names, WORSE)}
     verdicts = {goal.name: goal.verdict for goal in quantise.goals(found)}
     assert verdicts["perplexity, GPTQ int4, llm-compressor"] == "reached"
@@ -51,15 +53,19 @@ def test_models_are_measured_as_stored(tmp_path: Path) -> None:
     plain = load(demo_folder())
     row = Encoded(tuple(range(40, 60)), [True] * 20)
     coarse = rounded(demo_folder(), 4, 128)
-    models = {"plain": Predictor(plain), "coarse": Predictor(coarse)}
-    models |= {str(dtype): Predictor(plain, dtype, longest=20) for dtype in (torch.float32, torch.int8)}
+    models: dict[str, Predict] = {
+        "plain": partial(log_probabilities, plain),
+        "coarse": partial(log_probabilities, coarse),
+        "cache": CachedPredictions(plain, 20, "auto"),
+        "int8 cache": CachedPredictions(plain, 20, "int8"),
+    }
     every = losses(models, [row], "plain")
     found = every["coarse"]
     logits, wanted = (torch.log_softmax(one(torch.tensor([row.ids]))[0, :-1], -1) for one in (coarse, plain))
     assert found.nll[0] == pytest.approx(-float(logits[range(19), row.ids[1:]].sum()), rel=1e-5)
     assert found.kl[0] == pytest.approx(float((wanted.exp() * (wanted - logits)).sum()), rel=1e-3)
     assert every["plain"].mean_kl == 0 == every["plain"].less(every["plain"])[0]
-    assert every["torch.float32"].mean_kl < 1e-9 < every["torch.int8"].mean_kl < 1e-3
+    assert every["cache"].mean_kl < 1e-9 < every["int8 cache"].mean_kl < 1e-3
 
     llama = tmp_path / "llama"
     assert main(["export", "llama", "demo", str(llama), "--dtype", "float32"]) == 0
