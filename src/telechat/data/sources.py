@@ -67,7 +67,8 @@ def _mixing_content(path: Path) -> dict[str, Any] | None:
 
 def _source(path: Path, weight: float, named_in: str) -> Source:
     if not path.exists():
-        raise ConfigError(f"There is no training file {path}.", hint=f"Correct the path in {named_in}.")
+        hint = None if Path(named_in).name == path.name else f"Correct the path in {named_in}."
+        raise ConfigError(f"There is no training file {path}.", hint=hint)
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
         raise ConfigError(f"The weight of {path} is {weight!r}; it must be a number from 0 on.")
     return Source(path, float(weight))

@@ -26,6 +26,7 @@ from telechat.models import TeleChatConfig
 
 GGUF = ".gguf"
 _PICKLES = (".bin", ".pt", ".pth")
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz")
 _YAML = (".yaml", ".yml")
 
 
@@ -99,8 +100,10 @@ def kind_of(path: Path) -> str:
             return mindspore.NAME
         if path.suffix in (".safetensors", *_PICKLES):
             return _kind_by_names(hf.read_file(path), path)
+        hint = f"Known are {SUFFIX}, .safetensors, .bin and {GGUF} files."
+        is_archive = path.suffix in _ARCHIVES
         raise CheckpointError(
-            f"{path.name} is no checkpoint.", hint=f"Known are {SUFFIX}, .safetensors, .bin and {GGUF} files."
+            f"{path.name} is no checkpoint.", hint="Unpack it first." if is_archive else hint
         )
     if (path / dcp.METADATA).is_file():
         return dcp.NAME

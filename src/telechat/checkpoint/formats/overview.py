@@ -5,11 +5,13 @@ Reads headers only, and shows what is stored under the names it is stored by.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from telechat.checkpoint.folder import CONFIG, read_json
 from telechat.checkpoint.formats import dcp, gguf_file, hf
@@ -100,7 +102,15 @@ def _config_lines(path: Path) -> list[str]:
         config = TeleChatConfig.from_hf(raw.get("telechat_config") or raw)
     except TelechatError as error:
         return [f"{CONFIG}: {error.message}"]
-    return _facts(config)
+    return [*_facts(config), *_quantised(raw)]
+
+
+def _quantised(raw: Mapping[str, Any]) -> list[str]:
+    section = raw.get("quantization_config")
+    if not isinstance(section, Mapping):
+        return []
+    told = {key: section[key] for key in ("bits", "group_size") if key in section}
+    return [f"quantised: {section.get('quant_method', 'unknown method')} " + json.dumps(told)[1:-1]]
 
 
 def _facts(config: TeleChatConfig) -> list[str]:

@@ -49,6 +49,25 @@ def test_show(
     assert len(shown.splitlines()) < 30
 
 
+def test_show_says_that_a_folder_is_quantised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = model_folder(tmp_path / "model")
+    raw = json.loads((source / "config.json").read_text("utf-8"))
+    raw["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    (source / "config.json").write_text(json.dumps(raw), "utf-8")
+    assert run("checkpoint", "show", source) == 0
+    assert 'quantised: gptq "bits": 4, "group_size": 128' in capsys.readouterr().out
+
+
+def test_archives_are_unpacked_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    convert(model_folder(tmp_path / "model"), tmp_path / "ms", "--to", "mindspore")
+    archive = Path(shutil.make_archive(str(tmp_path / "Telechat_7B"), "zip", tmp_path / "ms"))
+    assert run("checkpoint", "show", archive) == 1
+    assert "Telechat_7B.zip is no checkpoint. Unpack it first." in capsys.readouterr().err
+    shutil.unpack_archive(archive, tmp_path / "Telechat_7B")
+    assert run("checkpoint", "show", tmp_path / "Telechat_7B") == 0
+    assert "MindSpore" in capsys.readouterr().out
+
+
 def test_show_a_gguf_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     convert("demo", tmp_path / "demo.gguf", "--to", "gguf", "--gguf-type", "Q8_0")
     capsys.readouterr()
