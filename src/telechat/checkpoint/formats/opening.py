@@ -100,11 +100,9 @@ def kind_of(path: Path) -> str:
             return mindspore.NAME
         if path.suffix in (".safetensors", *_PICKLES):
             return _kind_by_names(hf.read_file(path), path)
-        hint = f"Known are {SUFFIX}, .safetensors, .bin and {GGUF} files."
-        is_archive = path.suffix in _ARCHIVES
-        raise CheckpointError(
-            f"{path.name} is no checkpoint.", hint="Unpack it first." if is_archive else hint
-        )
+        known = f"Known are {SUFFIX}, .safetensors, .bin and {GGUF} files."
+        hint = "Unpack it first." if path.suffix in _ARCHIVES else known
+        raise CheckpointError(f"{path.name} is no checkpoint.", hint=hint)
     if (path / dcp.METADATA).is_file():
         return dcp.NAME
     if find_ranks(path):
