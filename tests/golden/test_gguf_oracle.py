@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ import tokenizers
 import torch
 
 from telechat import load_model
+from telechat.checkpoint.formats.gguf_tokenizer import SPLIT_RULES
 from telechat.checkpoint.hub import demo_folder
 from telechat.cli.main import main
 from telechat.tokenizer import load_tokenizer
@@ -109,3 +111,20 @@ def test_demo_model(kind: str, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(demo_folder())
     assert answer["ids"] == [tokenizer.encode(text) for text in texts]
     assert len(texts) > 50 or kind != "F32"
+
+
+def test_the_7b_kind_of_tokenizer(tmp_path: Path) -> None:
+    """Byte pairs over text cut by Bloom's rule, as the TeleChat1-7B has them; its own file is not at hand."""
+    folder = tmp_path / "model"
+    shutil.copytree(demo_folder(), folder)
+    raw = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    [split] = [step for step in raw["pre_tokenizer"]["pretokenizers"] if step["type"] == "Split"]
+    split["pattern"]["Regex"] = SPLIT_RULES["bloom"]
+    (folder / "tokenizer.json").write_text(json.dumps(raw, ensure_ascii=False), encoding="utf-8")
+    path = tmp_path / "model.gguf"
+    assert main(["checkpoint", "convert", str(folder), str(path), "--to", "gguf"]) == 0
+    texts = [*golden_texts(), "Hello,world! (one|two) 你好，世界。 12 3  4"]
+    tokenizer = load_tokenizer(folder)
+    expected = [tokenizer.encode(text) for text in texts]
+    assert run_peer(path, tmp_path / "logits.npy", texts=texts)["ids"] == expected
+    assert expected != [load_tokenizer(demo_folder()).encode(text) for text in texts]
