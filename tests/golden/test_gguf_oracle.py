@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
+from tests.shared_data import needs_shared, shared_path
+from tests.unit.checkpoint.formats.samples import DENSE, model_folder
 
 from telechat import load_model
 from telechat.checkpoint.formats.gguf_tokenizer import SPLIT_RULES
@@ -76,7 +78,7 @@ def golden_texts() -> list[str]:
 
 
 def run_peer(path: Path, logits: Path, **request: object) -> dict[str, Any]:
-    request |= {"model": str(path), "n_ctx": 512, "prompt": prompt(), "steps": STEPS}
+    request = {"n_ctx": 512, "prompt": prompt(), "steps": STEPS, **request, "model": str(path)}
     done = subprocess.run(
         [PEER, Path(__file__).with_name("run_llama_cpp.py")],
         input=json.dumps({**request, "logits": str(logits)}),
@@ -128,3 +130,16 @@ def test_the_7b_kind_of_tokenizer(tmp_path: Path) -> None:
     expected = [tokenizer.encode(text) for text in texts]
     assert run_peer(path, tmp_path / "logits.npy", texts=texts)["ids"] == expected
     assert expected != [load_tokenizer(demo_folder()).encode(text) for text in texts]
+
+
+@needs_shared
+@pytest.mark.parametrize(("name", "vocab_size"), [("telechat-12b", 120000), ("telechat2-115b", 131072)])
+def test_official_tokenizers(name: str, vocab_size: int, tmp_path: Path) -> None:
+    config = DENSE.replace(vocab_size=vocab_size, hidden_size=64, num_heads=2, ffn_hidden_size=64)
+    folder, path = model_folder(tmp_path / "model", config), tmp_path / "model.gguf"
+    shutil.copyfile(shared_path(f"golden/tokenizer/{name}/tokenizer.model"), folder / "tokenizer.model")
+    words = ["checkpoint", "convert", str(folder), str(path), "--to", "gguf", "--gguf-type", "F16"]
+    assert main(words) == 0
+    tokenizer, texts = load_tokenizer(folder), [*golden_texts(), "12 pieces", "_____ __ _", "\n\n7"]
+    answer = run_peer(path, tmp_path / "logits.npy", texts=texts, prompt=[5, 6], steps=1)
+    assert answer["ids"] == [tokenizer.encode(text) for text in texts]

@@ -14,7 +14,7 @@ from telechat.errors import TokenizerError
 from telechat.tokenizer import Tokenizer, load_tokenizer
 from telechat.tokenizer.jinja_template import jinja_of
 from telechat.tokenizer.piece_model import load_processor, read_facts
-from telechat.tokenizer.special import TOOL_TAGS
+from telechat.tokenizer.special import TOOL_TAGS, is_control_name
 
 NORMAL, _UNKNOWN, CONTROL, USER_DEFINED, UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 # llama.cpp's name for how text is cut before merging -> the pattern; None is the ByteLevel step's own.
@@ -26,8 +26,8 @@ SPLIT_RULES = {
     "bloom": r" ?[^(\s|[.,!?…。，、।۔،])]+",
 }  # fmt: skip
 _RULE_OF_PATTERN = {pattern: rule for rule, pattern in SPLIT_RULES.items()}
-# What llama.cpp has no keys for, kept for the way back: two files as text, and the ids of tokens that are
-# control tokens to llama.cpp though the sentencepiece model calls them user-defined.
+# What llama.cpp has no keys for, kept for the way back: two files as text, and the ids of tokens that the
+# sentencepiece model calls user-defined.
 TOKENIZER_CONFIG_KEY = "telechat.tokenizer_config"
 GENERATION_KEY = "telechat.generation_config"
 USER_DEFINED_KEY = "telechat.user_defined_ids"
@@ -155,13 +155,14 @@ def _pieces(path: Path, tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]
         elif processor.is_byte(token_id):
             types.append(_BYTE)
         elif token_id in facts.user_defined_ids:
-            types.append(USER_DEFINED)
+            # Digits and line ends: before one that begins a text llama.cpp would leave out the space.
+            types.append(CONTROL if is_control_name(texts[-1]) else NORMAL)
         else:
             types.append(UNUSED if processor.is_unused(token_id) else NORMAL)
     _filled(path, texts, types, vocab_size)
     scores += [0.0] * (vocab_size - len(scores))
     return {
-        USER_DEFINED_KEY: sorted(control & facts.user_defined_ids),
+        USER_DEFINED_KEY: sorted(facts.user_defined_ids),
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.add_space_prefix": facts.adds_dummy_prefix,
