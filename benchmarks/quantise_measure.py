@@ -49,10 +49,17 @@ class Losses:
         """Nats per token."""
         return sum(self.kl) / sum(self.num_tokens)
 
-    def less(self, other: Losses, share: float = 1.0) -> tuple[float, float]:
-        """This -log p less `share` times the other's, per token, and one standard error of the difference."""
+    def less(self, other: Losses) -> tuple[float, float]:
+        """This -log p less the other's, per token, and one standard error of the difference."""
+        return self._difference(self.nll, other.nll)
+
+    def kl_less(self, other: Losses, share: float = 1.0) -> tuple[float, float]:
+        """The same of this KL divergence and `share` times the other's."""
+        return self._difference(self.kl, [share * kl for kl in other.kl])
+
+    def _difference(self, ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
         total = sum(self.num_tokens)
-        rows = [ours - share * theirs for ours, theirs in zip(self.nll, other.nll, strict=True)]
+        rows = [one - other for one, other in zip(ours, theirs, strict=True)]
         mean = sum(rows) / total
         spread = sum((row - mean * count) ** 2 for row, count in zip(rows, self.num_tokens, strict=True))
         return mean, math.sqrt(spread) / total

@@ -30,6 +30,7 @@ def test_what_is_lost() -> None:
     assert PLAIN.perplexity == pytest.approx(math.exp(0.25)) and WORSE.mean_kl == pytest.approx(0.015)
     mean, error = WORSE.less(PLAIN)
     assert mean == pytest.approx(0.03) and error == pytest.approx(math.sqrt(0.2**2 + 0.2**2) / 20)
+    assert WORSE.kl_less(WORSE, 0.5)[0] == pytest.approx(WORSE.mean_kl / 2)
     entry = WORSE.entry(PLAIN)
     assert entry["lost"] == pytest.approx(WORSE.perplexity / PLAIN.perplexity - 1)
     assert PLAIN.entry(PLAIN)["lost"] == PLAIN.entry(PLAIN)["standard_error"] == 0
