@@ -151,7 +151,7 @@ def test_the_requirements_script(tmp_path: Path) -> None:
     command = [sys.executable, str(FOLDER / "requirements.py"), "gguf"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     names = [Requirement(line).name for line in done.stdout.splitlines()]
-    assert names[0] == "torch" and names[-1] == "gguf" and "fastapi" in names
+    assert names[0] == "torch" and names[-1] == "llama-cpp-python" and "fastapi" in names
 
 
 def test_the_entrypoint_becomes_its_command(tmp_path: Path) -> None:
