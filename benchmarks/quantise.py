@@ -263,7 +263,7 @@ def main(words: Sequence[str]) -> int:
         head["versions"] |= peer.pins()
     write_rows()
     report: dict[str, Any] = {**head, "why_no_peer": why_no_peer, "models": {}, "tasks": {}}
-    with tempfile.TemporaryDirectory(prefix="telechat-quantise-") as folder:
+    with tempfile.TemporaryDirectory(prefix="telechat-quality-") as folder:
         work = Path(folder)
         for recipe in RECIPES:
             if recipe.name in args.models:
