@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
+from benchmarks.peers.build import peer_python
 from tests.shared_data import needs_shared, shared_path
 from tests.unit.checkpoint.formats.samples import DENSE, model_folder
 
@@ -23,7 +24,7 @@ from telechat.cli.main import main
 from telechat.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
-PEER = ROOT / ".oracles" / "bench-peers" / "bin" / "python"
+PEER = peer_python()
 CASES = ROOT / "tests" / "golden" / "data" / "tokenizer" / "cases.json"
 # Its answer, a table, has more than 64 tokens.
 QUESTION = (
