@@ -22,7 +22,9 @@ _TARGETS = {
 _AXES = {
     "tp": "model_parallel", "pp": "pipeline_stage", "cp": "context_parallel", "ep": "expert_parallel",
 }  # fmt: skip
-_PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}
+_PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+# Words in the names of schedules, which are ours of these names; those that restart are not.
+_SCHEDULES = ("cosine", "linear", "constant")
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -64,16 +66,16 @@ def translate(raw: Mapping[str, Any], source: str) -> Translation:
         "optimizer": _optimizer(file),
         "schedule": _schedule(file),
         "parallel": _parallel(file),
-        "output": {"folder": str(file.get("output_dir", "output")), **_saving(file)},
-        "precision": _PRECISIONS.get(str(file.get(f"{MODEL}.compute_dtype")), "fp32"),
+        "output": {"folder": file.text("output_dir") or "output", **_saving(file)},
+        "precision": _precision(file),
         "recompute": _recompute(file),
     }
     where = next((place for place in (f"{MODEL}.pet_config", "pet_config") if file.has(place)), None)
     if where is not None:
         recipe["lora"] = _lora(file, where)
-    if isinstance(file.get("seed"), int):
-        recipe["seed"] = file.get("seed")
-    checkpoint, vocabulary = file.get("load_checkpoint"), file.get("processor.tokenizer.vocab_file")
+    if file.get("seed") is not None:
+        recipe["seed"] = file.number("seed", 0)
+    checkpoint, vocabulary = file.text("load_checkpoint"), file.text("processor.tokenizer.vocab_file")
     # -1 stands for none, in the files for pre-training.
     ids = {name: file.number(f"{MODEL}.{name}", -1) for name in _SPECIAL_IDS}
     return Translation(
@@ -88,17 +90,20 @@ def translate(raw: Mapping[str, Any], source: str) -> Translation:
 def _model(file: RunFile) -> dict[str, Any]:
     """Rotary settings of a longer context, and how a mixture's router is trained."""
     rope: dict[str, Any] = {}
-    if file.get(f"{MODEL}.theta"):
-        rope["theta"] = file.number(f"{MODEL}.theta", 0.0)
+    theta = file.number(f"{MODEL}.theta", 0.0)
+    if theta:
+        rope["theta"] = theta
     for ours, theirs in (("base_length", "pretrain_seqlen"), ("training_length", "training_seqlen")):
-        if file.get(f"{MODEL}.{theirs}"):
-            rope[ours] = file.number(f"{MODEL}.{theirs}", 0)
+        length = file.number(f"{MODEL}.{theirs}", 0)
+        if length:
+            rope[ours] = length
     experts: dict[str, Any] = {}
-    if file.get("moe_config.capacity_factor"):
-        experts["capacity_factor"] = file.number("moe_config.capacity_factor", 0.0)
-    factors = file.get("moe_config.aux_loss_factors")
+    capacity = file.number("moe_config.capacity_factor", 0.0)
+    if capacity:
+        experts["capacity_factor"] = capacity
+    factors = file.numbers("moe_config.aux_loss_factors")
     if factors:
-        experts["aux_loss_factor"] = float(factors[0])
+        experts["aux_loss_factor"] = factors[0]
     return {**({"rope": rope} if rope else {}), **({"moe": experts} if experts else {})}
 
 
@@ -110,22 +115,40 @@ def _rows(file: RunFile) -> dict[str, Any]:
     micro = file.number("parallel_config.micro_batch_num", 1) * accumulated
     rows = file.number("runner_config.batch_size", 1) * ranks * micro
     data: dict[str, Any] = {"max_length": length}
-    dataset = file.get("train_dataset.data_loader.dataset_dir") or file.get("train_dataset.dataset_dir")
+    dataset = file.text("train_dataset.data_loader.dataset_dir") or file.text("train_dataset.dataset_dir")
     if dataset:
-        data["train_file"] = str(dataset)
+        data["train_file"] = dataset
     batch = {"tokens_per_step": rows * length, "micro_batches": ranks * micro, "packing": True}
     return {"data": data, "batch": batch}
 
 
 def _optimizer(file: RunFile) -> dict[str, Any]:
     rate = file.number("optimizer.learning_rate", 5e-5)
+    betas = file.numbers("optimizer.betas", (0.9, 0.95))
+    if len(betas) != 2:
+        raise file.wrong("optimizer.betas", betas, "two numbers")
     return {
         "lr": file.number("lr_schedule.learning_rate", rate),
-        "betas": [float(value) for value in file.get("optimizer.betas", (0.9, 0.95))],
+        "betas": betas,
         "eps": file.number("optimizer.eps", 1e-8),
         "weight_decay": file.number("optimizer.weight_decay", 0.0),
-        "max_grad_norm": 1.0 if file.get("runner_wrapper.use_clip_grad") else 0.0,
+        "max_grad_norm": 1.0 if file.flag("runner_wrapper.use_clip_grad") else 0.0,
     }
+
+
+def _precision(file: RunFile) -> str:
+    dtype = file.text(f"{MODEL}.compute_dtype") or "float32"
+    if dtype not in _PRECISIONS:
+        raise file.wrong(f"{MODEL}.compute_dtype", dtype, f"one of {', '.join(_PRECISIONS)}")
+    return _PRECISIONS[dtype]
+
+
+def _schedule_name(file: RunFile) -> str:
+    kind = file.text("lr_schedule.type") or "constant"
+    found = [name for name in _SCHEDULES if name in kind.lower()]
+    if not found or "restart" in kind.lower():
+        raise file.wrong("lr_schedule.type", kind, f"a schedule of the kind {', '.join(_SCHEDULES)}")
+    return found[0]
 
 
 def _schedule(file: RunFile) -> dict[str, Any]:
@@ -133,7 +156,7 @@ def _schedule(file: RunFile) -> dict[str, Any]:
     if peak <= 0:
         raise ConfigError(f"{file.source}: lr_schedule.learning_rate is {peak}; it must be above 0.")
     schedule: dict[str, Any] = {
-        "name": "cosine" if "cosine" in str(file.get("lr_schedule.type", "")).lower() else "constant",
+        "name": _schedule_name(file),
         "epochs": file.number("runner_config.epochs", 1.0),
         "end_factor": file.number("lr_schedule.lr_end", 0.0) / peak,
     }
@@ -151,28 +174,33 @@ def _schedule(file: RunFile) -> dict[str, Any]:
 def _parallel(file: RunFile) -> dict[str, Any]:
     """Shares; data-parallel ranks are whatever the run has beside them."""
     chosen: dict[str, Any] = {ours: file.number(f"parallel_config.{name}", 1) for ours, name in _AXES.items()}
-    chosen["zero_stage"] = 1 if file.get("parallel.enable_parallel_optimizer") else 0
+    chosen["zero_stage"] = int(file.flag("parallel.enable_parallel_optimizer"))
     interleave, offset = file.number(f"{MODEL}.pp_interleave_num", 1), file.get(f"{MODEL}.offset", 0)
     if chosen["pp"] > 1 and interleave > 1:
         chosen["pp_interleave"] = interleave
-    if chosen["pp"] > 1 and isinstance(offset, list):
+    if chosen["pp"] > 1 and offset:
+        if not isinstance(offset, list):
+            raise file.wrong(f"{MODEL}.offset", offset, "0, or a list of whole numbers for each chunk")
         chosen["pp_offset"] = offset
     return chosen
 
 
 def _recompute(file: RunFile) -> str:
-    if file.get("recompute_config.recompute"):
+    if file.flag("recompute_config.recompute"):
         return "full"
-    return "selective" if file.get("recompute_config.select_recompute") else "none"
+    return "selective" if file.flag("recompute_config.select_recompute") else "none"
 
 
 def _saving(file: RunFile) -> dict[str, Any]:
-    monitors = [c for c in file.get("callbacks", []) if "checkpoint" in str(c.get("type", "")).lower()]
+    callbacks = file.get("callbacks", [])
+    if not isinstance(callbacks, list) or not all(isinstance(entry, Mapping) for entry in callbacks):
+        raise file.wrong("callbacks", callbacks, "a list of sections, each with a type")
+    monitors = [entry for entry in callbacks if "checkpoint" in str(entry.get("type", "")).lower()]
     saving = {}
     for ours, theirs in (("save_every", "save_checkpoint_steps"), ("keep_last", "keep_checkpoint_max")):
         values = [monitor[theirs] for monitor in monitors if monitor.get(theirs)]
         if values:
-            saving[ours] = int(values[0])
+            saving[ours] = file.as_number(f"callbacks.{theirs}", values[0], int)
     return saving
 
 
@@ -181,7 +209,7 @@ def _lora(file: RunFile, where: str) -> dict[str, Any]:
     kind = file.get(f"{where}.pet_type", "lora")
     if kind != "lora":
         raise ConfigError(f"{file.source}: {where}.pet_type is {kind!r}; there is only lora.")
-    pattern = str(file.get(f"{where}.target_modules", ""))
+    pattern = file.text(f"{where}.target_modules") or ""
     words = [word.removeprefix(".*") for word in pattern.split("|")]
     unknown = [word for word in words if word not in _TARGETS]
     if unknown:

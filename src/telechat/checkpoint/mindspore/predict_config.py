@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from telechat.checkpoint.mindspore.run_config import MODEL, read_keys
 from telechat.config import read_yaml
 from telechat.errors import ConfigError
-from telechat.run_file import is_run_file
+from telechat.run_file import RunFile, is_run_file
 
 # Field of generation_config.json -> name in `model.model_config`.
 _GENERATION = {
@@ -26,7 +27,6 @@ _GENERATION = {
     "eos_token_id": "eos_token_id",
     "bos_token_id": "bos_token_id",
 }
-_USED_AT_TOP = ("load_checkpoint", "model", "moe_config", "processor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class PredictConfig:
         generation: settings as generation_config.json has them.
         max_model_len: `seq_length`.
         block_size, num_blocks: of the cache; None where unset.
-        ignored: sections that have no meaning here.
+        ignored: keys that have no meaning here.
     """
 
     checkpoint: Path | None
@@ -55,7 +55,7 @@ def read_predict_config(path: Path) -> PredictConfig:
     """Read a run file. Relative paths in it count from the working directory, as for MindFormers.
 
     Raises:
-        ConfigError: no such file, or not MindFormers'.
+        ConfigError: no such file, not MindFormers', or a value of the wrong kind.
     """
     raw = read_yaml(path)
     if not is_run_file(raw):
@@ -63,25 +63,25 @@ def read_predict_config(path: Path) -> PredictConfig:
             f"{path.name} has no model.model_config; it is no MindFormers run file.",
             hint="For this verb, --config takes predict_*.yaml.",
         )
-    model = raw["model"]["model_config"]
-    processor = raw.get("processor") or {}
-    vocabulary = (processor.get("tokenizer") or {}).get("vocab_file")
-    sampling = {ours: model[name] for ours, name in _GENERATION.items() if model.get(name) is not None}
+    file = RunFile(raw, path.name)
+    checkpoint, vocabulary = file.text("load_checkpoint"), file.text("processor.tokenizer.vocab_file")
+    drawing = {ours: file.get(f"{MODEL}.{name}") for ours, name in _GENERATION.items()}
+    sizes = {name: _count(file, f"{MODEL}.{name}") for name in ("seq_length", "block_size", "num_blocks")}
     return PredictConfig(
-        checkpoint=Path(raw["load_checkpoint"]) if raw.get("load_checkpoint") else None,
+        checkpoint=Path(checkpoint) if checkpoint else None,
         tokenizer=Path(vocabulary) if vocabulary else None,
-        generation=sampling,
-        max_model_len=_count(path, model, "seq_length"),
-        block_size=_count(path, model, "block_size"),
-        num_blocks=_count(path, model, "num_blocks"),
-        ignored=tuple(key for key in raw if key not in _USED_AT_TOP),
+        generation={name: value for name, value in drawing.items() if value is not None},
+        max_model_len=sizes["seq_length"],
+        block_size=sizes["block_size"],
+        num_blocks=sizes["num_blocks"],
+        ignored=file.ignored(read_elsewhere=read_keys()),
     )
 
 
-def _count(path: Path, model: Mapping[str, Any], name: str) -> int | None:
-    value = model.get(name)
-    if value is None:
+def _count(file: RunFile, key: str) -> int | None:
+    if file.get(key) is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{path.name}: {name} is {value!r}; it must be a positive integer.")
+    value = file.number(key, 0)
+    if value < 1:
+        raise file.wrong(key, value, "a positive integer")
     return value

@@ -11,8 +11,9 @@ from typing import Any
 
 from telechat.config import read_yaml
 from telechat.errors import ConfigError
-from telechat.run_file import is_run_file
+from telechat.run_file import RunFile, is_run_file
 
+MODEL = "model.model_config"
 # Field of config.json -> names in `model.model_config`.
 _FIELDS = {
     "vocab_size": ("vocab_size",),
@@ -29,6 +30,19 @@ _FIELDS = {
     "attention_dropout": ("attention_dropout_prob",),
 }
 _REQUIRED = ("vocab_size", "hidden_size", "n_layer", "n_head", "ffn_hidden_size")
+# What else is read there.
+_OTHERS = (
+    "pad_token_id",
+    "max_position_embedding",
+    "extend_method",
+    "theta",
+    "scaling_factor",
+    "base_seqlen",
+    "pretrain_seqlen",
+    "training_seqlen",
+    "rotary_dtype",
+)
+_EXPERT_PLACES = ("moe_config", f"{MODEL}.moe_config")
 _EXPERTS = (
     "expert_num",
     "num_experts_chosen",
@@ -44,11 +58,19 @@ def is_model_config(raw: Mapping[str, Any]) -> bool:
     return "num_layers" in raw and "n_layer" not in raw and "intermediate_size" in raw
 
 
+def read_keys() -> list[str]:
+    """The keys of a run file that are read here."""
+    names = [*(name for names in _FIELDS.values() for name in names), *_OTHERS]
+    experts = [f"{place}.{name}" for place in _EXPERT_PLACES for name in _EXPERTS]
+    return [*(f"{MODEL}.{name}" for name in names), *experts]
+
+
 def read_run_config(path: Path) -> dict[str, Any]:
     """The model of a MindFormers run file, as the contents of a config.json.
 
     Raises:
-        ConfigError: no such file, not MindFormers', or without a size that the model needs.
+        ConfigError: no such file, not MindFormers', without a size that the model needs, or with a value of
+            the wrong kind.
     """
     raw = read_yaml(path)
     if not is_run_file(raw):
@@ -57,50 +79,58 @@ def read_run_config(path: Path) -> dict[str, Any]:
 
 
 def model_fields(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The model of a run file's contents, as the contents of a config.json."""
-    model = raw["model"]["model_config"]
+    """The model of a run file's contents, as the contents of a config.json.
+
+    Raises:
+        ConfigError: as `read_run_config`; says `source`.
+    """
+    file = RunFile(raw, source)
     fields: dict[str, Any] = {"model_type": "telechat"}
     for ours, names in _FIELDS.items():
-        value = next((model[name] for name in names if model.get(name) is not None), None)
+        values = [file.get(f"{MODEL}.{name}") for name in names]
+        value = next((value for value in values if value is not None), None)
         if value is not None:
             fields[ours] = value
     missing = [_FIELDS[name][0] for name in _REQUIRED if name not in fields]
     if missing:
         raise ConfigError(f"{source} lacks {', '.join(missing)} in model.model_config.")
-    pad = model.get("pad_token_id")
-    if isinstance(pad, int) and pad >= 0:
+    pad = file.number(f"{MODEL}.pad_token_id", -1)  # which stands for none
+    if pad >= 0:
         fields["pad_token_id"] = pad
-    fields |= _lengths(model, source)
-    experts = raw.get("moe_config") or model.get("moe_config") or {}
-    if isinstance(experts, Mapping) and experts.get("expert_num", 1) > 1:
-        fields["moe_config"] = {key: experts[key] for key in _EXPERTS if experts.get(key) is not None}
+    fields |= _lengths(file)
+    place = next((place for place in _EXPERT_PLACES if file.get(place)), _EXPERT_PLACES[0])
+    if file.number(f"{place}.expert_num", 1) > 1:
+        experts = {key: file.get(f"{place}.{key}") for key in _EXPERTS}
+        fields["moe_config"] = {key: value for key, value in experts.items() if value is not None}
     return fields
 
 
-def _lengths(model: Mapping[str, Any], source: str) -> dict[str, Any]:
+def _lengths(file: RunFile) -> dict[str, Any]:
     """Rotary settings and the lengths they depend on."""
-    trained = int(model.get("max_position_embedding") or model.get("seq_length") or _DEFAULT_LENGTH)
-    method = str(model.get("extend_method") or "None").upper()
+
+    def length(name: str) -> int:
+        return file.number(f"{MODEL}.{name}", 0)
+
+    trained = length("max_position_embedding") or length("seq_length") or _DEFAULT_LENGTH
+    method = file.text(f"{MODEL}.extend_method") or "None"
     base_length, training_length = trained, trained
-    rope: dict[str, Any] = {"base": float(model.get("theta") or 10000.0)}
-    factor = float(model.get("scaling_factor") or 1.0)
-    if method == "NONE":
+    rope: dict[str, Any] = {"base": file.number(f"{MODEL}.theta", 0.0) or 10000.0}
+    if method.upper() == "NONE":
         rope["scheme"] = "none"
-    elif method == "DYNAMIC_NTK":
+    elif method.upper() == "DYNAMIC_NTK":
         rope["scheme"] = "mindformers-dynamic"
-        base_length = int(model.get("base_seqlen") or trained)
-    elif method == "NTK" and model.get("pretrain_seqlen"):
+        base_length = length("base_seqlen") or trained
+    elif method.upper() == "NTK" and length("pretrain_seqlen"):
         # The tutorial's spelling of the official torch rule.
-        base_length = int(model["pretrain_seqlen"])
-        training_length = int(model.get("training_seqlen") or trained)
-    elif method == "NTK":
-        rope |= {"scheme": "ntk-static", "factor": factor}
-    elif method == "PI":
-        rope |= {"scheme": "pi", "factor": factor}
+        base_length = length("pretrain_seqlen")
+        training_length = length("training_seqlen") or trained
+    elif method.upper() in ("NTK", "PI"):
+        scheme = "pi" if method.upper() == "PI" else "ntk-static"
+        rope |= {"scheme": scheme, "factor": file.number(f"{MODEL}.scaling_factor", 0.0) or 1.0}
     else:
         raise ConfigError(
-            f"{source}: extend_method is {model['extend_method']!r}; known are None, NTK, DYNAMIC_NTK and PI."
+            f"{file.source}: extend_method is {method!r}; known are None, NTK, DYNAMIC_NTK and PI."
         )
-    if str(model.get("rotary_dtype", "float16")) == "float32":
+    if file.text(f"{MODEL}.rotary_dtype") == "float32":
         rope["table_dtype"] = "float32"
     return {"base_seqlen": base_length, "training_seqlen": training_length, "telechat_rope": rope}
