@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +20,8 @@ _REDRAW_SECONDS = 0.2
 class Metrics:
     """Appends rows to `metrics.jsonl`; rows past the resumed step are cut off first.
 
+    What is no finite number is null there, as the gradient norm of a step that overflowed in fp16.
+
     Args:
         folder: the run's folder.
         resumed_step: the step that training continues from.
@@ -29,11 +33,14 @@ class Metrics:
         self.loggers = loggers
         self.rows = [row for row in read_metrics(self.path) if row["step"] <= resumed_step]
         folder.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+        partial = self.path.with_suffix(".partial")  # a run killed here keeps the rows it had
+        partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+        os.replace(partial, self.path)
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Record the metrics of a step."""
-        row = {"step": step, **values}
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        row = {"step": step, **finite}
         self.rows.append(row)
         with self.path.open("a", encoding="utf-8") as out:
             out.write(json.dumps(row) + "\n")

@@ -60,7 +60,8 @@ def chart_svg(
 ) -> str:
     """Curves of some metrics over the steps as an SVG element; a row without a metric is left out of it."""
     curves = {
-        name: [(row["step"], _level(row[name], logarithmic)) for row in rows if name in row] for name in names
+        name: [(row["step"], _level(row[name], logarithmic)) for row in rows if row.get(name) is not None]
+        for name in names
     }
     levels = [level for curve in curves.values() for _, level in curve if math.isfinite(level)]
     last_step = max((row["step"] for row in rows), default=1)

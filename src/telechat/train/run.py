@@ -103,7 +103,7 @@ def train(trainer: Trainer, folder: Path) -> None:
         finally:
             trainer.checkpoints.close()
         return
-    loggers = open_loggers(config.output.loggers, folder, to_mapping(config))
+    loggers = open_loggers(config.output.loggers, folder, to_mapping(config), resumed_step=trainer.step)
     metrics = Metrics(folder, resumed_step=trainer.step, loggers=loggers)
     log.info(
         "mfu is relative to %.3g operations/s a device: a square matrix product here, in %s",

@@ -18,9 +18,11 @@ from telechat.train.metrics import Metrics
 
 pytestmark = pytest.mark.oracle
 
+Rows = tuple[tuple[int, Mapping[str, float]], ...]
+
 SETTINGS = {"seed": 7, "batch": {"tokens_per_step": 64}, "lora": None}
 # The last two rows are of one step: the loss, and that of the evaluation.
-ROWS: tuple[tuple[int, Mapping[str, float]], ...] = (
+ROWS: Rows = (
     (5, {"loss": 2.5, "lr": 1e-3}),
     (10, {"loss": 1.25, "lr": 5e-4}),
     (10, {"evaluation_loss": 1.5}),
@@ -34,10 +36,11 @@ SCALARS = {
 }
 
 
-def write(name: Any, folder: Path) -> None:
+def write(name: Any, folder: Path, rows: Rows = ROWS, *, resumed_step: int = 0) -> None:
     """A run's rows through one logger."""
-    metrics = Metrics(folder, resumed_step=0, loggers=open_loggers([name], folder, SETTINGS))
-    for step, values in ROWS:
+    loggers = open_loggers([name], folder, SETTINGS, resumed_step=resumed_step)
+    metrics = Metrics(folder, resumed_step=resumed_step, loggers=loggers)
+    for step, values in rows:
         metrics.add(step, values)
     metrics.close()
 
@@ -54,13 +57,19 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_tensorboard(run: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    def found() -> list[tuple[str, int, float]]:
+        events = EventAccumulator(str(run / "tensorboard"))
+        events.Reload()
+        tags = events.Tags()["scalars"]
+        return [(name, event.step, event.value) for name in tags for event in events.Scalars(name)]
+
     write("tensorboard", run)
-    events = EventAccumulator(str(run / "tensorboard"))
-    events.Reload()
-    found = {
-        (name, event.step): event.value for name in events.Tags()["scalars"] for event in events.Scalars(name)
-    }
-    assert found == pytest.approx(SCALARS)
+    assert {(name, step): value for name, step, value in found()} == pytest.approx(SCALARS)
+    # Resumed at step 5: what stood at step 10 is gone, and what follows is there once.
+    write("tensorboard", run, ((10, {"loss": 1.125}), (15, {"loss": 1.0})), resumed_step=5)
+    losses = [(step, value) for name, step, value in found() if name == "loss"]
+    assert losses == [(5, 2.5), (10, 1.125), (15, 1.0)]
+    assert not [step for name, step, _ in found() if name == "evaluation_loss"]
 
 
 def wandb_records(path: Path) -> Iterator[Any]:

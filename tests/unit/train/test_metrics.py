@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 import types
 from pathlib import Path
@@ -28,6 +29,17 @@ def test_rows_past_the_resumed_step_are_cut_off(tmp_path: Path) -> None:
     assert [row["step"] for row in again.rows] == [1, 2]
     again.add(3, {"loss": 1.0})
     assert read_metrics(metrics.path)[-1] == {"step": 3, "loss": 1.0}
+
+
+def test_what_is_no_number_is_null_in_the_file_and_left_out_of_the_page(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, resumed_step=0)
+    metrics.add(1, {**ROW, "grad_norm": float("inf")})
+    metrics.add(2, ROW)
+    first, _ = metrics.path.read_text().splitlines()
+    assert json.loads(first, parse_constant=pytest.fail)["grad_norm"] is None
+    write_loss_page(metrics.rows, tmp_path / "loss.html", title="A")
+    assert (tmp_path / "loss.html").read_text().count("<polyline") == 4
+    assert Metrics(tmp_path, resumed_step=2).rows == metrics.rows
 
 
 class Terminal(io.StringIO):
@@ -93,15 +105,34 @@ def test_trackers_get_settings_and_metrics(
     assert calls[1:] == [("log", {"loss": 2.0}, 3), ("finish",)]
 
 
-def test_tensorboard_gets_scalars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_goes_on_with_the_same_run_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    calls = stand_in(monkeypatch, "wandb")
+    for resumed_step in (0, 5, 5, 0):  # the last one begins anew in the same folder
+        open_loggers(["wandb"], tmp_path, {}, resumed_step=resumed_step)
+    first, second, third, fresh = (names["id"] for _, names in calls)
+    assert first == second == third != fresh and all(names["resume"] == "allow" for _, names in calls)
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    open_loggers(["wandb"], tmp_path, {}, resumed_step=5)
+    assert calls[-1][1]["id"] == "mine"
+
+
+def test_tensorboard_gets_scalars_at_once_and_drops_those_past_the_resumed_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     written: list[Any] = []
 
     class SummaryWriter:
-        def __init__(self, log_dir: str) -> None:
-            written.append(log_dir)
+        def __init__(self, log_dir: str, purge_step: int) -> None:
+            written.append((log_dir, purge_step))
 
         def add_scalar(self, name: str, value: float, step: int) -> None:
             written.append((name, value, step))
+
+        def flush(self) -> None:
+            written.append("flushed")
 
         def close(self) -> None:
             written.append("closed")
@@ -110,10 +141,10 @@ def test_tensorboard_gets_scalars(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     module.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     monkeypatch.setitem(sys.modules, "tensorboard", types.ModuleType("tensorboard"))
-    (logger,) = open_loggers(["tensorboard"], tmp_path, {})
+    (logger,) = open_loggers(["tensorboard"], tmp_path, {}, resumed_step=2)
     logger.add(3, {"loss": 2.0})
     logger.close()
-    assert written == [str(tmp_path / "tensorboard"), ("loss", 2.0, 3), "closed"]
+    assert written == [(str(tmp_path / "tensorboard"), 3), ("loss", 2.0, 3), "flushed", "closed"]
 
 
 def test_a_package_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,8 +167,14 @@ def test_the_output_section_is_obeyed(
     tiny_model_folder: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logged: list[int] = []
+    opened: list[int] = []
     logger = SimpleNamespace(add=lambda step, values: logged.append(step), close=lambda: logged.append(-1))
-    monkeypatch.setattr("telechat.train.run.open_loggers", lambda names, *_: [logger] * len(names))
+
+    def open_loggers(names: tuple[str, ...], *_: object, resumed_step: int) -> list[SimpleNamespace]:
+        opened.append(resumed_step)
+        return [logger] * len(names)
+
+    monkeypatch.setattr("telechat.train.run.open_loggers", open_loggers)
     more = {
         "output.keep_last": "1",
         "output.save_every": "2",
@@ -180,6 +186,8 @@ def test_the_output_section_is_obeyed(
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [2, 4, 5]
     assert logged == [2, 4, 5, -1]
+    run(tiny_model_folder, rows, tmp_path, **more | {"schedule.total_steps": "6"})
+    assert opened == [0, 5] and logged[4:] == [6, -1]
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16-pure", "bfloat16"), ("bf16", "float32")])
