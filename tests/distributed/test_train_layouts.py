@@ -14,7 +14,7 @@ LORA = {"rank": 3, "alpha": 6.0}
 
 TWO = [
     Case(name="dp2-zero3-offload", layouts=[{"dp": 2, "zero_stage": 3, "offload": True}]),
-    Case(name="dp2-zero2", layouts=[{"dp": 2, "zero_stage": 2}], model={"tied": True}, packed=True, steps=6),
+    Case(name="dp2-zero2", layouts=[{"dp": 2, "zero_stage": 2}], model={"tied": True}, packed=True),
     Case(name="dp2-zero1", layouts=[{"dp": 2, "zero_stage": 1}], steps=3),
     Case(name="dp2-zero0", layouts=[{"dp": 2, "zero_stage": 0}], steps=3),
     Case(name="tp2", layouts=[{"tp": 2}]),
@@ -36,7 +36,7 @@ TWO = [
     Case(name="pp2-interleaved-moe", layouts=[{"pp": 2, "pp_interleave": 2}], model={**DEEP, **MOE}, steps=3),
     Case(name="pp2-offload", layouts=[{"pp": 2, "offload": True}], steps=3),
     Case(name="cp2", layouts=[{"cp": 2}]),
-    Case(name="cp2-packed-recompute", layouts=[{"cp": 2}], packed=True, recompute=True, steps=3),
+    Case(name="cp2-packed-recompute", layouts=[{"cp": 2}], packed=True, recompute="full", steps=3),
     Case(name="cp2-heads", layouts=[{"cp": 2, "context": "heads"}], packed=True, steps=3),
     Case(name="cp2-heads-mqa", layouts=[{"cp": 2, "context": "heads"}], model={"kv_heads": 1}, steps=3),
     Case(name="cp2-moe", layouts=[{"cp": 2}], model=MOE, steps=3),
@@ -70,7 +70,7 @@ FOUR = [
     Case(name="dp2-tp2", layouts=[{"dp": 2, "tp": 2}], packed=True),
     Case(name="tp2-pp2", layouts=[{"tp": 2, "pp": 2}], model={"tied": True}),
     Case(name="dp2-cp2", layouts=[{"dp": 2, "cp": 2}], packed=True),
-    Case(name="ep2-dp2", layouts=[{"ep": 2, "dp": 2}], model=MOE),
+    Case(name="ep2-dp2", layouts=[{"ep": 2, "dp": 2}], model=MOE, recompute="selective"),
     Case(name="dp2-pp2", layouts=[{"dp": 2, "pp": 2}], steps=3),
     Case(name="pp2-cp2", layouts=[{"pp": 2, "cp": 2}], model=MOE, packed=True, steps=3),
     Case(name="tp2-cp2", layouts=[{"tp": 2, "cp": 2}], model={"kv_heads": 1}, packed=True, steps=3),

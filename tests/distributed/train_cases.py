@@ -23,7 +23,7 @@ from telechat.layers.rotary import RopeSettings
 from telechat.models import TeleChatConfig, TeleChatModel, build_model, initialise
 from telechat.train.adapters import adapter_config, add_adapters
 from telechat.train.batch import IGNORED, PADDING_SEGMENT, Batch
-from telechat.train.config import LoraSection, OptimizerSection, PreferenceSection
+from telechat.train.config import LoraSection, OptimizerSection
 from telechat.train.distributed.deepspeed import DeepSpeedEngine
 from telechat.train.distributed.engine import DistributedEngine
 from telechat.train.distributed.layout import ParallelLayout
@@ -33,6 +33,8 @@ from telechat.train.engine import LocalEngine, TrainEngine
 from telechat.train.objective import CrossEntropy, Objective
 from telechat.train.precision import PRECISIONS
 from telechat.train.preference import PreferenceBatch, PreferenceObjective
+from telechat.train.preference_settings import PreferenceSection
+from telechat.train.recompute import Recompute, apply_recompute
 
 ROOT = Path(__file__).resolve().parents[2]
 MICRO_BATCHES = 4
@@ -53,6 +55,7 @@ class Case:
         packed: rows hold several conversations.
         precision: a name from `PRECISIONS`.
         lora: the recipe's `lora` section, if adapters are trained.
+        recompute: the recipe's `recompute`.
         preference: the recipe's `preference` section, if each batch is a pair of answers.
     """
 
@@ -62,7 +65,7 @@ class Case:
     steps: int = 20
     packed: bool = False
     precision: str = "fp32"
-    recompute: bool = False
+    recompute: Recompute = "none"
     lora: dict[str, Any] = field(default_factory=dict)
     preference: dict[str, Any] = field(default_factory=dict)
 
@@ -95,7 +98,7 @@ def make_config(
     )
 
 
-def whole_model(shape: dict[str, Any], *, recompute: bool = False) -> TeleChatModel:
+def whole_model(shape: dict[str, Any]) -> TeleChatModel:
     """The same random model in every process, biases included."""
     model = build_model(make_config(**shape), attention="sdpa")
     initialise(model, seed=1)
@@ -103,7 +106,6 @@ def whole_model(shape: dict[str, Any], *, recompute: bool = False) -> TeleChatMo
     for name, parameter in model.named_parameters():
         if name.endswith(".bias"):
             parameter.data.normal_(0.0, 0.5, generator=generator)
-    model.transformer.gradient_checkpointing = recompute
     return model
 
 
@@ -193,7 +195,7 @@ def share_of(engine: TrainEngine, batches: list[Batch]) -> list[Batch]:
 
 def make_engine(case: Case, layout: dict[str, Any]) -> TrainEngine:
     """The engine of this process for a layout; `{"local": True}` trains all of it alone."""
-    model = whole_model(case.model, recompute=case.recompute)
+    model = whole_model(case.model)
     precision: Any = case.precision
     model.to(PRECISIONS[precision].weights)
     if case.lora:
@@ -207,7 +209,6 @@ def make_engine(case: Case, layout: dict[str, Any]) -> TrainEngine:
     parallel = from_mapping(ParallelLayout, layout).for_world(dist.get_world_size())
     if parallel.engine == "deepspeed":
         return DeepSpeedEngine(model, objective, OPTIMIZER, precision, layout=parallel, device=CPU)
-
     return DistributedEngine(
         model,
         objective,
@@ -216,6 +217,7 @@ def make_engine(case: Case, layout: dict[str, Any]) -> TrainEngine:
         layout=parallel,
         device=CPU,
         source=model_source(model),
+        prepare=lambda blocks: apply_recompute(blocks, case.recompute),
     )
 
 
@@ -227,7 +229,7 @@ def _expected(text: str) -> dict[str, Any]:
 
 def expected(case: Case) -> dict[str, Any]:
     """What one process finds."""
-    alone = dataclasses.replace(case, name="alone", layouts=[{"local": True}], recompute=False)
+    alone = dataclasses.replace(case, name="alone", layouts=[{"local": True}], recompute="none")
     return _expected(json.dumps(dataclasses.asdict(alone)))
 
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from telechat.data.official.settings import OfficialSettings
 from telechat.errors import ConfigError
 from telechat.train.distributed.layout import ParallelLayout
+from telechat.train.preference_settings import PreferenceSection
 
 PrecisionName = Literal["fp32", "bf16", "bf16-pure", "fp16"]
 RopeScheme = Literal["telechat", "none", "ntk-static", "pi", "mindformers-dynamic"]
 LoggerName = Literal["tensorboard", "wandb", "swanlab"]
+
+
+def _check_least(least: int, section: object, where: str, *names: str) -> None:
+    """Refuse numbers of a section below `least`, and what is no finite number; null is let through."""
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and not least <= value < math.inf:
+            raise ConfigError(f"{where}.{name} is {value}; it must be at least {least}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +59,7 @@ class MoeSection:
     aux_loss_factor: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("capacity_factor", "aux_loss_factor"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ConfigError(f"model.moe.{name} is {value}; it must not be negative.")
+        _check_least(0, self, "model.moe", "capacity_factor", "aux_loss_factor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +141,7 @@ class BatchSection:
     packing: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("tokens_per_step", "micro_batches", "rows_per_bucket"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"batch.{name} is {getattr(self, name)}; it must be positive.")
+        _check_least(1, self, "batch", "tokens_per_step", "micro_batches", "rows_per_bucket")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +164,11 @@ class OptimizerSection:
     eps: float = 1e-8
     weight_decay: float = 0.1
     max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_least(0, self, "optimizer", "lr", "muon_lr", "eps", "weight_decay", "max_grad_norm")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"optimizer.betas is {list(self.betas)}; both must be in [0, 1).")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,16 +200,15 @@ class ScheduleSection:
     cycles: int = 1
 
     def __post_init__(self) -> None:
-        if self.total_steps is not None:
-            if self.total_steps < 1:
-                raise ConfigError(f"schedule.total_steps is {self.total_steps}; it must be positive.")
-            if self.warmup_steps is not None and not 0 <= self.warmup_steps < self.total_steps:
-                raise ConfigError(
-                    f"schedule.warmup_steps is {self.warmup_steps}; it must be below total_steps "
-                    f"({self.total_steps})."
-                )
-        if self.epochs <= 0 or self.power <= 0 or self.cycles < 1:
-            raise ConfigError("schedule.epochs, schedule.power and schedule.cycles must be positive.")
+        _check_least(1, self, "schedule", "total_steps", "cycles")
+        _check_least(0, self, "schedule", "warmup_steps")
+        if self.total_steps is not None and (self.warmup_steps or 0) >= self.total_steps:
+            raise ConfigError(
+                f"schedule.warmup_steps is {self.warmup_steps}; it must be below total_steps "
+                f"({self.total_steps})."
+            )
+        if not (0 < self.epochs < math.inf and 0 < self.power < math.inf):
+            raise ConfigError("schedule.epochs and schedule.power must be positive.")
         for name in ("warmup_fraction", "decay_fraction", "end_factor"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"schedule.{name} is {getattr(self, name)}; it must be in [0, 1].")
@@ -244,58 +253,6 @@ class LoraSection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreferenceSection:
-    """Learning from pairs of a better and a worse answer, or from answers judged good or bad.
-
-    Attributes:
-        loss: `dpo`, `orpo` or `simpo` on pairs; `kto` on judged answers. DPO and KTO compare with the weights
-            that the run starts from.
-        beta: strength, by the loss's own meaning; null means 0.1, and 2 for `simpo`.
-        gamma: margin of `simpo`; null means 1.
-        desirable_weight, undesirable_weight: of good and of bad answers in `kto`; null means 1.
-    """
-
-    loss: Literal["dpo", "orpo", "simpo", "kto"] = "dpo"
-    beta: float | None = None
-    gamma: float | None = None
-    desirable_weight: float | None = None
-    undesirable_weight: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, loss in (("gamma", "simpo"), ("desirable_weight", "kto"), ("undesirable_weight", "kto")):
-            if getattr(self, name) is not None and self.loss != loss:
-                raise ConfigError(f"preference.{name} belongs to the loss {loss}; the loss is {self.loss}.")
-        if self.strength <= 0:
-            raise ConfigError(f"preference.beta is {self.beta}; it must be positive.")
-
-    @property
-    def strength(self) -> float:
-        """`beta`, or its default."""
-        return self.beta if self.beta is not None else (2.0 if self.loss == "simpo" else 0.1)
-
-    @property
-    def margin(self) -> float:
-        """`gamma`, or its default."""
-        return self.gamma if self.gamma is not None else 1.0
-
-    @property
-    def weights(self) -> tuple[float, float]:
-        """Of good and of bad answers."""
-        good, bad = self.desirable_weight, self.undesirable_weight
-        return (1.0 if good is None else good, 1.0 if bad is None else bad)
-
-    @property
-    def is_paired(self) -> bool:
-        """Rows are pairs."""
-        return self.loss != "kto"
-
-    @property
-    def needs_reference(self) -> bool:
-        """The loss compares with the start weights."""
-        return self.loss in ("dpo", "kto")
-
-
-@dataclass(frozen=True, kw_only=True)
 class EvaluationSection:
     """Loss on rows that are not trained on.
 
@@ -306,6 +263,9 @@ class EvaluationSection:
 
     file: str = ""
     every: int = 200
+
+    def __post_init__(self) -> None:
+        _check_least(1, self, "evaluation", "every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,9 +289,7 @@ class OutputSection:
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
 
     def __post_init__(self) -> None:
-        for name in ("save_every", "keep_last", "log_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"output.{name} is {getattr(self, name)}; it must be positive.")
+        _check_least(1, self, "output", "save_every", "keep_last", "log_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -380,8 +338,9 @@ class TrainConfig:
             raise ConfigError("neftune_alpha and z_loss must not be negative.")
         if self.neftune_alpha and self.parallel.tp * self.parallel.cp > 1:
             raise ConfigError(
-                f"neftune_alpha needs whole rows on one process; the layout has tp {self.parallel.tp} and "
-                f"cp {self.parallel.cp}."
+                f"neftune_alpha scales noise by the length of whole rows, which parallel.tp "
+                f"{self.parallel.tp} and cp {self.parallel.cp} divide.",
+                hint="Leave neftune_alpha out, or use parallel.dp and pp.",
             )
 
     def _check_preference(self) -> None:
@@ -391,6 +350,7 @@ class TrainConfig:
             "data.mode": self.data.mode != "default",
             "data.loss_on": self.data.loss_on != "answers",
             "data.cache": self.data.cache,
+            "data.processes": self.data.processes != 1,
             "z_loss": self.z_loss,
         }
         for name, is_set in idle.items():

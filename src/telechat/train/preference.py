@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from telechat.train.batch import IGNORED, Batch
-from telechat.train.config import PreferenceSection
 from telechat.train.losses.cross_entropy import chunked_cross_entropy, token_log_probabilities
 from telechat.train.losses.dpo import dpo_loss
 from telechat.train.losses.kto import kto_baseline, kto_loss
 from telechat.train.losses.orpo import orpo_loss
 from telechat.train.losses.simpo import simpo_loss
+from telechat.train.preference_settings import PreferenceSection
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -163,11 +163,11 @@ def measure_references(engine: TrainEngine, samples: PreferenceSamples, *, pad_i
     most = -(-total // engine.data_size)
     for start in range(0, most, _MEASURED_AT_ONCE):
         numbers = share[start : start + _MEASURED_AT_ONCE]
-        # Ranks evaluate equally often: one that has run out shows its first sequence again.
+        # Ranks evaluate equally often: one that has run out shows some sequence again.
         missing = min(most - start, _MEASURED_AT_ONCE) - len(numbers)
-        shown = numbers + share[:1] * missing
+        shown = numbers + [0] * missing
         parts = engine.evaluate([_alone(samples.sequences, number, pad_id) for number in shown]).parts
-        found[shown] = -parts.float().cpu()
+        found[numbers] = -parts[: len(numbers)].float().cpu()
     if engine.data_size > 1:
         torch.distributed.all_reduce(found)
     samples.reference[:] = found.numpy()

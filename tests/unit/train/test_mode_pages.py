@@ -14,7 +14,8 @@ import yaml
 from telechat.cli.main import main
 from telechat.config import from_mapping
 from telechat.data.recognise import recognise_row
-from telechat.train.config import LoraSection, PreferenceSection
+from telechat.train.config import LoraSection
+from telechat.train.preference_settings import PreferenceSection
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -55,12 +56,14 @@ def test_the_settings_of_the_page_are_settings() -> None:
     [text] = blocks(page("lora-training.md"), "yaml")
     section = from_mapping(LoraSection, yaml.safe_load(text)["lora"])
     assert section.rank_pattern == {"query": 8} and section.alpha_pattern == {r"h\.0\..*": 16.0}
-    for name in re.findall(r"^\| `(\w+): ", page("lora-training.md"), re.MULTILINE):
-        assert hasattr(section, name)
+    names = re.findall(r"^\| `(\w+): ", page("lora-training.md"), re.MULTILINE)
+    assert names and all(hasattr(section, name) for name in names), names
 
 
 def test_the_rows_of_the_page_are_read() -> None:
-    for row in blocks(page("preference.md"), "json"):
+    rows = blocks(page("preference.md"), "json")
+    assert len(rows) == 2  # a pair, and a judged answer
+    for row in rows:
         found = recognise_row(json.loads(row))
         assert found is not None and found.family.name == "preference"
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.unit.train.losses.preference_cases import our_loss
@@ -13,21 +16,24 @@ from tests.unit.train.test_loop import tiny_model
 from tests.unit.train.test_run_adapters import run
 from torch import Tensor
 
+from telechat.data.sequences import Encoded, SequenceBuilder
 from telechat.errors import ConfigError
 from telechat.models import TeleChatModel
 from telechat.serve.page.votes import Vote, VoteFolder
+from telechat.train.batch import Batch
 from telechat.train.config import (
     BatchSection,
     DataSection,
     ModelSection,
     OptimizerSection,
     OutputSection,
-    PreferenceSection,
     TrainConfig,
 )
 from telechat.train.engine import LocalEngine
 from telechat.train.metrics import read_metrics
 from telechat.train.preference import PreferenceBatch, PreferenceObjective
+from telechat.train.preference_data import measure_references
+from telechat.train.preference_settings import PreferenceSection
 
 UPPER = [[4, 5, 6, 7], [20, 21, 22, 23, 24], [30, 31, 32]]
 LOWER = [[4, 5, 9], [20, 21, 40, 41, 42, 43], [30, 31, 50]]
@@ -107,6 +113,26 @@ def test_a_plain_batch_is_measured() -> None:
     torch.testing.assert_close(-parts, row_log_probabilities(model, UPPER, means=False).detach())
 
 
+def test_a_rank_without_sequences_evaluates_as_often_as_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sequences on three ranks: the third has none, and must not leave the others waiting."""
+    builder = SequenceBuilder()
+    for row in UPPER[:2]:
+        builder.add(Encoded(row, [True] * len(row)))
+    samples: Any = SimpleNamespace(sequences=builder.finish(), reference=np.zeros(2, dtype=np.float32))
+    shown: list[int] = []
+
+    def evaluate(batches: list[Batch]) -> SimpleNamespace:
+        shown.append(len(batches))
+        return SimpleNamespace(parts=torch.full((len(batches),), 7.0))
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda found: None)
+    for rank, expected in enumerate(([-7.0, 0.0], [0.0, -7.0], [0.0, 0.0])):
+        engine: Any = SimpleNamespace(data_rank=rank, data_size=3, evaluate=evaluate)
+        measure_references(engine, samples, pad_id=3)
+        assert samples.reference.tolist() == expected
+    assert shown == [1, 1, 1]
+
+
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
@@ -182,6 +208,7 @@ def test_settings_of_another_loss_are_refused() -> None:
     [
         ({"batch": BatchSection(packing=True)}, r"batch\.packing"),
         ({"data": DataSection(train_file="f", loss_on="all")}, r"data\.loss_on"),
+        ({"data": DataSection(train_file="f", processes=2)}, r"data\.processes"),
         ({"z_loss": 1.0}, "z_loss"),
     ],
 )

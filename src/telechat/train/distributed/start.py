@@ -85,12 +85,6 @@ def check_recipe(config: TrainConfig, layout: ParallelLayout) -> None:
             "for other processes in their middle.",
             hint="Leave compile out, or use parallel.dp and pp.",
         )
-    if config.neftune_alpha and layout.tp * layout.cp > 1:
-        raise ConfigError(
-            f"neftune_alpha scales noise by the length of whole rows, which parallel.tp {layout.tp} and cp "
-            f"{layout.cp} divide.",
-            hint="Leave neftune_alpha out, or use parallel.dp and pp.",
-        )
 
 
 def rank_device(name: str) -> torch.device:
