@@ -204,10 +204,12 @@ def scale_and_clip(parameters: Sequence[nn.Parameter], max_norm: float, loss_sca
     """Take the loss scale out of the gradients and bring them down to `max_norm`, in one multiplication.
 
     Returns:
-        The norm before clipping; inf or NaN after an overflow, with the gradients left as they are.
+        The norm before clipping; inf or NaN after an overflow, when the gradients are of no use.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = float(nn.utils.get_total_norm(gradients)) / loss_scale.scale
+    # In fp32 whatever the gradients are in: bf16 keeps three digits of a sum of squares.
+    norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)
+    norm = float(torch.linalg.vector_norm(torch.stack(norms))) / loss_scale.scale
     factor = 1.0 / loss_scale.scale
     if 0 < max_norm < norm:
         factor *= max_norm / norm

@@ -87,6 +87,13 @@ def test_clipping_brings_the_norm_down() -> None:
     assert of.clip(0) == pytest.approx(norm / 4, rel=1e-4)
 
 
+def test_the_norm_of_bf16_gradients_has_all_its_digits() -> None:
+    of = LocalEngine(tiny_model().to(torch.bfloat16), CrossEntropy(), OptimizerSection(), "bf16-pure")
+    of.backward([rows_batch(ROWS, length=8)])
+    squares = sum(float(gradient.double().square().sum()) for gradient in gradients(of).values())
+    assert of.clip(0) == pytest.approx(squares**0.5, rel=1e-6)
+
+
 def test_the_loss_scale_of_fp16_cancels() -> None:
     scaled, plain = engine("fp16"), engine("fp16")
     plain.loss_scale.scale = 1.0

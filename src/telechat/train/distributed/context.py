@@ -32,13 +32,11 @@ class Share:
     Attributes:
         batch: the columns of this rank [B, s], on its device.
         segments: int32 [B, S] of the whole rows, where attention needs a mask between conversations.
-        row_length: positions of the rows before padding; rotary tables depend on it.
         balance_weight: factor on a mixture's balancing loss in the loss that is differentiated.
     """
 
     batch: Batch
     segments: Tensor | None
-    row_length: int
     balance_weight: float
 
 
@@ -109,18 +107,18 @@ class ContextShare:
         part = length // self.layout.cp
         return torch.arange(self.place.cp * part, (self.place.cp + 1) * part)
 
-    def share(self, batch: Batch, device: torch.device, *, row_length: int, balance_weight: float) -> Share:
+    def share(self, batch: Batch, device: torch.device, *, balance_weight: float) -> Share:
         """This rank's columns of a batch that is padded already."""
         segments = batch.segments.to(device) if batch.is_packed else None
         if self.layout.cp > 1:
             columns = self.columns(batch.ids.shape[1])
             batch = changed(batch, lambda tensor: tensor[:, columns])
-        return Share(batch.to(device), segments, row_length, balance_weight)
+        return Share(batch.to(device), segments, balance_weight)
 
     def inputs(self, rotary: RotaryTables, share: Share) -> tuple[AttentionInputs, LayerAttend | None]:
         """What the layers of one forward call share, and what stands for attention where ranks share rows."""
-        B, S = share.batch.ids.shape
-        cos, sin = rotary.lookup(share.batch.positions, [share.row_length] * B)
+        # As in one process: no conversation is longer than the training length, though padded rows may be.
+        cos, sin = rotary.rows(share.batch.positions, rotary.settings.training_length)
         mask = None
         if share.segments is not None and (self.layout.cp == 1 or self.layout.context == "heads"):
             mask = segment_mask(share.segments, self.dtype)
@@ -128,7 +126,7 @@ class ContextShare:
             cos,
             sin,
             mask,
-            is_causal=mask is None and S > 1,
+            is_causal=mask is None and share.batch.ids.shape[1] > 1,
             is_real=share.batch.segments != PADDING_SEGMENT,
         )
         if self.layout.cp == 1:

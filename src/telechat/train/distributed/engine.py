@@ -256,7 +256,6 @@ class DistributedEngine:
             self.context.share(
                 pad_rows(batch, num_rows, -(-length // multiple) * multiple),
                 self.device,
-                row_length=length,
                 balance_weight=weight,
             )
             for batch, num_rows, length, weight in zip(batches, rows, lengths, balance_weights, strict=True)
