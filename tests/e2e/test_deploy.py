@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -80,7 +79,6 @@ def page_process_of(parent: int) -> int:
 
 
 def test_model_that_does_not_load_is_one_line(tmp_path: Path) -> None:
-    started = time.monotonic()
     done = subprocess.run(
         [
             *COMMAND,
@@ -95,7 +93,7 @@ def test_model_that_does_not_load_is_one_line(tmp_path: Path) -> None:
         text=True,
         timeout=120,
     )
-    assert done.returncode == 1 and time.monotonic() - started < 100
+    assert done.returncode == 1
     assert done.stdout == ""
     assert f"error: {tmp_path} holds no" in done.stderr or f"error: {tmp_path} has no" in done.stderr
     assert "error: The API ended with exit code 1." in done.stderr

@@ -7,7 +7,6 @@ import os
 import shlex
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -311,9 +310,8 @@ def test_one_that_ends_stops_the_rest() -> None:
     group = Group()
     group.start("The first", [sys.executable, "-c", "import time; time.sleep(60)"], {})
     group.start("The second", [sys.executable, "-c", "raise SystemExit(3)"], {})
-    started = time.monotonic()
     with pytest.raises(TelechatError, match="The second ended with exit code 3"):
         group.wait_until(lambda: False)
     group.stop()
-    assert time.monotonic() - started < 30
-    assert all(child.poll() is not None for child in group._children.values())
+    # The first was ended; left alone it would have slept on and ended well.
+    assert group._children["The first"].poll() not in (None, 0)

@@ -172,11 +172,9 @@ def test_a_disk_that_hangs_does_not_hold_up_requests(tmp_path: Path, monkeypatch
     hangs = threading.Event()
     write = os.write
     monkeypatch.setattr(os, "write", lambda *words: (hangs.wait(60), write(*words))[1])
-    begun = time.monotonic()
     for _ in range(MAX_WAITING_LINES + 50):
         log.put({})
-    assert time.monotonic() - begun < 30
-    # One is being written, the rest wait.
+    # One is being written, the rest wait; had a request waited for the disk, none would be lost.
     assert log.num_lost in (49, 50)
     hangs.set()
     log.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 from starlette.testclient import TestClient
@@ -19,9 +18,7 @@ CHAT = "/v1/chat/completions"
 
 def test_a_whole_answer_that_takes_too_long(make_client: MakeClient, engine: FakeEngine) -> None:
     engine.scripts["hi"] = ("a", 1000.0)
-    begun = time.monotonic()
     answer = make_client(request_seconds=0.2).post(CHAT, json=GENERATING[CHAT])
-    assert time.monotonic() - begun < 30
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
     assert "0.2 seconds" in answer.json()["error"]["message"]
     assert answer.headers["x-should-retry"] == "false"

@@ -58,7 +58,9 @@ def test_reshard(source: Path, tmp_path: Path) -> None:
     names = sorted(path.name for path in (tmp_path / "b").glob("a/rank_*/*"))
     assert names == [f"x_{number}.ckpt" for number in range(4)]
     assert checkpoint("split", source, tmp_path / "c", *words) == 0
-    for path in (tmp_path / "c/ms").rglob("*.ckpt"):
+    files = list((tmp_path / "c/ms").rglob("*.ckpt"))
+    assert len(files) == 4
+    for path in files:
         assert path.read_bytes() == (tmp_path / "b/a" / path.relative_to(tmp_path / "c/ms")).read_bytes()
 
 
