@@ -5,7 +5,6 @@ Knows commands and ports; nothing of models or of what the servers serve.
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import socket
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from telechat.errors import TelechatError, UsageError
+from telechat.serve.ports import cannot_listen
 from telechat.serve.settings import DEFAULT_SHUTDOWN_SECONDS
 
 POLL_SECONDS = 0.1
@@ -50,23 +50,7 @@ def check_port_free(host: str, port: int, *, port_flag: str, host_flag: str) -> 
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise _refused(host, port, port_flag, host_flag, error) from error
-
-
-def _refused(host: str, port: int, port_flag: str, host_flag: str, error: OSError) -> TelechatError:
-    if error.errno == errno.EADDRINUSE:
-        return TelechatError(
-            f"Port {port} on {host} is in use.",
-            hint=f"Stop the program that uses it, or choose another port with {port_flag}.",
-        )
-    if error.errno == errno.EACCES:
-        return TelechatError(
-            f"Port {port} needs administrator rights.", hint=f"Choose one above 1023 with {port_flag}."
-        )
-    return UsageError(
-        f"Nothing can listen on {host} port {port}: {error.strerror}.",
-        hint=f"Give another host with {host_flag}.",
-    )
+            raise cannot_listen(host, port, error, port_flag=port_flag, host_flag=host_flag) from error
 
 
 class Group:

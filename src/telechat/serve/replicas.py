@@ -16,10 +16,10 @@ from typing import Protocol
 from telechat.engine.async_engine import QueueFullError
 from telechat.engine.blocks import BlockName, block_name, root_name
 from telechat.engine.engine_process import EngineDiedError
-from telechat.engine.outputs import Delta, EngineStats, Pooling
+from telechat.engine.outputs import Delta, Pooling
 from telechat.engine.sampling_params import SamplingParams
 from telechat.errors import ConfigError, TelechatError
-from telechat.serve.contract import DeltaStream, ServiceModel
+from telechat.serve.contract import DeltaStream, EngineView, ServiceEngine, ServiceModel
 
 # Tokens of one remembered piece of a prompt. Shorter common beginnings are not worth a detour.
 PIECE_TOKENS = 64
@@ -30,42 +30,13 @@ _DEFAULT_PIECES = 16_384
 PENDING_TOKENS = 64
 
 
-class Replica(Protocol):
+class Replica(ServiceEngine, EngineView, Protocol):
     """One of the engines; `telechat.engine.AsyncEngine` fits."""
 
     @property
-    def llm(self) -> ServiceModel: ...
-    @property
-    def is_alive(self) -> bool: ...
-    @property
-    def num_restarts(self) -> int: ...
-    @property
-    def num_pending(self) -> int: ...
-    @property
-    def stats(self) -> EngineStats | None: ...
-    @property
-    def adapters(self) -> Sequence[str]: ...
-    def stream(
-        self,
-        prompt_ids: list[int],
-        params: SamplingParams,
-        *,
-        tenant: str = "",
-        priority: int = 0,
-        adapter: str | None = None,
-    ) -> DeltaStream: ...
-    async def embed(
-        self,
-        prompt_ids: list[int],
-        pooling: Pooling = "mean",
-        *,
-        normalize: bool = False,
-        tenant: str = "",
-        adapter: str | None = None,
-    ) -> array[float]: ...
-    async def load_adapter(self, name: str, folder: str | Path) -> None: ...
-    async def unload_adapter(self, name: str) -> None: ...
-    def close(self) -> None: ...
+    def num_pending(self) -> int:
+        """Answers that run or wait."""
+        ...
 
 
 class ReplicaSet:

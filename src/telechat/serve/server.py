@@ -7,7 +7,6 @@ and Ctrl-C let running answers finish; a second one cuts them off.
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import logging
 import os
@@ -22,12 +21,13 @@ from types import FrameType
 
 import uvicorn
 
-from telechat.errors import ConfigError, TelechatError, UsageError
+from telechat.errors import ConfigError, UsageError
 from telechat.serve.access_log import AccessLog
 from telechat.serve.admission import Admission
 from telechat.serve.app import create_app
 from telechat.serve.contract import ServiceEngine
 from telechat.serve.key_ring import resolve_ring
+from telechat.serve.ports import cannot_listen
 from telechat.serve.protocol import Patience, PatientProtocol
 from telechat.serve.settings import ServeSettings
 
@@ -67,7 +67,7 @@ def run_server(start_engine: Callable[[], ServiceEngine], settings: ServeSetting
             asyncio.run(server.serve(sockets=listeners))
         except OSError as error:
             # Another program that also held the port without listening was faster.
-            raise _refused(settings.host, settings.port, error) from error
+            raise cannot_listen(settings.host, settings.port, error) from error
         finally:
             gc.unfreeze()
             engine.close()
@@ -113,7 +113,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        raise _refused(host, port, error) from error
+        raise cannot_listen(host, port, error) from error
     return listener
 
 
@@ -146,21 +146,6 @@ def _open_access_log(target: str | None) -> AccessLog | None:
     if target is None:
         return None
     return AccessLog(None if target == "-" else Path(target))
-
-
-def _refused(host: str, port: int, error: OSError) -> TelechatError:
-    if error.errno == errno.EADDRINUSE:
-        return TelechatError(
-            f"Port {port} on {host} is in use.",
-            hint="Stop the program that uses it, or choose another port with --port.",
-        )
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return TelechatError(
-            f"Port {port} needs administrator rights.", hint="Choose one above 1023 with --port."
-        )
-    return UsageError(
-        f"Nothing can listen on {host} port {port}: {error.strerror}.", hint="Give another host with --host."
-    )
 
 
 class Server(uvicorn.Server):

@@ -120,6 +120,13 @@ async def pieces(
             before = now
 
 
+async def drain(found: AsyncGenerator[Piece, None]) -> None:
+    """Read a completion to its end; its pieces are in the `Answer`."""
+    async with aclosing(found):
+        async for _ in found:
+            pass
+
+
 async def in_time(deltas: AsyncGenerator[Delta, None], timeout: float | None) -> AsyncGenerator[Delta, None]:
     """`deltas`, given up after `timeout` seconds.
 

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import signal
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -154,15 +154,12 @@ async def _timed(service: Service, request: Request, seconds: int) -> Response:
 
 
 async def _write_one_token(service: Service, request: Request) -> None:
-    visit = service.admit(request)
-    try:
+    with closing(service.admit(request)) as visit:
         ids = await service.encode([{"role": "user", "content": "1"}])
         stream = visit.stream(ids, SamplingParams(max_tokens=1, temperature=0.0))
         async with aclosing(service.deltas(stream)) as deltas:
             async for _ in deltas:
                 pass
-    finally:
-        visit.close()
 
 
 def _info(service: Service) -> dict[str, Any]:

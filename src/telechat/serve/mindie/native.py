@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 
 from telechat.serve import sse
 from telechat.serve.connection import GeneratedResponse, run_while_connected
-from telechat.serve.mindie.answering import Answer, Piece, encode_prompt, pieces
+from telechat.serve.mindie.answering import Answer, Piece, drain, encode_prompt, pieces
 from telechat.serve.mindie.events import ending_in_refusal
 from telechat.serve.mindie.fields import InferRequest, InferTokenRequest, Parameters
 from telechat.serve.mindie.sampling import engine_priority, from_parameters
@@ -46,9 +46,7 @@ async def answer_infer(
 
 
 async def _whole(found: AsyncGenerator[Piece, None], answer: Answer, *, with_details: bool) -> Response:
-    async with aclosing(found):
-        async for _ in found:
-            pass
+    await drain(found)
     body: dict[str, Any] = {"generated_text": answer.text}
     if with_details:
         body["details"] = answer.summary()

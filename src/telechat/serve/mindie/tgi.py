@@ -17,7 +17,7 @@ from telechat.serve import sse
 from telechat.serve.connection import GeneratedResponse, run_while_connected
 from telechat.serve.contract import ServiceTokenizer
 from telechat.serve.errors import bad_field
-from telechat.serve.mindie.answering import Answer, Piece, encode_prompt, pieces
+from telechat.serve.mindie.answering import Answer, Piece, drain, encode_prompt, pieces
 from telechat.serve.mindie.events import ending_in_refusal
 from telechat.serve.mindie.fields import TgiParameters, TgiRequest
 from telechat.serve.mindie.sampling import engine_priority, from_parameters
@@ -60,9 +60,7 @@ async def _whole(
     prefix: str,
     given: TgiParameters,
 ) -> Response:
-    async with aclosing(found):
-        async for _ in found:
-            pass
+    await drain(found)
     body: dict[str, Any] = {"generated_text": prefix + answer.text}
     if given.details or given.decoder_input_details:
         prefill = (

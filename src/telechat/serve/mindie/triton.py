@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 
 from telechat.serve import sse
 from telechat.serve.connection import GeneratedResponse, run_while_connected
-from telechat.serve.mindie.answering import Answer, Piece, encode_prompt, pieces
+from telechat.serve.mindie.answering import Answer, Piece, drain, encode_prompt, pieces
 from telechat.serve.mindie.events import ending_in_refusal
 from telechat.serve.mindie.fields import TritonInferRequest, TritonParameters, TritonRequest
 from telechat.serve.mindie.sampling import engine_priority, from_parameters
@@ -73,7 +73,7 @@ async def answer_infer_tensor(
         answer = Answer(tensor.data, params)
         deltas = visit.stream(tensor.data, params, priority=engine_priority(given))
         found = pieces(service, deltas, answer, timeout=given.timeout)
-        await run_while_connected(request, _drain(found))
+        await run_while_connected(request, drain(found))
     output = {
         "name": body.outputs[0].name if body.outputs else "output0",
         "shape": [1, len(answer.token_ids)],
@@ -83,16 +83,10 @@ async def answer_infer_tensor(
     return JSONResponse({**heading.as_json(), "outputs": [output]})
 
 
-async def _drain(found: AsyncGenerator[Piece, None]) -> None:
-    async with aclosing(found):
-        async for _ in found:
-            pass
-
-
 async def _whole(
     found: AsyncGenerator[Piece, None], answer: Answer, heading: Heading, given: TritonParameters
 ) -> Response:
-    await _drain(found)
+    await drain(found)
     body = {**heading.as_json(), "text_output": answer.text}
     if given.details or given.perf_stat:
         body["details"] = _details(answer, given)

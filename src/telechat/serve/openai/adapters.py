@@ -7,7 +7,7 @@ must be one that may change what is served.
 from __future__ import annotations
 
 import asyncio
-from contextlib import ExitStack
+from contextlib import closing
 from pathlib import Path
 
 from fastapi import APIRouter, Request
@@ -59,8 +59,7 @@ def adapters_router(service: Service, allowed: Path) -> APIRouter:
         if body.lora_name == service.model_name:
             raise bad_field(f"{body.lora_name!r} is the name of the model itself.", "lora_name")
         folder = await asyncio.to_thread(allowed_folder, body.lora_path, allowed)
-        with ExitStack() as stack:
-            stack.callback(service.admit(request).close)
+        with closing(service.admit(request)):
             try:
                 await service.engine.load_adapter(body.lora_name, folder)
             except (CheckpointError, ConfigError) as error:
@@ -76,8 +75,7 @@ def adapters_router(service: Service, allowed: Path) -> APIRouter:
     async def unload_lora_adapter(request: Request) -> Response:
         check_may_change(request)
         body = await read_model(request, UnloadAdapterRequest, limit)
-        with ExitStack() as stack:
-            stack.callback(service.admit(request).close)
+        with closing(service.admit(request)):
             try:
                 await service.engine.unload_adapter(body.lora_name)
             except RequestError as error:

@@ -7,7 +7,7 @@ import base64
 import sys
 from array import array
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import closing
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -50,9 +50,7 @@ def embeddings_router(service: Service) -> APIRouter:
     async def embeddings(request: Request) -> Response:
         body = await read_model(request, EmbeddingRequest, service.settings.max_body_bytes)
         adapter = service.adapter_of(body.model)
-        with ExitStack() as stack:
-            visit = service.admit(request)
-            stack.callback(visit.close)
+        with closing(service.admit(request)) as visit:
             return JSONResponse(await run_while_connected(request, _answer(service, visit, body, adapter)))
 
     return router

@@ -25,8 +25,8 @@ export const fetchLoad = async () => (await ask("/load")).text();
 export const sendVote = async (vote) => void (await ask("/feedback", vote));
 
 /** GET `path`, or POST `body` to it; throws ServiceError for a refusal, TypeError when nobody answers. */
-async function ask(path, body) {
-  const post = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+async function ask(path, body, signal) {
+  const post = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal };
   const response = await fetch(path, body === undefined ? {} : post);
   if (!response.ok) throw new ServiceError(await explain(response));
   return response;
@@ -38,13 +38,7 @@ async function ask(path, body) {
  * sent, AbortError when `signal` was aborted, TypeError when the server cannot be reached at all.
  */
 export async function streamAnswer(body, { signal, onFrame }) {
-  const response = await fetch("/v1/chat/completions", {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(body),
-    signal,
-  });
-  if (!response.ok) throw new ServiceError(await explain(response));
+  const response = await ask("/v1/chat/completions", body, signal);
   const feed = createEventParser();
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   for (;;) {
