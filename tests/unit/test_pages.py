@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.unit.deploy.command_lines import parse_command
+
+from telechat.config import dotted_keys
+from telechat.train.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_ORIGINALS = 107
@@ -67,3 +72,44 @@ def test_readmes_keep_the_licences_apart(path: str) -> None:
     text = (ROOT / path).read_text(encoding="utf-8")
     assert "Apache-2.0" in text and "2401.03804" in text
     assert "community licence" in text or "社区许可" in text
+
+
+def documented_commands(page: Path) -> list[str]:
+    """The lines of a page's shell blocks, and of its indented ones, that call `telechat`."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(?:bash|sh)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    blocks += re.findall(r"^    (telechat .*)$", text, re.MULTILINE)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    # Variables may stand before the program, and its output may go to a file.
+    found = [re.match(r"(?:[A-Z_]+=\S+ )*(telechat .*?)(?: > \S+)?$", line.strip()) for line in lines]
+    return [match[1] for match in found if match]
+
+
+# The page of all commands is written from their own parsers.
+PAGES = [
+    path
+    for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+    if path.name != "commands.md" and documented_commands(path)
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_documented_commands_are_read(page: Path) -> None:
+    """By the parsers of their verbs; fields of recipes, and the recipes themselves, exist."""
+    fields = set(dotted_keys(TrainConfig))
+    for line in documented_commands(page):
+        args = parse_command(shlex.split(line, comments=True))
+        if hasattr(args, "words"):  # those of `telechat launch`
+            args = parse_command(["telechat", *args.words])
+        assert set(getattr(args, "overrides", ())) <= fields, line
+        config = getattr(args, "config", None)
+        assert config is None or config.parts[0] != "recipes" or (ROOT / config).is_file(), line
+
+
+def test_both_readmes_give_the_same_commands() -> None:
+    """Their comments differ."""
+    english, chinese = (
+        [shlex.split(line, comments=True) for line in documented_commands(ROOT / name)]
+        for name in ("README.md", "README.zh.md")
+    )
+    assert english == chinese and len(english) > 5

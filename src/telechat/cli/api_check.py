@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from telechat.cli.parser import CommandParser
+from telechat.errors import UsageError
 
 if TYPE_CHECKING:
     from telechat.conformance.check import Outcome
@@ -35,6 +36,10 @@ def run(args: argparse.Namespace) -> int:
     from telechat.conformance.api import Api
     from telechat.conformance.suite import CHECKS, run_checks
 
+    if args.json is not None and not args.json.parent.is_dir():
+        raise UsageError(
+            f"The folder {args.json.parent} for --json does not exist.", hint="Make it, or correct it."
+        )
     api = Api(args.url, key=args.api_key or os.environ.get(KEY_VARIABLE), model=args.model)
     outcomes: list[Outcome] = []
     width = max(len(check.name) for check in CHECKS)

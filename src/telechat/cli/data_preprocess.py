@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from telechat.cli.parser import CommandParser, positive_int
-from telechat.errors import CheckpointError, ConfigError
+from telechat.errors import CheckpointError, ConfigError, UsageError
 
 if TYPE_CHECKING:
     from telechat.data.official.mindformers import PackedRow
@@ -52,18 +53,25 @@ def add_arguments(parser: CommandParser) -> None:
         help="put before each conversation; `none` for TeleChat1 (default: <_start>)",
     )
     parser.add_argument(
-        "--shards", type=positive_int, default=1, metavar="N", help="MindRecord files to write (default: 1)"
+        "--shards",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="mindrecord: files to write (default: 1)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Pack; what was written goes to stdout, counts to stderr."""
-    import sys
-
     from telechat.data.official.mindformers import PackSettings, pack_rows
 
     if args.target.exists():
         raise CheckpointError(f"{args.target} exists already.", hint="Name one that does not, or remove it.")
+    if args.shards > 1 and args.format == "mmap":
+        raise UsageError(
+            f"--shards {args.shards} does not go with --format mmap.",
+            hint="Leave it out: that is one folder.",
+        )
     rows = _read_rows(args.source)
     settings = PackSettings(
         max_length=args.max_length,
@@ -85,18 +93,26 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read_rows(path: Path) -> list[tuple[str, str]]:
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text (byte {error.start}).") from error
+    rows: list[tuple[str, str]] = []
+    # Not splitlines: texts may hold other line ends of Unicode as they are.
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            rows.append((row["input"], row["output"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError:
+            row = None
+        question, answer = (row.get("input"), row.get("output")) if isinstance(row, dict) else (None, None)
+        if not isinstance(question, str) or not isinstance(answer, str):
             raise ConfigError(
-                f'{path} line {number} is no row {{"input": …, "output": …}}.',
+                f'{path} line {number} is no row {{"input": "…", "output": "…"}}.',
                 hint="Rows of other kinds are read by training itself: telechat train.",
-            ) from error
+            )
+        rows.append((question, answer))
     return rows
 
 

@@ -151,9 +151,8 @@ def run(args: argparse.Namespace) -> int:
     if settings.feedback_folder:
         from telechat.serve.page.votes import VoteFolder
 
-        VoteFolder(
-            Path(settings.feedback_folder)
-        )  # so that one that cannot be is known before the model loads
+        # So that one that cannot be is known before the model loads.
+        VoteFolder(Path(settings.feedback_folder))
     api_environment, page_environment = child_environments(settings, args)
     group = Group()
     api_url = url_of(settings.api_host, settings.api_port)

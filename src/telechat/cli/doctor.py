@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 EXAMPLES = ("telechat doctor", "telechat doctor demo")
 
 GIB = 2**30
-# Extra -> the package whose presence shows that it is installed.
+# Extra -> the distribution whose presence shows that it is installed.
 EXTRAS = {
     "hf": "transformers",
     "deepspeed": "deepspeed",
     "ray": "ray",
-    "lm-eval": "lm_eval",
-    "gguf": "llama_cpp",
+    "lm-eval": "lm-eval",
+    "gguf": "llama-cpp-python",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "swanlab": "swanlab",
     "modelscope": "modelscope",
     "dev": "pytest",
 }

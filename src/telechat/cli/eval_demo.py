@@ -18,12 +18,12 @@ EXAMPLES = (
 def add_arguments(parser: CommandParser) -> None:
     """Declare the options of `telechat eval demo`."""
     add_model_argument(parser)
-    parser.add_argument("--rows", type=positive_int, default=500, metavar="N", help="a task (default: 500)")
+    parser.add_argument(
+        "--rows", type=positive_int, default=500, metavar="N", help="of each task (default: 500)"
+    )
     parser.add_argument("--task", action="append", metavar="NAME", help="only this task; may be repeated")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same rows (default: 0)")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write everything, all wrong answers included"
-    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers and all wrong answers")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table of the model card")
     parser.add_argument("--max-batch-size", type=positive_int, metavar="N", help="rows computed at once")
     add_loading_options(parser)

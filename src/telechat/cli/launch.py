@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from telechat.cli.parser import CommandParser, port_number, positive_int
+from telechat.cli.parser import CommandParser, non_negative_int, port_number, positive_int
 from telechat.errors import ConfigError, UsageError
 
 EXAMPLES = (
@@ -42,7 +42,9 @@ def add_arguments(parser: CommandParser) -> None:
         metavar="N",
         help="processes on each machine (default: one for each accelerator, or 1)",
     )
-    group.add_argument("--node-rank", type=_whole, metavar="N", help="this machine's number, from 0")
+    group.add_argument(
+        "--node-rank", type=non_negative_int, metavar="N", help="this machine's number, from 0"
+    )
     group.add_argument("--master-addr", metavar="HOST", help="address of machine 0")
     group.add_argument(
         "--master-port",
@@ -75,7 +77,7 @@ def add_arguments(parser: CommandParser) -> None:
     )
     parser.add_argument(
         "--max-restarts",
-        type=_whole,
+        type=non_negative_int,
         default=0,
         metavar="N",
         help="times to start all processes again when one fails; a training run resumes (default: 0)",
@@ -147,9 +149,3 @@ def _check_environment() -> None:
                 f"SHARED_PATHS names {path}, which is no folder on this machine.",
                 hint="Mount the shared storage here, or unset the variable.",
             )
-
-
-def _whole(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)

@@ -19,10 +19,13 @@ from telechat.registry import nearest
 
 EXIT_INTERRUPTED = 130
 
+_IN_TRAINING = "in training raise batch.micro_batches, or set recompute to full"
 # What torch says -> what we say: failures of the machine rather than of the code, with their remedies.
 MACHINE_FAILURES = {
-    "out of memory": "Out of memory. Lower --max-batch-size or --max-model-len, or take --dtype bfloat16",
-    "can't allocate memory": "Out of memory. Lower --max-batch-size or --max-model-len, or free some memory",
+    "out of memory": "Out of memory. Lower --max-batch-size or --max-model-len, or take --dtype bfloat16; "
+    f"{_IN_TRAINING}",
+    "can't allocate memory": "Out of memory. Lower --max-batch-size or --max-model-len, or free some memory; "
+    f"{_IN_TRAINING}",
     "no kernel image": "torch was built for other devices. Compare telechat doctor with your driver",
 }
 

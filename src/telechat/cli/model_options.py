@@ -85,7 +85,12 @@ def add_loading_options(parser: CommandParser) -> None:
         choices=(32, 64, 128),
         help="with --quantize: inputs of a layer that share a scale (default: 32)",
     )
-    group.add_argument("--max-model-len", type=positive_int, help="longest prompt plus answer, in tokens")
+    group.add_argument(
+        "--max-model-len",
+        type=positive_int,
+        metavar="TOKENS",
+        help="longest prompt plus answer (default: the model's training length)",
+    )
     add_engine_options(parser)
     add_rank_options(parser)
     add_source_options(parser)

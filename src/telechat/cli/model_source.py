@@ -43,6 +43,22 @@ def add_source_options(parser: CommandParser) -> None:
         help="MindSpore strategy file, or folder of them, of a sliced MODEL (default: a folder `strategy` in "
         "or beside it)",
     )
+    add_register_path(group)
+
+
+def add_register_path(parser: argparse._ActionsContainer) -> None:
+    """Add `--register-path`, which the original commands name the model's code with."""
+    parser.add_argument(
+        "--register-path",
+        metavar="FOLDER",
+        help="accepted for old command lines; the code in this folder is never run",
+    )
+
+
+def report_register_path(args: argparse.Namespace) -> None:
+    """Say that `--register-path` changes nothing, where it is given."""
+    if args.register_path is not None:
+        log.info("--register-path %s has no effect: the code there is never run", args.register_path)
 
 
 def model_of(args: argparse.Namespace) -> str:
@@ -50,6 +66,7 @@ def model_of(args: argparse.Namespace) -> str:
 
     Where a run file is named, options of the engine that were not given take its values.
     """
+    report_register_path(args)
     if args.config is None and args.tokenizer is None and args.strategy is None:
         return chosen_model(args.model)
     from telechat.checkpoint.formats.reference import reference_folder

@@ -25,6 +25,22 @@ EXAMPLES = (
 GB = 1e9
 # What a run loads after its imports: a tokenizer, the code of products and of the optimiser.
 _LOADED_LATER = 40_000_000
+# Options that describe the run, with the values that ask for nothing: a recipe says all this itself.
+_OF_THE_RUN: dict[str, object] = {
+    "task": "sft",
+    "length": None,
+    "rows": None,
+    "micro_batches": None,
+    "precision": "bf16",
+    "attention": "auto",
+    "recompute": "none",
+    "optimizer": "adamw",
+    "packing": False,
+    "lora_rank": None,
+    "lora_targets": None,
+    "quantize": None,
+    "program": "telechat",
+}
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -66,7 +82,8 @@ def _add_devices(parser: CommandParser) -> None:
         type=byte_size,
         default=256_000_000_000,
         metavar="SIZE",
-        help="memory of the host for each device, where weights may be offloaded to (default: 256GB)",
+        help="with --device-memory: memory of the host for each device, where weights may be offloaded to "
+        "(default: 256GB)",
     )
     group.add_argument(
         "--device",
@@ -77,7 +94,7 @@ def _add_devices(parser: CommandParser) -> None:
 
 
 def _add_run(parser: CommandParser) -> None:
-    group = parser.add_argument_group("the run", "with --config or --after the recipe says all this")
+    group = parser.add_argument_group("the run", "of MODEL; the recipe of --config or --after says all this")
     group.add_argument(
         "--task",
         choices=("pretrain", "sft", "lora", "generate"),
@@ -210,7 +227,12 @@ def _lora(args: argparse.Namespace) -> Any:
 
 
 def _recipe_request(args: argparse.Namespace) -> PlanRequest:
-    """The run of a recipe, or of a run's folder, on its own layout or another."""
+    """The run of a recipe, or of a run's folder, on its own layout or another.
+
+    Raises:
+        UsageError: an option that the recipe would overrule, or a model that is neither here nor known.
+    """
+    _refuse_run_options(args)
     from dataclasses import replace
 
     from telechat.config import load_config
@@ -237,6 +259,15 @@ def _recipe_request(args: argparse.Namespace) -> PlanRequest:
         on_accelerator=on_accelerator,
         program_bytes=program_bytes(on_accelerator=on_accelerator),
     )
+
+
+def _refuse_run_options(args: argparse.Namespace) -> None:
+    for name, default in _OF_THE_RUN.items():
+        if getattr(args, name) != default:
+            raise UsageError(
+                f"--{name.replace('_', '-')} goes with MODEL; {args.config or args.after} says it itself.",
+                hint="Change the recipe, or leave the option out.",
+            )
 
 
 def model_config(name: str) -> TeleChatConfig:

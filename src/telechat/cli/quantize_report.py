@@ -8,7 +8,7 @@ import json
 from itertools import islice
 from pathlib import Path
 
-from telechat.cli.parser import CommandParser
+from telechat.cli.parser import CommandParser, non_negative_int, positive_int
 from telechat.errors import UsageError
 
 EXAMPLES = (
@@ -36,24 +36,33 @@ def add_arguments(parser: CommandParser) -> None:
         help="precision of B's cache; with the same model as A and B, what the cache loses "
         "(default: auto, the model's)",
     )
-    parser.add_argument("--rows", type=int, default=64, help="how many rows at most (default: 64)")
+    parser.add_argument("--rows", type=positive_int, default=64, help="how many rows at most (default: 64)")
     parser.add_argument(
-        "--length", type=int, default=1024, help="longer rows are cut to so many tokens (default: 1024)"
+        "--length",
+        type=positive_int,
+        default=1024,
+        help="longer rows are cut to so many tokens (default: 1024)",
     )
     parser.add_argument("--output", type=Path, default=None, metavar="FILE", help="an HTML page to write")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="all numbers, as JSON")
     parser.add_argument(
-        "--worst", type=int, default=5, help="rows that both models answer, side by side (default: 5)"
+        "--worst",
+        type=non_negative_int,
+        default=5,
+        help="rows that both models answer, side by side (default: 5)",
     )
     parser.add_argument(
-        "--max-new-tokens", type=int, default=64, help="length of these answers (default: 64)"
+        "--max-new-tokens", type=positive_int, default=64, help="length of these answers (default: 64)"
     )
     parser.add_argument(
-        "--speed-tokens", type=int, default=32, help="new tokens to time; 0 times nothing (default: 32)"
+        "--speed-tokens",
+        type=non_negative_int,
+        default=32,
+        help="new tokens to time; 0 times nothing (default: 32)",
     )
     parser.add_argument(
         "--demo-rows",
-        type=int,
+        type=non_negative_int,
         default=0,
         metavar="N",
         help="held-out rows of each of the demo model's tasks that both answer; other models were not "
@@ -78,11 +87,6 @@ def run(args: argparse.Namespace) -> int:
     from telechat.quant.calibration import read_marked
     from telechat.tokenizer import load_tokenizer
 
-    for name in ("rows", "length", "max_new_tokens"):
-        if getattr(args, name) < 1:
-            raise UsageError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1.")
-    if args.demo_rows < 0:
-        raise UsageError(f"--demo-rows is {args.demo_rows}; it must not be negative.")
     questions = [question for path in args.choices for question in read_questions(path)]
     tokenizer = load_tokenizer(resolve_model(args.first))
     rows = list(islice(read_marked(args.data, tokenizer, length=args.length), args.rows))

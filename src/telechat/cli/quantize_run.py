@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from telechat.cli.parser import CommandParser
+from telechat.cli.parser import CommandParser, positive_int
 from telechat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -174,9 +174,14 @@ def add_calibration(parser: CommandParser) -> None:
         metavar="FILE",
         help="rows to calibrate with: JSON Lines of any row format of training, or .txt with a text per line",
     )
-    rows.add_argument("--calib-rows", type=int, default=128, help="how many rows at most (default: 128)")
     rows.add_argument(
-        "--calib-length", type=int, default=2048, help="longer rows are cut to so many tokens (default: 2048)"
+        "--calib-rows", type=positive_int, default=128, help="of files: how many rows at most (default: 128)"
+    )
+    rows.add_argument(
+        "--calib-length",
+        type=positive_int,
+        default=2048,
+        help="longer rows are cut to so many tokens (default: 2048)",
     )
 
 

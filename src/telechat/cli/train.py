@@ -7,7 +7,9 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from telechat.cli.model_source import add_register_path, report_register_path
 from telechat.cli.parser import CommandParser
+from telechat.errors import UsageError
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +28,8 @@ _SHORT = {
     "zero_stage": "parallel.zero_stage",
     "offload": "parallel.offload",
 }
+# Flags of the original commands -> keys of MindFormers' run files that they replace.
+_OF_RUN_FILES = ("run_mode", "load_checkpoint")
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -59,6 +63,12 @@ def add_arguments(parser: CommandParser) -> None:
         const="true",
         help="keep weights and optimiser in the host's memory; short for --parallel.offload true",
     )
+    group = parser.add_argument_group("MindFormers' run files", "as run_mindformer.py takes them")
+    group.add_argument("--run-mode", metavar="MODE", help="train or finetune (default: as the file says)")
+    group.add_argument(
+        "--load-checkpoint", metavar="PATH", help="the checkpoint to start from (default: as the file says)"
+    )
+    add_register_path(group)
     from telechat.config import dotted_keys
     from telechat.train.config import TrainConfig
 
@@ -74,7 +84,9 @@ def run(args: argparse.Namespace) -> int:
     """Hand over to the trainer."""
     short = {field: value for name, field in _SHORT.items() if (value := getattr(args, name)) is not None}
     overrides = {**short, **args.overrides}
-    args.config = recipe_of(args.config, overrides)
+    report_register_path(args)
+    replaced = {name: value for name in _OF_RUN_FILES if (value := getattr(args, name)) is not None}
+    args.config = recipe_of(args.config, overrides, replaced)
     if args.dry_run:
         from telechat.config import load_config, to_yaml
         from telechat.train.config import TrainConfig
@@ -92,17 +104,27 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def recipe_of(path: Path, overrides: Mapping[str, str]) -> Path:
+def recipe_of(path: Path, overrides: Mapping[str, str], replaced: Mapping[str, str] | None = None) -> Path:
     """The recipe itself; of a MindFormers run file the recipe that it becomes, in a file of its own.
 
     Args:
-        overrides: fields that flags replace, by dotted key.
+        overrides: fields of the recipe that flags replace, by dotted key.
+        replaced: values of the run file that flags replace, by key.
+
+    Raises:
+        UsageError: `replaced` is not empty, and the file is a recipe.
     """
     from telechat.config import read_yaml
     from telechat.run_file import is_run_file
 
     raw = read_yaml(path)
     if not is_run_file(raw):
+        if replaced:
+            named = " and ".join(f"--{name.replace('_', '-')}" for name in replaced)
+            raise UsageError(
+                f"{named} belongs to MindFormers' run files; {path} is a recipe.",
+                hint="Name the model with --model.start-from.",
+            )
         return path
     import tempfile
 
@@ -110,7 +132,7 @@ def recipe_of(path: Path, overrides: Mapping[str, str]) -> Path:
 
     from telechat.train.mindformers import translate
 
-    found = translate(raw, path.name)
+    found = translate({**raw, **(replaced or {})}, path.name)
     tokenizer = found.tokenizer if found.tokenizer is not None and found.tokenizer.exists() else None
     start = None if found.checkpoint is None else str(found.checkpoint)
     if found.checkpoint is not None and found.checkpoint.exists():

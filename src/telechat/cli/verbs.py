@@ -161,14 +161,14 @@ VERBS: tuple[Verb, ...] = (
         summary="show a vocabulary and its special tokens",
     ),
     Verb(
-        words=("template", "diff"),
-        module="telechat.cli.template_diff",
-        summary="find the first token at which two chat formats differ",
-    ),
-    Verb(
         words=("tokenizer", "encode"),
         module="telechat.cli.tokenizer_encode",
         summary="turn text into token ids",
+    ),
+    Verb(
+        words=("template", "diff"),
+        module="telechat.cli.template_diff",
+        summary="find the first token at which two chat formats differ",
     ),
 )
 

@@ -9,8 +9,9 @@ import argparse
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from telechat.cli.model_source import model_of
 from telechat.cli.parser import CommandParser
@@ -18,11 +19,11 @@ from telechat.errors import UsageError
 
 PROGRAM = "vllm"
 RAY_VARIABLE = "RAY_ADDRESS"
+VLLM_KEY_VARIABLE = "VLLM_API_KEY"
 # Our option -> vLLM's.
 _OPTIONS = {
     "host": "--host",
     "port": "--port",
-    "api_key": "--api-key",
     "max_model_len": "--max-model-len",
     "max_batch_size": "--max-num-seqs",
     "max_batch_tokens": "--max-num-batched-tokens",
@@ -31,10 +32,10 @@ _OPTIONS = {
     "tls_cert": "--ssl-certfile",
     "tls_key": "--ssl-keyfile",
 }
-_DEFAULTS = {"host": "127.0.0.1", "port": 8070}
+_DEFAULTS: dict[str, Any] = {"host": "127.0.0.1", "port": 8070}
 _OURS = (
-    "engine", "model", "served_model_name", "dtype", "config", "tokenizer", "strategy",
-    "trust_remote_code", "debug", "log_level",
+    "engine", "model", "served_model_name", "dtype", "config", "tokenizer", "strategy", "register_path",
+    "trust_remote_code", "debug", "log_level", "api_key", "allow_anonymous",
 )  # fmt: skip
 
 
@@ -47,13 +48,37 @@ def serve_with_vllm(args: argparse.Namespace, add_arguments: Callable[[CommandPa
 
     Raises:
         UsageError: vLLM is not installed, or an option has no equal there.
+        ConfigError: as `with_key`.
         CheckpointError: the model is no Llama.
     """
     _refuse_others(args, add_arguments)
     if shutil.which(PROGRAM) is None:
         raise UsageError("--engine vllm needs vLLM, which is not installed.", hint="Run: pip install vllm")
+    environment = with_key(args, os.environ)
     folder, name = exported(args)
-    return subprocess.run(command(args, folder, name)).returncode
+    return subprocess.run(command(args, folder, name), env=environment).returncode
+
+
+def with_key(args: argparse.Namespace, environment: Mapping[str, str]) -> dict[str, str]:
+    """vLLM's environment, with the key that our own service would ask clients for.
+
+    Not on its command line, which every user of the machine can read.
+
+    Raises:
+        ConfigError: a key that cannot be one, or a key beside --allow-anonymous.
+    """
+    from telechat.cli.serve import given_keys
+    from telechat.serve.keys import resolve_keys
+    from telechat.serve.settings import ServeSettings
+
+    keys = resolve_keys(
+        ServeSettings(
+            host=args.host or _DEFAULTS["host"],
+            api_keys=given_keys(args.api_key),
+            allow_anonymous=args.allow_anonymous,
+        )
+    )
+    return {**environment, **({VLLM_KEY_VARIABLE: keys[0]} if keys else {})}
 
 
 def command(args: argparse.Namespace, folder: Path, name: str) -> list[str]:

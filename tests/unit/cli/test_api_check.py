@@ -58,3 +58,10 @@ def test_nothing_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["api-check", "http://127.0.0.1:9"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: Nothing answers at http://127.0.0.1:9") and len(error.splitlines()) == 1
+
+
+def test_a_report_without_a_folder_is_known_before_anything_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["api-check", "http://127.0.0.1:9", "--json", str(tmp_path / "none" / "checks.json")]) == 2
+    assert "for --json does not exist" in capsys.readouterr().err

@@ -85,6 +85,17 @@ def test_trust_remote_code_is_said_to_do_nothing(
         assert ("--trust-remote-code has no effect" in capsys.readouterr().err) == is_said
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_register_path_is_said_to_do_nothing(
+    loaded: dict[str, Any], verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flags, is_said in (([], False), (["--register_path", "research/telechat2"], True)):
+        with pytest.raises(LoadedError):
+            main([*VERBS[verb], "--log-level", "info", *flags])
+        said = "--register-path research/telechat2 has no effect" in capsys.readouterr().err
+        assert said == is_said
+
+
 class FakeLLM:
     """Answers nothing and keeps the sampling settings it was asked with."""
 

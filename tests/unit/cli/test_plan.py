@@ -19,6 +19,19 @@ from telechat.train.plan.search import longest_length
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "plan.md").read_text(encoding="utf-8")
 BASE = ("telechat2-7b", "--device-memory", "40GB")
+RUN_OPTIONS = [
+    ["--task", "generate"],
+    ["--task", "lora"],
+    ["--length", "4096"],
+    ["--rows", "2"],
+    ["--micro-batches", "2"],
+    ["--precision", "fp32"],
+    ["--attention", "reference"],
+    ["--recompute", "full"],
+    ["--optimizer", "adamw-8bit"],
+    ["--packing"],
+    ["--program", "original"],
+]
 
 RECIPE = """
 model: {{start_from: {model}}}
@@ -69,21 +82,11 @@ def test_exit_code_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["--task", "generate"],
-        ["--task", "lora"],
+        *RUN_OPTIONS,
         ["--task", "lora", "--lora-rank", "64"],
         ["--task", "lora", "--lora-targets", "query"],
         ["--task", "lora", "--quantize", "int4"],
         ["--layout", "dp8"],
-        ["--length", "4096"],
-        ["--rows", "2"],
-        ["--micro-batches", "2"],
-        ["--precision", "fp32"],
-        ["--attention", "reference"],
-        ["--recompute", "full"],
-        ["--optimizer", "adamw-8bit"],
-        ["--packing"],
-        ["--program", "original"],
         ["--device", "cpu"],
     ],
     ids=" ".join,
@@ -113,6 +116,10 @@ def test_sizes_of_devices_and_host(capsys: pytest.CaptureFixture[str]) -> None:
         (["telechat2-7b", "--quantize", "int8"], "trains all weights"),
         (["telechat2-7b", "--lora-rank", "4"], "go with --task lora"),
         (["--after", "."], "has no run.yaml"),
+        *(
+            (["--config", "x.yaml", *words], f"{words[0]} goes with MODEL; x.yaml says it itself")
+            for words in (*RUN_OPTIONS, ["--lora-rank", "4"], ["--lora-targets", "a"], ["--quantize", "int4"])
+        ),
     ],
 )
 def test_what_is_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

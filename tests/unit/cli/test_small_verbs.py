@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,17 @@ def test_doctor_shows_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
         "ASCEND_HOME_PATH",
     ):
         assert word in out
+
+
+def test_doctor_knows_every_extra() -> None:
+    """By a package that the extra asks for, under the name that pip knows it by."""
+    from telechat.cli.doctor import EXTRAS
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    assert EXTRAS.keys() == extras.keys()
+    for extra, package in EXTRAS.items():
+        assert package in {requirement.partition(">=")[0] for requirement in extras[extra]}
 
 
 def test_doctor_accepts_a_sound_folder(tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

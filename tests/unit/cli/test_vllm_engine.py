@@ -13,6 +13,7 @@ from telechat.cli.main import main
 
 STAND_IN = """#!/bin/sh
 printf '%s\\n' "$@" > "$RECORD"
+printf %s "$VLLM_API_KEY" > "$RECORD.key"
 exit 7
 """
 
@@ -43,14 +44,11 @@ def test_options_go_over(record: Path, tiny_model_folder: Path, monkeypatch: pyt
 
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     words = ("--port", 9000, "--served-model-name", "me", "--max-model-len", 512, "--tp", 2)
-    assert (
-        serve(tiny_model_folder, *words, "--dtype", "float16", "--api-key", "secret", "--max-batch-size", 3)
-        == 7
-    )
+    assert serve(tiny_model_folder, *words, "--dtype", "float16", "--max-batch-size", 3) == 7
     given = " ".join(record.read_text().splitlines())
     for part in (
         "--port 9000", "--served-model-name me", "--max-model-len 512", "--tensor-parallel-size 2",
-        "--dtype float16", "--api-key secret", "--max-num-seqs 3", "--distributed-executor-backend ray",
+        "--dtype float16", "--max-num-seqs 3", "--distributed-executor-backend ray",
     ):  # fmt: skip
         assert part in given
 
@@ -73,3 +71,26 @@ def test_refusals(
     assert serve(tiny_model_folder) == 2
     assert "pip install vllm" in capsys.readouterr().err
     assert not record.exists()
+
+
+def test_the_key_goes_over_by_environment(
+    record: Path,
+    tiny_model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A command line can be read by every user; a public address is not served without a key."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("TELECHAT_API_KEY", raising=False)
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    kept = record.with_suffix(".key")
+    assert serve(tiny_model_folder) == 7 and kept.read_text() == ""
+    assert serve(tiny_model_folder, "--api-key", "secret") == 7 and kept.read_text() == "secret"
+    assert "secret" not in record.read_text()
+    assert serve(tiny_model_folder, "--host", "0.0.0.0") == 7
+    assert kept.read_text() in capsys.readouterr().err and kept.read_text().startswith("sk-")
+    assert serve(tiny_model_folder, "--host", "0.0.0.0", "--allow-anonymous") == 7
+    assert kept.read_text() == ""
+    monkeypatch.setenv("TELECHAT_API_KEY", "mine")
+    assert serve(tiny_model_folder) == 7 and kept.read_text() == "mine"

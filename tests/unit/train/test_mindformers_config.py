@@ -161,3 +161,25 @@ def test_the_verb_takes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     words = [str(word) for pair in changes.items() for word in pair]
     assert main(["train", "--config", str(path), "--dry-run", *words]) == 0
     assert "rank: 4" in capsys.readouterr().out
+
+
+def test_flags_of_the_original_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--run_mode`, `--load_checkpoint` and `--register_path`, as `run_mindformer.py` takes them."""
+    path = tmp_path / "finetune.yaml"
+    path.write_text(yaml.safe_dump(raw(run_mode="predict", load_checkpoint="")), encoding="utf-8")
+    assert main(["train", "--config", str(path), "--dry-run"]) == 1
+    assert "run_mode is 'predict'" in capsys.readouterr().err
+    recipe = yaml.safe_load(
+        recipe_of(path, {}, {"run_mode": "finetune", "load_checkpoint": "demo"}).read_text()
+    )
+    assert recipe["model"]["start_from"] == "demo"
+
+    own = tmp_path / "own.yaml"
+    own.write_text("model: {start_from: demo}\n", encoding="utf-8")
+    for flag in ("--run_mode", "--load_checkpoint"):
+        assert main(["train", "--config", str(own), flag, "finetune"]) == 2
+        assert "MindFormers' run files" in capsys.readouterr().err
+    words = ["--run_mode", "evaluate", "--register_path", "research/telechat2"]
+    assert main(["train", "--config", str(path), *words]) == 1
+    said = capsys.readouterr().err
+    assert "run_mode is 'evaluate'" in said and "--register-path research/telechat2 has no effect" in said
