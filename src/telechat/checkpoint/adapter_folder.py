@@ -28,13 +28,12 @@ from telechat.checkpoint.adapter_config import AdapterConfig
 from telechat.checkpoint.adapter_llama import join_halves, llama_form
 from telechat.checkpoint.adapter_names import Part, Role, Spelling, TensorName, parse_tensor_name, tensor_name
 from telechat.checkpoint.folder import WeightFiles, read_json
-from telechat.checkpoint.weights import StoredTensor, StoredWeights
+from telechat.checkpoint.weights import FLOATS, StoredTensor, StoredWeights
 from telechat.errors import CheckpointError, ConfigError
 from telechat.models import TeleChatConfig
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def read_adapter(folder: str | Path, config: TeleChatConfig, *, max_rank: int | None = None) -> Adapter:
@@ -163,7 +162,7 @@ def _check_shapes(
         stored = tensors[name]
         if stored.shape != shapes[place.role]:
             raise misshapen(name, stored.shape, shapes[place.role])
-        if stored.dtype not in _FLOATS:
+        if stored.dtype not in FLOATS:
             raise CheckpointError(f"{name} has dtype {stored.dtype}; expected floating point.")
         found.setdefault(place.stored_module, set()).add(place.role)
     wanted: set[Role] = {"lora_A", "lora_B"}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from telechat.errors import CheckpointError
 
-# Bytes per element of the dtypes in the format's specification.
+# Bytes per element of the dtypes that can be read; torch has all of them.
 DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
@@ -85,17 +85,23 @@ def _parse(path: Path, raw: object, *, data_start: int) -> tuple[dict[str, Tenso
         try:
             shape = tuple(int(extent) for extent in entry["shape"])
             begin, end = (int(offset) for offset in entry["data_offsets"])
-            expected = math.prod(shape) * DTYPE_BYTES[entry["dtype"]]
+            dtype = str(entry["dtype"])
         except (TypeError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"The header of {path.name} is damaged at {name}.", hint=_DOWNLOAD_AGAIN
             ) from error
+        if dtype not in DTYPE_BYTES:
+            raise CheckpointError(
+                f"{path.name}: {name} has dtype {dtype}; {', '.join(DTYPE_BYTES)} can be read.",
+                hint="Write it in one of these, with the program that made it.",
+            )
+        expected = math.prod(shape) * DTYPE_BYTES[dtype]
         if end - begin != expected or begin < 0:
             raise CheckpointError(
                 f"{path.name}: {name} {list(shape)} needs {expected} bytes, its header gives {end - begin}.",
                 hint=_DOWNLOAD_AGAIN,
             )
-        header = TensorHeader(shape, str(entry["dtype"]), expected, data_start + begin)
+        header = TensorHeader(shape, dtype, expected, data_start + begin)
         spans.append((begin, end, name, header))
     spans.sort(key=lambda span: span[:2])
     return {name: header for _, _, name, header in spans}, max((end for _, end, _, _ in spans), default=0)

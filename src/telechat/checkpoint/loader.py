@@ -25,7 +25,7 @@ from telechat.checkpoint.packed import PackedFormat
 from telechat.checkpoint.packing_choice import read_packing
 from telechat.checkpoint.parts import weights_folder
 from telechat.checkpoint.quantized import PACKED
-from telechat.checkpoint.weights import StoredWeights, open_weights
+from telechat.checkpoint.weights import FLOATS, StoredWeights, open_weights
 from telechat.device import dtype_name, parse_dtype, resolve_device, supports_bfloat16
 from telechat.errors import CheckpointError, ConfigError
 from telechat.models import RopeMode, TeleChatConfig, TeleChatModel, build_model
@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 
 _HEADS = (HEAD, HEAD.removesuffix(".weight") + PACKED, HEAD.removesuffix("weight") + QWEIGHT)
 _EXPERT_COUNT = "expert_num"
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def load_model(
@@ -60,8 +59,7 @@ def load_model(
         attention: `auto`, `flash`, `sdpa` or `reference`.
         rope_mode, static_length: what happens past the training length; see `TeleChatModel`.
         part: load only this much of it.
-        quantize: `int8` or `int4`: round the weights to nearest as they are read. Folders that are quantised
-            already are read as they are.
+        quantize: round the weights to nearest as they are read, to `int8` or `int4`; they must be floats.
         group_size: inputs that share a scale then: 32 (the default), 64 or 128.
 
     Returns:
@@ -72,19 +70,12 @@ def load_model(
     """
     folder = resolve_model(path_or_name)
     raw = read_json(folder / CONFIG)
-    stored_in = (
-        weights_folder(folder)
-        if part is None
-        else weights_folder(folder, rank=part.rank, tp=part.tp, ep=part.ep)
-    )
+    stored_in = _folder_with_weights(folder, part)
     packed = read_packing(stored_in, raw)
     rounding = _rounding(quantize, group_size, folder, packed)
     weights = open_weights(stored_in)
     stored_config = config_from(raw, {name: stored.shape for name, stored in weights.tensors.items()})
-    config = stored_config
-    if rounding is not None:
-        check_scheme(stored_config, rounding)
-        config = untied(stored_config)
+    config = stored_config if rounding is None else _to_be_rounded(stored_config, rounding)
     place = resolve_device(device)
     chosen = choose_dtype(dtype, raw, weights, place)
     model = build_model(
@@ -106,6 +97,19 @@ def load_model(
     )
     filling.fill(stored_config, weights)
     return model.eval()
+
+
+def _folder_with_weights(folder: Path, part: Part | None) -> Path:
+    """Where the weights lie: in the folder, or those of a part in one below it."""
+    if part is None:
+        return weights_folder(folder)
+    return weights_folder(folder, rank=part.rank, tp=part.tp, ep=part.ep)
+
+
+def _to_be_rounded(config: TeleChatConfig, rounding: WeightScheme) -> TeleChatConfig:
+    """The configuration of the rounded model, having checked that every layer can be rounded."""
+    check_scheme(config, rounding)
+    return untied(config)
 
 
 def _rounding(
@@ -187,7 +191,7 @@ def choose_dtype(
     if named:
         stored = _config_dtype(named)
     else:
-        floats = [tensor.dtype for tensor in weights.tensors.values() if tensor.dtype in _FLOATS]
+        floats = [tensor.dtype for tensor in weights.tensors.values() if tensor.dtype in FLOATS]
         stored = max(floats, key=floats.count) if floats else torch.float32
     chosen = stored if stored in (torch.bfloat16, torch.float16) else torch.float32
     if chosen == torch.bfloat16 and not supports_bfloat16(device):
@@ -201,6 +205,6 @@ def choose_dtype(
 
 def _config_dtype(named: object) -> torch.dtype:
     value = getattr(torch, str(named).removeprefix("torch."), None)
-    if not isinstance(value, torch.dtype) or value not in _FLOATS:
+    if not isinstance(value, torch.dtype) or value not in FLOATS:
         raise ConfigError(f"torch_dtype is {named!r}; it must be float32, bfloat16 or float16.")
     return value

@@ -13,14 +13,12 @@ import torch
 from telechat.checkpoint.ascend import AscendFormat
 from telechat.checkpoint.names import EMBEDDING, HEAD, canonical_names
 from telechat.checkpoint.packed import Expected, PackedFormat
-from telechat.checkpoint.weights import StoredWeights
+from telechat.checkpoint.weights import FLOATS, StoredWeights
 from telechat.device import dtype_name
 from telechat.errors import CheckpointError
 from telechat.models import TeleChatConfig, parameter_table
 from telechat.models.parameters import Parameter
 from telechat.models.quantized import is_quantisable
-
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def match_tensors(
@@ -70,7 +68,7 @@ def match_tensors(
                 hint="Check that config.json belongs to these weights.",
             )
         if stored.dtype not in dtypes:
-            wanted = "floating point" if set(dtypes) <= set(_FLOATS) else dtype_name(dtypes[0])
+            wanted = "floating point" if set(dtypes) <= set(FLOATS) else dtype_name(dtypes[0])
             raise CheckpointError(f"{stored.name} has dtype {dtype_name(stored.dtype)}; expected {wanted}.")
     return names
 
@@ -104,7 +102,7 @@ def packed_layers(
             continue
         bias = parameter.name.removesuffix("weight") + "bias"
         if bias in names and bias not in biases:
-            expected[bias] = (parameter.shape[:1], _FLOATS)
+            expected[bias] = (parameter.shape[:1], FLOATS)
         layers[parameter.name] = expected
     return layers
 
@@ -113,7 +111,7 @@ def _expected(table: Sequence[Parameter], layers: Mapping[str, Expected]) -> Exp
     """Tensor by the table -> (shape, dtypes that will do)."""
     expected: Expected = {}
     for parameter in table:
-        expected.update(layers.get(parameter.name) or {parameter.name: (parameter.shape, _FLOATS)})
+        expected.update(layers.get(parameter.name) or {parameter.name: (parameter.shape, FLOATS)})
     return expected
 
 

@@ -272,6 +272,13 @@ class TestDamagedFiles:
         path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + content[8 + num_bytes :])
         assert "transformer.ln_f.weight" in error_of(folder)
 
+    def test_a_dtype_that_cannot_be_read(self, tmp_path: Path) -> None:
+        folder = write_folder(tmp_path, random_model())
+        path = folder / "model.safetensors"
+        path.write_bytes(path.read_bytes().replace(b'"F32"', b'"F33"', 1))
+        text = error_of(folder)
+        assert "has dtype F33; F64, F32, F16" in text and "Download" not in text
+
     def test_pickle_that_would_run_code(self, tmp_path: Path) -> None:
         witness = tmp_path / "ran"
 

@@ -9,22 +9,14 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from telechat.checkpoint.formats.file_tensor import FileTensor
 from telechat.checkpoint.formats.lazy import LazyTensor
 from telechat.checkpoint.formats.streaming import Piece
 from telechat.checkpoint.formats.writing import FilePlan
 from telechat.checkpoint.headers import read_header
-from telechat.errors import CheckpointError
+from telechat.checkpoint.weights import SAFETENSORS_DTYPES
 
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
-}  # fmt: skip
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
 def read_safetensors(path: Path) -> dict[str, LazyTensor]:
@@ -35,10 +27,8 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
     """
     tensors: dict[str, LazyTensor] = {}
     for name, header in read_header(path).items():
-        if header.dtype not in DTYPES:
-            raise CheckpointError(f"{path.name}: {name} has dtype {header.dtype}, which torch does not have.")
         spans = [(header.offset, header.num_bytes)]
-        tensors[name] = FileTensor(path, spans, header.shape, DTYPES[header.dtype])
+        tensors[name] = FileTensor(path, spans, header.shape, SAFETENSORS_DTYPES[header.dtype])
     return tensors
 
 

@@ -13,11 +13,10 @@ from pathlib import Path
 import torch
 
 from telechat.checkpoint.formats.lazy import LazyTensor, cast
+from telechat.checkpoint.weights import FLOATS
 from telechat.device import dtype_name
 from telechat.errors import CheckpointError
 from telechat.models import TeleChatConfig, parameter_table
-
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +83,6 @@ def fit_table(
                 f"{source}: {name} has shape {list(tensor.shape)}; the config says {list(parameter.shape)}.",
                 hint=hint,
             )
-        if tensor.dtype not in _FLOATS:
+        if tensor.dtype not in FLOATS:
             raise CheckpointError(f"{source}: {name} has dtype {dtype_name(tensor.dtype)}, not a float.")
     return {name: tensors[name] for name in table}
