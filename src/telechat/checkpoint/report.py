@@ -9,13 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from telechat.checkpoint.ascend import AscendFormat
-from telechat.checkpoint.folder import (
-    CONFIG,
-    GENERATION_CONFIG,
-    find_weights,
-    read_generation_config,
-    read_json,
-)
+from telechat.checkpoint.folder import CONFIG, find_weights, read_generation_config, read_json
 from telechat.checkpoint.loader import config_from
 from telechat.checkpoint.matching import match_tensors
 from telechat.checkpoint.packing_choice import read_packing
@@ -24,10 +18,7 @@ from telechat.checkpoint.weights import StoredWeights, open_weights
 from telechat.device import dtype_name
 from telechat.errors import TelechatError
 from telechat.models import TeleChatConfig, count_parameters
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
-# One of these suffices to tokenize.
-_VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model")
+from telechat.tokenizer.load import TOKENIZER_FILES, VOCABULARY_FILES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +64,8 @@ def check_folder(folder: str | Path) -> FolderReport:
             except TelechatError as error:
                 problems.append(str(error))
     tokenizer_files = tuple(name for name in TOKENIZER_FILES if (folder / name).is_file())
-    if not set(tokenizer_files) & set(_VOCABULARY_FILES):
-        problems.append(f"{folder} has no tokenizer: expected {' or '.join(_VOCABULARY_FILES)}.")
+    if not set(tokenizer_files) & set(VOCABULARY_FILES):
+        problems.append(f"{folder} has no tokenizer: expected {' or '.join(VOCABULARY_FILES)}.")
     try:
         read_generation_config(folder)
     except TelechatError as error:
@@ -135,6 +126,3 @@ def _files(folder: Path) -> tuple[Path, ...]:
         return find_weights(folder).files
     except TelechatError:
         return ()
-
-
-__all__ = ["GENERATION_CONFIG", "TOKENIZER_FILES", "FolderReport", "check_folder"]

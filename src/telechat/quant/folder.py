@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from telechat.checkpoint import resolve_model, save_model
-from telechat.checkpoint.folder import CONFIG, LAYOUTS
+from telechat.checkpoint.formats.hf import companion_files
 from telechat.checkpoint.formats.llama import check_fits
 from telechat.checkpoint.names import EMBEDDING, HEAD
 from telechat.checkpoint.quantized import stored_tensors
@@ -39,8 +39,6 @@ from telechat.tokenizer import load_tokenizer
 
 # Small, because a file's tensors are in memory together.
 SHARD_BYTES = 1_000_000_000
-# What belongs to a model besides weights and config.json.
-_COPIED = ("*.json", "*.model", "*.txt", "*.jinja")
 
 OnProgress = Callable[[int, int], None]
 
@@ -203,7 +201,5 @@ def _round(
 def _copy_rest(source: Path, out: Path) -> None:
     """Tokenizer and generation settings."""
     out.mkdir(parents=True, exist_ok=True)
-    for pattern in _COPIED:
-        for path in sorted(source.glob(pattern)):
-            if path.name not in (CONFIG, *LAYOUTS) and path.is_file():
-                shutil.copy(path, out / path.name)
+    for name, content in companion_files(source).items():
+        (out / name).write_bytes(content)

@@ -23,7 +23,11 @@ from telechat.tokenizer.registered import registered_tokens
 from telechat.tokenizer.special import SpecialTokens
 from telechat.tokenizer.tokenizer import Tokenizer
 
-TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
+# One of these suffices; the first is taken where there are both.
+VOCABULARY_FILES = ("tokenizer.model", "tokenizer.json")
+TOKENIZER_FILES = (*VOCABULARY_FILES, "tokenizer_config.json")
+# In a folder of the cache that stands for a checkpoint elsewhere (`checkpoint.weights.NOTE`).
+_NOTE = "telechat-source.json"
 
 
 def load_tokenizer(path_or_name: str | Path, *, chat_format: str | None = None) -> Tokenizer:
@@ -49,7 +53,18 @@ def load_tokenizer(path_or_name: str | Path, *, chat_format: str | None = None) 
         return _load_pieces(folder, tokenizer_config, generation_config, chat_format)
     if (folder / "tokenizer.json").is_file():
         return _load_byte_pairs(folder, tokenizer_config, generation_config, chat_format)
-    raise TokenizerError(
+    raise _no_tokenizer(folder)
+
+
+def _no_tokenizer(folder: Path) -> TokenizerError:
+    """The refusal of a folder; of one that stands for a checkpoint elsewhere, it names that."""
+    source = _read_object(folder / _NOTE).get("weights")
+    if source is not None:
+        return TokenizerError(
+            f"{source} comes without a tokenizer: beside it is neither tokenizer.model nor tokenizer.json.",
+            hint="Copy the model's tokenizer files there; chat, generate and serve also take --tokenizer.",
+        )
+    return TokenizerError(
         f"{folder} holds neither tokenizer.model nor tokenizer.json.",
         hint="Copy the tokenizer files of the model into the folder.",
     )

@@ -15,6 +15,7 @@ from tests.unit.quant.quant_models import EXPERTS, PLAIN, TIED, assert_same, qua
 import telechat
 from telechat import QuantizeConfig, load_model
 from telechat.checkpoint import check_folder, save_model
+from telechat.checkpoint.formats import reference
 from telechat.cli.main import main
 from telechat.errors import CheckpointError, ConfigError
 from telechat.models import TeleChatConfig
@@ -193,3 +194,15 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words[:4], "--bits", "3"]) == 1
     assert "bits is 3; weights are quantised to 8 or 4" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_checkpoint_of_another_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder holds weights of its own; no note in it leads back to those that it was made of."""
+    monkeypatch.setattr(reference, "cache_folder", lambda: tmp_path / "cache")
+    source = plain_folder(tmp_path / "plain")
+    assert main(["checkpoint", "convert", str(source), str(tmp_path / "ms"), "--to", "mindspore"]) == 0
+    out = telechat.quantize(tmp_path / "ms", tmp_path / "out")
+    expected = load_model(tmp_path / "ms", device="cpu", quantize="int4")
+    shutil.rmtree(tmp_path / "ms")
+    assert_same(load_model(out, device="cpu"), expected)
+    assert {"tokenizer.json", "generation_config.json"} <= {path.name for path in out.iterdir()}

@@ -18,7 +18,7 @@ from torch import Tensor
 from telechat.checkpoint.formats.gguf import LAYER_NAMES, ORIGIN_KEY, in_half_order
 from telechat.checkpoint.formats.gguf_blocks import from_q4_0, from_q8_0
 from telechat.checkpoint.formats.gguf_file import Stored, read_gguf
-from telechat.checkpoint.formats.gguf_tokenizer_files import tokenizer_files
+from telechat.checkpoint.formats.gguf_tokenizer_reading import tokenizer_files
 from telechat.checkpoint.formats.lazy import LazyTensor, mapped, zeros
 from telechat.checkpoint.formats.table import Checkpoint, fit_table
 from telechat.checkpoint.mindspore.naming import fuse_heads
@@ -26,6 +26,7 @@ from telechat.checkpoint.names import EMBEDDING, HEAD
 from telechat.errors import CheckpointError, TokenizerError
 from telechat.layers.rotary import RopeSettings
 from telechat.models import TeleChatConfig
+from telechat.tokenizer.load import VOCABULARY_FILES
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def open_gguf(path: Path) -> Checkpoint:
 
 def _tokenizer(path: Path, metadata: Mapping[str, Any]) -> dict[str, bytes]:
     """Files of the tokenizer, unless one lies beside the file, or the one inside cannot be read."""
-    if any((path.parent / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+    if any((path.parent / name).is_file() for name in VOCABULARY_FILES):
         return {}
     try:
         return tokenizer_files(metadata)

@@ -15,14 +15,13 @@ from telechat.tokenizer import Tokenizer, load_tokenizer
 from telechat.tokenizer.jinja_template import jinja_of
 from telechat.tokenizer.piece_model import load_processor, read_facts
 from telechat.tokenizer.special import TOOL_TAGS, is_control_name
+from telechat.tokenizer.train import QWEN2_SPLIT
 
 NORMAL, _UNKNOWN, CONTROL, USER_DEFINED, UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 # llama.cpp's name for how text is cut before merging -> the pattern; None is the ByteLevel step's own.
 SPLIT_RULES = {
     "gpt-2": None,
-    "qwen2":
-        r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "qwen2": QWEN2_SPLIT,
     "bloom": r" ?[^(\s|[.,!?…。，、।۔،])]+",
 }  # fmt: skip
 _RULE_OF_PATTERN = {pattern: rule for rule, pattern in SPLIT_RULES.items()}

@@ -17,18 +17,20 @@ from telechat.checkpoint.formats.lazy import HeldTensor, LazyTensor, same_number
 from telechat.checkpoint.formats.safetensors_file import plan_safetensors, read_safetensors
 from telechat.checkpoint.formats.table import Checkpoint, fit_table
 from telechat.checkpoint.formats.writing import FilePlan, TargetPlan
+from telechat.checkpoint.hub import MARKER
 from telechat.checkpoint.loader import config_from
 from telechat.checkpoint.mindspore import telechat1_52b
 from telechat.checkpoint.mindspore.naming import from_mindspore
 from telechat.checkpoint.names import EMBEDDING, HEAD, PREFIX, canonical_names
 from telechat.checkpoint.save import DEFAULT_SHARD_BYTES, folder_config, plan_shards
-from telechat.checkpoint.weights import StoredTensor, StoredWeights, load_pickle, open_weights
+from telechat.checkpoint.weights import NOTE, StoredTensor, StoredWeights, load_pickle, open_weights
 from telechat.errors import CheckpointError
 
 NAME = "hf"
 # What belongs to a model besides weights and config.json.
 _COPIED = ("*.json", "*.model", "*.txt", "*.jinja")
-_NOT_COPIED = ("certificate.json", "telechat-download.json", CONFIG, *LAYOUTS)
+# NOTE says where a model's weights really are: a folder with a copy of it would be read as that model.
+_NOT_COPIED = ("certificate.json", MARKER, NOTE, CONFIG, *LAYOUTS)
 
 
 def open_hf(folder: Path, raw: Mapping[str, Any] | None = None) -> Checkpoint:

@@ -27,10 +27,11 @@ from telechat.checkpoint.pages import empty_pages
 from telechat.checkpoint.save import folder_config
 from telechat.checkpoint.weights import NOTE, StoredTensor, StoredWeights
 from telechat.errors import CheckpointError
+from telechat.tokenizer.load import TOKENIZER_FILES, VOCABULARY_FILES
 
 log = logging.getLogger(__name__)
 
-_TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
+_TOKENIZER_HINT = "Name a tokenizer.model, a tokenizer.json, or a folder with one."
 
 
 def reference_folder(
@@ -54,9 +55,9 @@ def reference_folder(
     checkpoint = open_checkpoint(source, config=config, strategy=strategy)
     files = companions(checkpoint)
     if tokenizer is not None:
-        files = {name: content for name, content in files.items() if name not in _TOKENIZER_FILES}
+        files = {name: content for name, content in files.items() if name not in TOKENIZER_FILES}
         files |= _tokenizer_files(tokenizer)
-    if not {"tokenizer.model", "tokenizer.json"} & files.keys():
+    if not files.keys() & set(VOCABULARY_FILES):
         log.warning("%s has no tokenizer beside it. Name one with --tokenizer to talk to it.", source.name)
     if generation:
         settings = json.loads(files.get(GENERATION_CONFIG, b"{}"))
@@ -77,16 +78,19 @@ def reference_folder(
 
 def _tokenizer_files(tokenizer: Path) -> dict[str, bytes]:
     """The files of a tokenizer that the user named."""
+    found: dict[str, Path] = {}
     if tokenizer.is_dir():
-        found = [tokenizer / name for name in _TOKENIZER_FILES if (tokenizer / name).is_file()]
-    else:
-        found = [path for path in (tokenizer, tokenizer.with_name("tokenizer_config.json")) if path.is_file()]
-        if tokenizer not in found:
-            raise CheckpointError(f"There is no tokenizer {tokenizer}.")
-    if not any(path.suffix in (".model", ".json") for path in found):
-        raise CheckpointError(f"{tokenizer} holds no tokenizer.", hint="Name a tokenizer.model.")
-    names = {".model": "tokenizer.model"}
-    return {names.get(path.suffix, path.name): path.read_bytes() for path in found}
+        found = {name: tokenizer / name for name in TOKENIZER_FILES if (tokenizer / name).is_file()}
+    elif not tokenizer.is_file():
+        raise CheckpointError(f"There is no tokenizer {tokenizer}.", hint=_TOKENIZER_HINT)
+    elif tokenizer.suffix in (".model", ".json"):
+        found[f"tokenizer{tokenizer.suffix}"] = tokenizer
+        settings = tokenizer.with_name("tokenizer_config.json")
+        if settings.is_file():
+            found[settings.name] = settings
+    if not found.keys() & set(VOCABULARY_FILES):
+        raise CheckpointError(f"{tokenizer} holds no tokenizer.", hint=_TOKENIZER_HINT)
+    return {name: path.read_bytes() for name, path in found.items()}
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from telechat.checkpoint.formats.gguf_tokenizer import chat_template
 from telechat.errors import TokenizerError
 from telechat.tokenizer import Tokenizer, load_tokenizer
+from telechat.tokenizer.load import VOCABULARY_FILES
 from telechat.tokenizer.piece_model import load_processor, read_facts
 from telechat.tokenizer.special import TOOL_TAGS, is_control_name
 
@@ -32,7 +33,7 @@ _PLAIN = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
 
 def stock_tokenizer(files: Mapping[str, bytes]) -> dict[str, bytes]:
     """Files to put in place of, or beside, those of a model folder; nothing where it has no tokenizer."""
-    if not {"tokenizer.model", "tokenizer.json"} & files.keys():
+    if not files.keys() & set(VOCABULARY_FILES):
         return {}
     with TemporaryDirectory(prefix="telechat-") as name:
         folder = Path(name)

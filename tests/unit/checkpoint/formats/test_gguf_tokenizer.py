@@ -14,7 +14,7 @@ from tests.unit.checkpoint.formats.samples import DENSE, model_folder, with_toke
 from telechat.checkpoint.formats import reference
 from telechat.checkpoint.formats.gguf_file import read_gguf
 from telechat.checkpoint.formats.gguf_tokenizer import tokenizer_metadata
-from telechat.checkpoint.formats.gguf_tokenizer_files import tokenizer_files
+from telechat.checkpoint.formats.gguf_tokenizer_reading import tokenizer_files
 from telechat.checkpoint.hub import demo_folder
 from telechat.cli.main import main
 from telechat.errors import TokenizerError

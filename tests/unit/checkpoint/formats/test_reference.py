@@ -78,3 +78,33 @@ def test_the_reference_follows_the_source(tiny_model_folder: Path, tmp_path: Pat
     shutil.rmtree(tmp_path / "ms/rank_0")
     with pytest.raises(CheckpointError):
         load_model(first, device="cpu")
+
+
+def test_a_missing_tokenizer_is_the_sources(
+    tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The error speaks of the file that the user named, not of the folder in the cache that stands for it."""
+    file = tmp_path / "alone" / "model.ckpt"
+    file.parent.mkdir()
+    convert(tiny_model_folder, file, "--to", "mindspore")
+    shutil.copy(tiny_model_folder / "config.json", file.parent)
+    capsys.readouterr()
+    assert main(["generate", str(file), "--input-text", QUESTION]) == 1
+    said = capsys.readouterr().err
+    assert f"{file} comes without a tokenizer" in said and "also take --tokenizer" in said
+    assert "references" not in said
+    words = ["--tokenizer", str(tiny_model_folder), "--max-new-tokens", "2"]
+    assert main(["generate", str(file), "--input-text", QUESTION, *words]) == 0
+
+
+def test_a_tokenizer_of_any_name(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """A file of another name takes the usual one; what holds no vocabulary is refused."""
+    (tmp_path / "words").mkdir()
+    named = shutil.copy(tiny_model_folder / "tokenizer.json", tmp_path / "words" / "telechat.json")
+    found = reference.reference_folder(tiny_model_folder, tokenizer=Path(named))
+    assert (found / "tokenizer.json").read_bytes() == (tiny_model_folder / "tokenizer.json").read_bytes()
+    (tmp_path / "bare").mkdir()
+    shutil.copy(tiny_model_folder / "tokenizer_config.json", tmp_path / "bare")
+    for path in (tmp_path / "bare", tiny_model_folder / "model.safetensors", tmp_path / "none"):
+        with pytest.raises(CheckpointError, match="no tokenizer"):
+            reference.reference_folder(tiny_model_folder, tokenizer=path)
