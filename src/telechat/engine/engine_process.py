@@ -96,6 +96,8 @@ class EngineProcess:
         self._lost = lost
         self._revived = revived
         self._log_level = log_level
+        # Held while a process is started: none is started any more once `close` has begun.
+        self._starting = threading.Lock()
         self._is_closing = False
         self._short_lives = 0
         self.num_restarts = 0
@@ -105,6 +107,7 @@ class EngineProcess:
             self.ready = self._await_ready()
         except BaseException:  # an interrupted start as well must not leave a process behind
             self._kill()
+            self._connection.close()
             raise
         self._is_alive = True
         # Before multiprocessing's own exit handler, which would wait for a process that waits for orders.
@@ -130,13 +133,17 @@ class EngineProcess:
 
     def close(self) -> None:
         """End everything and wait for the process. Calling it again does nothing."""
-        if self._is_closing:
-            return
-        self._is_closing = True
+        with self._starting:
+            if self._is_closing:
+                return
+            self._is_closing = True
         self._orders.put(Close())
-        self._watcher.join(CLOSING_SECONDS)
-        self._process.join(CLOSING_SECONDS)
+        if self._is_alive:  # one that is being started again has nothing to finish
+            self._watcher.join(CLOSING_SECONDS)
+            self._process.join(CLOSING_SECONDS)
         self._kill()
+        self._watcher.join(CLOSING_SECONDS)
+        self._connection.close()
         atexit.unregister(self.close)
 
     def _start(self) -> tuple[Connection, SpawnProcess]:
@@ -162,11 +169,14 @@ class EngineProcess:
         return answer
 
     def _ending(self) -> str:
-        """How the process ended, in words."""
+        """How the process ended, in words. One that hangs is killed: the next one needs its memory."""
         self._process.join(CLOSING_SECONDS)
         code = self._process.exitcode
-        if code is not None and code < 0:
-            name = signal.Signals(-code).name
+        if code is None:
+            self._kill()
+            return "did not end by itself and was killed"
+        if code < 0:
+            name = next((one.name for one in signal.Signals if one == -code), f"signal {-code}")
             return f"was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
         return f"ended with exit code {code}"
 
@@ -187,24 +197,37 @@ class EngineProcess:
             self._is_alive = False
             if self._is_closing:
                 return
+            self._short_lives = self._short_lives + 1 if time.monotonic() - born < SHORT_LIFE_SECONDS else 0
+            is_given_up = self._short_lives >= MAX_SHORT_LIVES
             error = EngineDiedError(
-                f"The engine's process {self._ending()}.", hint="It is being started again; try again."
+                f"The engine's process {self._ending()}.",
+                hint=None if is_given_up else "It is being started again; try again.",
             )
             log.error("%s", error.message)
             self._lost(error)
-            self._short_lives = self._short_lives + 1 if time.monotonic() - born < SHORT_LIFE_SECONDS else 0
-            if self._short_lives >= MAX_SHORT_LIVES:
+            if is_given_up:
                 log.error("it died %d times in a row; it is not started again", self._short_lives)
                 return
-            try:
-                self._connection, self._process = self._start()
-                self._await_ready()
-            except Exception as error:  # noqa: BLE001 - whatever kept the model from loading this time
-                log.error("the engine could not be started again: %s", error)
+            if not self._start_again():
                 return
             self.num_restarts += 1
             self._revived()
             self._is_alive = True
+
+    def _start_again(self) -> bool:
+        """Start another process and wait for its model; whether there is one now."""
+        try:
+            with self._starting:
+                if self._is_closing:
+                    return False
+                self._connection, self._process = self._start()
+            self._await_ready()
+        except Exception as error:  # noqa: BLE001 - whatever kept the model from loading this time
+            if not self._is_closing:
+                log.error("the engine could not be started again: %s", error)
+            self._ending()
+            return False
+        return True
 
     def _read_reports(self) -> None:
         while True:
@@ -215,7 +238,6 @@ class EngineProcess:
             self._deliver(report)
 
     def _kill(self) -> None:
-        self._connection.close()
         if self._process.is_alive():
             self._process.kill()
         self._process.join()
