@@ -101,8 +101,10 @@ class AsyncEngine:
     def __init__(self, llm: LLM, *, max_pending: int = DEFAULT_MAX_PENDING) -> None:
         self._prepare(max_pending)
         self.llm: Model = llm
-        self._adapters.update(dict.fromkeys(llm.adapters.names, _WITH_THE_MODEL))
-        self.worker: Worker = EngineThread(EngineLoop(llm.engine, llm.intake), self._deliver)
+        self._note_initial(llm.adapters.names)
+        self.worker: Worker = EngineThread(
+            EngineLoop(llm.engine, llm.intake), self._deliver, self._lose_engine
+        )
 
     @classmethod
     def spawn(
@@ -126,7 +128,7 @@ class AsyncEngine:
         )
         engine.worker = worker
         engine.llm = RemoteModel.of(worker.ready, tokenizer)
-        engine._adapters.update(dict.fromkeys(worker.ready.adapters, _WITH_THE_MODEL))
+        engine._note_initial(worker.ready.adapters)
         return engine
 
     def _prepare(self, max_pending: int) -> None:
@@ -137,11 +139,16 @@ class AsyncEngine:
         self._open: dict[int, OpenRequest] = {}
         self._num_pending = 0
         self._is_closed = False
-        # Name -> folder of each adapter, and the orders that load them into a process started again.
+        # Name -> folder of each adapter; by keys of orders, what is being loaded for the first time or again.
         self._adapters: dict[str, str] = {}
+        self._loading: dict[int, tuple[str, str]] = {}
         self._reloading: dict[int, str] = {}
-        self._loading: set[asyncio.Future[None]] = set()
+        self._initial_adapters: tuple[str, ...] = ()
         self.stats: EngineStats | None = None
+
+    def _note_initial(self, adapters: tuple[str, ...]) -> None:
+        self._initial_adapters = adapters
+        self._adapters.update(dict.fromkeys(adapters, _WITH_THE_MODEL))
 
     @property
     def num_pending(self) -> int:
@@ -188,16 +195,10 @@ class AsyncEngine:
             ConfigError, CheckpointError: the name is taken, there is no room, or the adapter cannot be used.
             TelechatError: as `stream`.
         """
-        # Whoever asked may go away; the engine will have loaded it all the same.
-        loading = asyncio.ensure_future(self._load(name, str(folder)))
-        self._loading.add(loading)
-        loading.add_done_callback(self._loading.discard)
-        await asyncio.shield(loading)
-
-    async def _load(self, name: str, folder: str) -> None:
-        await self._done(self._send(1, lambda key: LoadAdapter(key, name, folder)))
         with self._lock:
-            self._adapters[name] = folder
+            stream = self._send(1, lambda key: LoadAdapter(key, name, str(folder)))
+            self._loading[stream.key] = name, str(folder)
+        await anext(stream)
 
     async def unload_adapter(self, name: str) -> None:
         """Take an adapter's name away. Requests that have begun keep the adapter to their end.
@@ -206,21 +207,19 @@ class AsyncEngine:
             RequestError: there is none of this name.
             TelechatError: as `stream`.
         """
-        with self._lock:
-            known = self._adapters.pop(name, None) is not None
-        if not known:
-            raise RequestError(f"There is no adapter {name[:200]!r}.", parameter="model")
-        await self._done(self._send(1, lambda key: UnloadAdapter(key, name)))
-
-    async def _done(self, stream: Stream) -> None:
-        """Wait until an order has been carried out."""
-        delta = await anext(stream)
-        if delta.finish_reason == "cancelled":
-            raise EngineClosedError("The engine was closed while this request was running.")
+        with self._lock:  # an order that is refused must leave the name
+            if name not in self._adapters:
+                raise RequestError(f"There is no adapter {name[:200]!r}.", parameter="model")
+            stream = self._send(1, lambda key: UnloadAdapter(key, name))
+            del self._adapters[name]
+        await anext(stream)
 
     def _reload_adapters(self) -> None:
         """The engine's process was started again: these orders come before any request."""
         with self._lock:
+            for name in self._initial_adapters:
+                if self._adapters.get(name) != _WITH_THE_MODEL:  # it was unloaded since
+                    self.worker.send(UnloadAdapter(next(self._keys), name))
             names = [name for name, folder in self._adapters.items() if folder != _WITH_THE_MODEL]
             self._reloading = {next(self._keys): name for name in names}
             for key, name in self._reloading.items():
@@ -275,8 +274,7 @@ class AsyncEngine:
         self.llm.intake.make_embedding(prompt, pooling)
         stream = self._send(1, lambda key: Embed(key, prompt, pooling, normalize, tenant, adapter))
         delta = await anext(stream)
-        if delta.embedding is None:
-            raise EngineClosedError("The engine was closed while this request was running.")
+        assert delta.embedding is not None
         vector = array("f", delta.embedding)
         if sys.byteorder == "big":
             vector.byteswap()
@@ -319,6 +317,8 @@ class AsyncEngine:
         """What it last said of itself is true no more."""
         self.stats = None
         self._lose_all(error)
+        with self._lock:
+            self._loading.clear()
 
     def _lose_all(self, error: Exception) -> None:
         with self._lock:
@@ -330,9 +330,9 @@ class AsyncEngine:
         mail: dict[asyncio.AbstractEventLoop, list[tuple[Stream, Delta | Exception]]] = {}
         with self._lock:
             for letter in report.letters:
+                self._note_adapter(letter)
                 request = self._open.get(letter.key)
-                if request is None:  # cancelled in the meantime, or an adapter loaded again
-                    self._note_reload(letter)
+                if request is None:  # cancelled in the meantime
                     continue
                 if isinstance(letter.item, Exception):
                     del self._open[letter.key]
@@ -352,12 +352,18 @@ class AsyncEngine:
                 for stream, _ in letters:
                     self._cancel(stream.key)
 
-    def _note_reload(self, letter: Letter) -> None:
-        """An adapter that cannot be read any more is no longer offered."""
-        name = self._reloading.pop(letter.key, None)
-        if name is not None and isinstance(letter.item, Exception):
-            log.error("the adapter %r could not be loaded again: %s", name, letter.item)
-            self._adapters.pop(name, None)
+    def _note_adapter(self, letter: Letter) -> None:
+        """Offer an adapter that has been loaded, even if whoever asked for it has gone; offer one no longer
+        that could not be loaded again.
+        """
+        loaded = self._loading.pop(letter.key, None)
+        if loaded is not None and not isinstance(letter.item, Exception):
+            name, folder = loaded
+            self._adapters[name] = folder
+        lost = self._reloading.pop(letter.key, None)
+        if lost is not None and isinstance(letter.item, Exception):
+            log.error("the adapter %r could not be loaded again: %s", lost, letter.item)
+            self._adapters.pop(lost, None)
 
 
 def _hand_over(letters: list[tuple[Stream, Delta | Exception]]) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
 from telechat.engine.channel import Close, Order, Report
+from telechat.engine.engine_process import EngineDiedError
 from telechat.engine.loop import EngineLoop
+
+log = logging.getLogger(__name__)
 
 
 class EngineThread:
@@ -16,15 +20,19 @@ class EngineThread:
     Args:
         loop: belongs to the thread from now on.
         deliver: called there with each report.
+        lost: called there if the loop fails, and with it every request.
     """
 
-    def __init__(self, loop: EngineLoop, deliver: Callable[[Report], None]) -> None:
+    def __init__(
+        self, loop: EngineLoop, deliver: Callable[[Report], None], lost: Callable[[EngineDiedError], None]
+    ) -> None:
         self.loop = loop
+        self._deliver = deliver
+        self._lost = lost
+        self._has_failed = False
         self._orders: deque[Order] = deque()
         self._changed = threading.Condition()
-        self._thread = threading.Thread(
-            target=loop.run, args=(self._receive, deliver), name="telechat-engine", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name="telechat-engine", daemon=True)
         self._thread.start()
 
     def send(self, order: Order) -> None:
@@ -41,12 +49,20 @@ class EngineThread:
     @property
     def is_alive(self) -> bool:
         """Orders are still carried out."""
-        return self._thread.is_alive()
+        return self._thread.is_alive() and not self._has_failed
 
     @property
     def num_restarts(self) -> int:
         """A thread is never started again."""
         return 0
+
+    def _run(self) -> None:
+        try:
+            self.loop.run(self._receive, self._deliver)
+        except Exception as error:  # nobody must wait for a thread that is gone
+            log.exception("the engine's thread has failed")
+            self._has_failed = True
+            self._lost(EngineDiedError(f"The engine has failed: {type(error).__name__}: {error}"))
 
     def _receive(self, wait: bool) -> Sequence[Order]:
         with self._changed:

@@ -158,6 +158,8 @@ class EngineLoop:
         next_due = now + len(self._key_of) / self._deltas_per_second
         letters: list[Letter] = []
         for request in stepped:
+            if request not in self._key_of:  # ended by the failure of another answer to the same prompt
+                continue
             if request.is_finished or self._due.get(request, 0.0) <= now:
                 letters += self._letters(request, next_due)
         return letters
@@ -165,7 +167,10 @@ class EngineLoop:
     def _letters(self, request: Request, next_due: float) -> list[Letter]:
         """News of one request; after them it is silent until `next_due`."""
         key = self._key_of[request]
-        item = request.error or (request.take_delta() if request.pooling is None else self._vector(request))
+        if request.error:  # whoever reads an error reads no further: the prompt's other answers end too
+            self._cancel(key)
+            return [Letter(key, request.error)]
+        item = request.take_delta() if request.pooling is None else self._vector(request)
         if item is not None:
             self._due[request] = next_due
         if request.is_finished:

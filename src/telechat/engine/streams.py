@@ -53,9 +53,10 @@ class Stream(AsyncIterator[Delta]):
         return item
 
     def receive(self, item: Delta | Exception) -> None:
-        """Called in the event loop's thread."""
-        self._inbox.append(item)
-        self._arrived.set()
+        """Called in the event loop's thread. What was under way to a cancelled stream is dropped."""
+        if self._num_open:
+            self._inbox.append(item)
+            self._arrived.set()
 
     def cancel(self) -> None:
         """End what is still running. Deltas not yet read are dropped."""

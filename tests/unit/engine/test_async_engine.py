@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,8 +15,10 @@ from tests.unit.engine.engine_samples import GREEDY, random_prompts, tiny_llm
 from telechat.engine import AsyncEngine, Delta, SamplingParams
 from telechat.engine.async_engine import QueueFullError
 from telechat.engine.engine import Engine
+from telechat.engine.engine_process import EngineDiedError
 from telechat.engine.engine_thread import EngineThread
 from telechat.engine.loop import EngineClosedError, EngineStepError
+from telechat.engine.outputs import EngineStats
 from telechat.errors import ContextLengthError, PromptError, RequestError
 
 pytestmark = pytest.mark.timeout(60)
@@ -137,6 +138,8 @@ def test_a_closed_stream_yields_nothing_more() -> None:
             await stream.__anext__()
             stream.cancel()
             assert [delta async for delta in stream] == []
+            stream.receive(Delta("what was under way"))
+            assert [delta async for delta in stream] == []
 
     asyncio.run(scenario())
 
@@ -174,6 +177,23 @@ def test_a_failing_step_ends_the_running_requests_and_the_engine_goes_on() -> No
             expected = tiny_llm().generate([[32]], GREEDY)[0].text
             assert "".join(delta.text for delta in results[2]) == expected  # type: ignore[union-attr]
             assert engine.num_pending == 0
+
+    asyncio.run(scenario())
+
+
+def test_an_engine_that_fails_leaves_nobody_waiting() -> None:
+    async def scenario() -> None:
+        with running() as engine:
+
+            def failing() -> None:
+                raise ValueError("a bug")
+
+            inner(engine).stats = failing  # type: ignore[method-assign, assignment]
+            with pytest.raises(EngineDiedError, match="a bug"):
+                await collect(engine, [30], GREEDY)
+            assert not engine.is_alive
+            with pytest.raises(EngineDiedError, match="not running"):
+                engine.stream([30], GREEDY)
 
     asyncio.run(scenario())
 
@@ -231,11 +251,18 @@ def test_a_loop_that_went_away_does_not_disturb_the_others() -> None:
 def test_an_idle_engine_does_not_spin() -> None:
     with running() as engine:
         asyncio.run(collect(engine, [30], GREEDY))
-        steps: list[float] = []
-        inner(engine).step = lambda: steps.append(time.monotonic()) or []  # type: ignore[method-assign, func-returns-value]
+        stats, num_rounds = inner(engine).stats, 0
+
+        def counted() -> EngineStats:
+            nonlocal num_rounds
+            num_rounds += 1
+            return stats()
+
+        inner(engine).stats = counted  # type: ignore[method-assign]
         time.sleep(0.2)
-        assert steps == []
-        assert threading.active_count() >= 2
+        assert not num_rounds and engine.is_alive
+        asyncio.run(collect(engine, [30], GREEDY))
+        assert num_rounds
 
 
 def test_vectors_are_those_of_llm() -> None:
