@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from telechat.errors import DeviceError, UsageError
 
 CPU = torch.device("cpu")
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 # What the vendors' runtimes read to learn which accelerators a process may see: NVIDIA's, then Ascend's.
 VISIBLE_DEVICES_VARIABLES = ("CUDA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES")
@@ -119,18 +121,27 @@ def _host_memory() -> MemoryInfo | None:
         free = int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         pass  # SC_AVPHYS_PAGES counts no reclaimable cache, but it is an answer
-    limit = _container_limit()
-    return MemoryInfo(min(free, limit), min(total, limit)) if limit else MemoryInfo(free, total)
+    container = _container_memory()
+    if container is None:
+        return MemoryInfo(free, total)
+    return MemoryInfo(min(free, container.free_bytes), min(total, container.total_bytes))
 
 
-def _container_limit() -> int | None:
-    """Memory limit of the control group in bytes, or None when there is no limit."""
+def _container_memory() -> MemoryInfo | None:
+    """Memory of the control group that this process is in, or None when it has no limit."""
     try:
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
-            text = file.read().strip()
+        limit, used, lines = (
+            (_CONTROL_GROUP / name).read_text(encoding="ascii").strip()
+            for name in ("memory.max", "memory.current", "memory.stat")
+        )
     except OSError:
         return None
-    return int(text) if text.isdigit() else None
+    if not limit.isdigit():
+        return None
+    counts = dict(line.split(" ", 1) for line in lines.splitlines())
+    # Pages of files that were read count as used, and make way when memory is needed.
+    files = sum(int(counts.get(name, 0)) for name in ("active_file", "inactive_file"))
+    return MemoryInfo(max(int(limit) - int(used) + files, 0), int(limit))
 
 
 def memory_in_use(device: torch.device, *, pid: int | None = None) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -81,6 +82,22 @@ def test_cpu_answers() -> None:
     synchronize(cpu)
     empty_cache(cpu)
     assert isinstance(supports_bfloat16(cpu), bool)
+
+
+def test_memory_of_a_container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the processes in it hold is not free, but for the files that they have read."""
+    cpu = torch.device("cpu")
+    if memory_info(cpu) is None:
+        pytest.skip("this system does not say")
+    (tmp_path / "memory.max").write_text("1000000\n", encoding="ascii")
+    (tmp_path / "memory.current").write_text("900000\n", encoding="ascii")
+    stat = "anon 600000\nactive_file 200000\ninactive_file 100000\n"
+    (tmp_path / "memory.stat").write_text(stat, encoding="ascii")
+    monkeypatch.setattr(device_module, "_CONTROL_GROUP", tmp_path)
+    assert memory_info(cpu) == device_module.MemoryInfo(400_000, 1_000_000)
+    (tmp_path / "memory.max").write_text("max\n", encoding="ascii")
+    memory = memory_info(cpu)
+    assert memory is not None and memory.total_bytes > 1_000_000
 
 
 @pytest.mark.parametrize(
