@@ -57,6 +57,7 @@ def check_blocks(policy: Scheduler) -> None:
             users[block] += 1
     assert users == blocks._num_users
     assert set(blocks._free) == {block for block, count in enumerate(users) if not count}
+    assert blocks.num_cached == sum(blocks._names[block] is not None for block in blocks._free)
     assert {name: block for block, name in enumerate(blocks._names) if name} == blocks._block_of
 
 

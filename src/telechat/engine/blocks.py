@@ -49,6 +49,8 @@ class BlockAllocator:
         self._block_of: dict[BlockName, int] = {}
         # The next block to hand out comes first: those without a name, then those unused for longest.
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        # Counted as they come and go, since it is asked for after every step.
+        self._num_cached = 0
 
     @property
     def num_free(self) -> int:
@@ -58,7 +60,7 @@ class BlockAllocator:
     @property
     def num_cached(self) -> int:
         """Published blocks that nobody uses at the moment."""
-        return sum(self._names[block] is not None for block in self._free)
+        return self._num_cached
 
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that so many tokens fill or begin."""
@@ -69,6 +71,7 @@ class BlockAllocator:
         assert count <= len(self._free), f"{count} blocks wanted, {len(self._free)} free"
         for _ in range(count):
             block, _ = self._free.popitem(last=False)
+            self._num_cached -= self._names[block] is not None
             self._forget(block)
             self._num_users[block] = 1
             table.append(block)
@@ -87,8 +90,10 @@ class BlockAllocator:
         """Append published blocks to the table of one more user."""
         for block in blocks:
             assert self._names[block] is not None
+            if not self._num_users[block]:
+                del self._free[block]
+                self._num_cached -= 1
             self._num_users[block] += 1
-            self._free.pop(block, None)
             table.append(block)
 
     def num_unused(self, blocks: Sequence[int]) -> int:
@@ -117,11 +122,14 @@ class BlockAllocator:
                 self._free[block] = None
                 if self._names[block] is None:
                     self._free.move_to_end(block, last=False)
+                else:
+                    self._num_cached += 1
 
     def forget_names(self) -> None:
         """Publish nothing any more of what is in the cache now: its content is not to be trusted."""
         for block in range(self.num_blocks):
             self._forget(block)
+        self._num_cached = 0
 
     def _forget(self, block: int) -> None:
         name = self._names[block]

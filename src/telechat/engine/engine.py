@@ -132,6 +132,8 @@ class Engine:
         if self._proposer is not None:
             self._proposer.propose(self.scheduler.decoding())
         step = self.scheduler.schedule()
+        if not step.work:
+            return []
         try:
             if self._proposer is not None:
                 self._proposer.fill(step.work)

@@ -5,7 +5,7 @@ Knows the model's limits and how its tokens become text. Changes nothing, so any
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, get_args
 
 from telechat.engine.grammar import Grammar
@@ -214,12 +214,15 @@ class Intake:
             )
         return min(params.max_total_tokens - len(prompt), room)
 
-    def _check_ids(self, name: str, token_ids: Iterable[int]) -> None:
-        for token_id in token_ids:
-            if (
-                isinstance(token_id, bool)
-                or not isinstance(token_id, int)
-                or not 0 <= token_id < self._vocab_size
-            ):
-                message = f"{name} has token id {token_id!r}; this model has ids 0 to {self._vocab_size - 1}."
-                raise PromptError(message) if name == "prompt" else RequestError(message, parameter=name)
+    def _check_ids(self, name: str, token_ids: Collection[int]) -> None:
+        # A long prompt is checked while the engine waits, so what is right is seen without a loop in Python.
+        are_integers = set(map(type, token_ids)) <= {int}
+        if are_integers and 0 <= min(token_ids, default=0) <= max(token_ids, default=0) < self._vocab_size:
+            return
+        wrong = [token_id for token_id in token_ids if not self._is_token(token_id)]
+        if wrong:
+            message = f"{name} has token id {wrong[0]!r}; this model has ids 0 to {self._vocab_size - 1}."
+            raise PromptError(message) if name == "prompt" else RequestError(message, parameter=name)
+
+    def _is_token(self, value: object) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < self._vocab_size

@@ -256,3 +256,15 @@ def test_a_step_that_fails_leaves_no_guesses_behind() -> None:
         engine.step()
     engine.fail_running(RuntimeError("broken"))
     assert [output.outputs[0].token_ids for output in llm.generate(prompts, KINDS[0])] == expected
+
+
+def test_a_stream_that_another_call_has_finished() -> None:
+    """Its next step finds nothing to do, and the guessing model nothing to follow."""
+    llm = tiny_llm(speculate=other_model())
+    params = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
+    messages = [{"role": "user", "content": "hi"}]
+    stream = llm.chat(messages, params, stream=True)
+    first = next(stream)
+    llm.generate([30, 31], params.replace(max_tokens=40))
+    token_ids = [*first.token_ids, *(token_id for delta in stream for token_id in delta.token_ids)]
+    assert token_ids == llm.chat(messages, params).outputs[0].token_ids
