@@ -96,7 +96,12 @@ def start_engine(model: str, args: argparse.Namespace) -> tuple[AsyncEngine, int
     folder = resolve_model(model)
     read_config(folder)
     adapters = adapter_folders(args)
-    settings = {"max_batch_size": max_batch_size, "max_loras": max(len(adapters), 1), **rank_limit(args)}
+    settings = {
+        "max_batch_size": max_batch_size,
+        "max_loras": max(len(adapters), 1),
+        "reserved_loras": len(adapters),
+        **rank_limit(args),
+    }
     # Rows with several answers count as so many.
     engine = AsyncEngine.spawn(
         partial(load_llm, model, args, **settings), load_tokenizer(folder), max_pending=1 << 20

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from telechat.checkpoint import read_adapter
-from telechat.checkpoint.adapter import Adapter
+from telechat.checkpoint.adapter import Adapter, adaptable_layers
+from telechat.device import empty_cache, memory_info
 from telechat.errors import CheckpointError, ConfigError, RequestError
 from telechat.models.paged import Executor
 
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 DEFAULT_MAX_ADAPTERS = 8
 DEFAULT_MAX_RANK = 64
 _LONGEST_NAME = 200
+_MIB = 1 << 20
 
 
 class AdapterTable:
@@ -32,6 +34,9 @@ class AdapterTable:
         executor: holds their matrices.
         max_adapters: adapters in memory at once.
         max_rank: highest rank of any.
+
+    Attributes:
+        memory_left: bytes that adapters may still take; None: as many as are free on the device.
     """
 
     def __init__(self, executor: Executor, *, max_adapters: int, max_rank: int) -> None:
@@ -41,6 +46,8 @@ class AdapterTable:
         self._numbers = itertools.count()
         self._by_name: dict[str, int] = {}
         self._leaving: set[int] = set()
+        self._num_bytes: dict[int, int] = {}
+        self.memory_left: int | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -74,8 +81,8 @@ class AdapterTable:
         """Read an adapter folder and keep it under a name.
 
         Raises:
-            ConfigError: the name is taken or empty, there is no room for one more, the folder's configuration
-                is wrong, or the adapter is of a kind that must be merged.
+            ConfigError: the name is taken or empty, there is no room for one more or not enough memory, the
+                folder's configuration is wrong, or the adapter is of a kind that must be merged.
             CheckpointError: its weights are missing, damaged, not finite, or do not fit the model.
         """
         check_adapter_name(name)
@@ -89,13 +96,46 @@ class AdapterTable:
             )
         adapter = read_adapter(folder, self._executor.config, max_rank=self._max_rank)
         check_can_serve(adapter)
-        number = next(self._numbers)
+        layers, number = adapter.scaled_layers(), next(self._numbers)
+        num_bytes = self._executor.adapter_bytes(sum(a.numel() + b.numel() for a, b in layers.values()))
+        self._check_memory(name, num_bytes)
         try:
-            self._executor.load_adapter(number, adapter.scaled_layers())
+            self._executor.load_adapter(number, layers)
         except MemoryError as error:
             raise ConfigError(f"There is not enough memory for the adapter {name!r}.") from error
         self._by_name[name] = number
+        self._num_bytes[number] = num_bytes
+        if self.memory_left is not None:
+            self.memory_left -= num_bytes
         log.info("adapter %r: rank %d, %d layers", name, adapter.max_rank, len(adapter.modules))
+
+    def bytes_to_reserve(self, num_adapters: int) -> int:
+        """Memory of so many more adapters of the highest rank on every layer that may have one.
+
+        Raises:
+            ConfigError: a number below 0.
+        """
+        if num_adapters < 0:
+            raise ConfigError(f"reserved_loras is {num_adapters}; it must be at least 0.")
+        widths = [
+            sum(shape)
+            for name, shape in adaptable_layers(self._executor.config).items()
+            if not _is_of_expert(name)
+        ]
+        return num_adapters * self._executor.adapter_bytes(self._max_rank * sum(widths))
+
+    def _check_memory(self, name: str, num_bytes: int) -> None:
+        """Refused before anything is allocated: where memory runs out on one of several ranks, all end."""
+        empty_cache(self._executor.device)
+        memory = memory_info(self._executor.device)
+        bounds = (self.memory_left, None if memory is None else memory.free_bytes)
+        left = min((bound for bound in bounds if bound is not None), default=num_bytes)
+        if num_bytes > left:
+            raise ConfigError(
+                f"The adapter {name!r} takes {num_bytes / _MIB:.1f} MiB; beside weights and cache "
+                f"{max(left, 0) / _MIB:.1f} MiB are left.",
+                hint="Unload another one, or start with a higher --memory-limit or fewer --num-blocks.",
+            )
 
     def unload(self, name: str) -> None:
         """Take a name away; `forget_unused` gives the memory back.
@@ -117,6 +157,9 @@ class AdapterTable:
         for number in self._leaving - set(numbers_in_use):
             self._executor.unload_adapter(number)
             self._leaving.remove(number)
+            num_bytes = self._num_bytes.pop(number)
+            if self.memory_left is not None:
+                self.memory_left += num_bytes
 
 
 def check_adapter_name(name: str) -> None:
@@ -141,6 +184,10 @@ def check_can_serve(adapter: Adapter) -> None:
     merge = "Merge it into the model with `telechat.checkpoint.merge_adapter`, and serve that."
     if adapter.config.use_dora:
         raise CheckpointError("The adapter is a DoRA, which is only served merged.", hint=merge)
-    expert = next((name for name in adapter.modules if ".local_experts." in name), None)
+    expert = next((name for name in adapter.modules if _is_of_expert(name)), None)
     if expert is not None:
         raise CheckpointError(f"The adapter changes {expert}; experts are only served merged.", hint=merge)
+
+
+def _is_of_expert(layer: str) -> bool:
+    return ".local_experts." in layer

@@ -28,13 +28,13 @@ from telechat.engine.loading import (
 from telechat.engine.opening import open_model
 from telechat.engine.outputs import Delta, EmbeddingOutput, EngineStats, Keep, Pooling, RequestOutput
 from telechat.engine.plan import DEFAULT_MAX_BATCH_SIZE
-from telechat.engine.prompts import Message, Prompt, as_list, numbered
+from telechat.engine.prompts import Message, Prompt, as_list, numbered, params_of_each
 from telechat.engine.proposers import open_speculation
 from telechat.engine.request import Request
 from telechat.engine.results import embedding_output, request_output
 from telechat.engine.sampling_params import SamplingParams, with_fields
 from telechat.engine.text_intake import text_intake
-from telechat.errors import PromptError, RequestError, TelechatError
+from telechat.errors import PromptError, TelechatError
 from telechat.models import RopeMode, TeleChatConfig, TeleChatModel
 from telechat.parallel.sharding import Layout
 from telechat.tokenizer import Tokenizer, check_fits
@@ -76,6 +76,7 @@ class LLM:
         adapters: low-rank adapters by the names that requests ask for them by: folders in PEFT's format.
         max_loras: adapters in memory at once, those loaded later included.
         max_lora_rank: highest rank of any.
+        reserved_loras: adapters of that rank, to be loaded later, that the cache leaves memory for.
         generation_config: contents of a `generation_config.json`; by default the folder's.
 
     Raises:
@@ -113,6 +114,7 @@ class LLM:
         adapters: Mapping[str, str | Path] | None = None,
         max_loras: int = DEFAULT_MAX_ADAPTERS,
         max_lora_rank: int = DEFAULT_MAX_RANK,
+        reserved_loras: int = 0,
         generation_config: Mapping[str, Any] | None = None,
     ) -> None:
         check_positive(
@@ -173,7 +175,10 @@ class LLM:
                 num_blocks=num_blocks,
                 memory_limit=memory_limit,
                 cache_bytes=cache_memory,
+                reserved_bytes=self.adapters.bytes_to_reserve(reserved_loras),
             )
+            if memory_limit is not None:
+                self.adapters.memory_left = self.cache_plan.spare_bytes
         except TelechatError:
             self.close()
             raise
@@ -296,14 +301,7 @@ class LLM:
         Prompts are checked now, before the iterator is asked for anything; closing it ends what still runs.
         """
         listed = as_list(prompts)
-        shared = self.default_params if params is None else params
-        each = [shared] * len(listed) if isinstance(shared, SamplingParams) else list(shared)
-        if len(each) != len(listed):
-            raise RequestError(
-                f"{len(each)} sampling parameters were given for {len(listed)} prompts.", parameter="params"
-            )
-        if sampling:
-            each = [with_fields(one, sampling) for one in each]
+        each = params_of_each(len(listed), self.default_params if params is None else params, sampling)
 
         def make(number: int) -> list[Request]:
             ids = self.encode(listed[number])

@@ -115,11 +115,13 @@ def plan_for(
     num_blocks: int | None,
     memory_limit: int | None,
     cache_bytes: int | None = None,
+    reserved_bytes: int = 0,
 ) -> CachePlan:
     """The cache of an executor whose weights are in memory; None stands for the default.
 
     Args:
         guesses: how tokens are guessed, which takes memory too; None: not at all.
+        reserved_bytes: to be left free, for adapters to come.
 
     Raises:
         ConfigError: it cannot hold max_model_len tokens.
@@ -143,13 +145,10 @@ def plan_for(
             workspace=workspace,
             held_by_ranks=executor.memory_of_others() if isinstance(executor, TensorParallelExecutor) else 0,
         )
-    elif memory_limit is not None:
+    elif memory_limit is not None or cache_bytes is not None:
+        other = "cache_memory" if memory_limit is None else "memory_limit"
         raise ConfigError(
-            "num_blocks and memory_limit both say how large the cache is.", hint="Give one of them."
-        )
-    elif cache_bytes is not None:
-        raise ConfigError(
-            "num_blocks and cache_memory both say how large the cache is.", hint="Give one of them."
+            f"num_blocks and {other} both say how large the cache is.", hint="Give one of them."
         )
     plan = plan_cache(
         bytes_per_block,
@@ -159,6 +158,7 @@ def plan_for(
         num_blocks=num_blocks,
         cache_bytes=cache_bytes,
         available_bytes=available,
+        reserved_bytes=reserved_bytes,
     )
     if cache_bytes is not None and plan.num_bytes + plan.bytes_per_block <= cache_bytes:
         log.warning("the cache was to have %d bytes, but only %d are free", cache_bytes, plan.num_bytes)

@@ -36,11 +36,13 @@ class CachePlan:
         block_size: tokens of a block.
         num_blocks: blocks, all layers counted as one.
         bytes_per_block: memory of one, over all layers.
+        spare_bytes: of the memory that the cache might have had, what it leaves; None where that is unknown.
     """
 
     block_size: int
     num_blocks: int
     bytes_per_block: int
+    spare_bytes: int | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -69,6 +71,7 @@ def plan_cache(
     num_blocks: int | None = None,
     cache_bytes: int | None = None,
     available_bytes: int | None = None,
+    reserved_bytes: int = 0,
 ) -> CachePlan:
     """Decide the number of blocks.
 
@@ -80,6 +83,7 @@ def plan_cache(
         num_blocks: as many, whatever memory there is; by default as many as are useful and fit.
         cache_bytes: as many as fit into so much memory and into what there is, useful or not.
         available_bytes: memory that the cache may have; None: unknown, and not limiting.
+        reserved_bytes: of that, what is kept for adapters to come.
 
     Raises:
         ConfigError: a block size that there is none of, or too few blocks for one request.
@@ -92,15 +96,17 @@ def plan_cache(
         raise ConfigError(f"num_blocks is {num_blocks}; it must be at least 1.")
     size = bytes_per_block(block_size)
     needed = -(-max_model_len // block_size)
+    room = None if available_bytes is None else max(available_bytes - reserved_bytes, 0)
     if num_blocks is None:
         wanted = max(needed, int(max_batch_size * needed * _USUAL_FILL))
         if cache_bytes is not None:
             wanted = cache_bytes // size
-        num_blocks = wanted if available_bytes is None else min(wanted, max(available_bytes, 0) // size)
+        num_blocks = wanted if room is None else min(wanted, room // size)
         if num_blocks < needed:
-            left = min(bound for bound in (cache_bytes, available_bytes) if bound is not None)
+            left = min(bound for bound in (cache_bytes, room) if bound is not None)
+            beside = f", beside {_gib(reserved_bytes)} kept for adapters" if reserved_bytes else ""
             raise ConfigError(
-                f"The memory for the cache, {_gib(left)}, holds {num_blocks} blocks of "
+                f"The memory for the cache, {_gib(left)}{beside}, holds {num_blocks} blocks of "
                 f"{block_size} tokens; max_model_len {max_model_len} needs {needed} blocks "
                 f"({_gib(needed * size)}).",
                 hint=_shorter(num_blocks * block_size, "Give more memory, or"),
@@ -111,7 +117,8 @@ def plan_cache(
             f"{block_size} tokens.",
             hint=_shorter(num_blocks * block_size, f"Use --num-blocks {needed}, or"),
         )
-    return CachePlan(block_size=block_size, num_blocks=num_blocks, bytes_per_block=size)
+    spare = None if available_bytes is None else available_bytes - num_blocks * size
+    return CachePlan(block_size=block_size, num_blocks=num_blocks, bytes_per_block=size, spare_bytes=spare)
 
 
 def _shorter(num_tokens: int, otherwise: str) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from telechat.engine.request import Request
-from telechat.errors import TelechatError
+from telechat.engine.sampling_params import SamplingParams, with_fields
+from telechat.errors import RequestError, TelechatError
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
@@ -23,6 +24,22 @@ def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if items and all(isinstance(item, int) for item in items):
         return [cast("list[int]", items)]
     return cast("list[Prompt]", items)
+
+
+def params_of_each(
+    count: int, params: SamplingParams | Sequence[SamplingParams], fields: Mapping[str, Any]
+) -> list[SamplingParams]:
+    """Sampling parameters of `count` prompts, from one for all or one for each; `fields` win over both.
+
+    Raises:
+        RequestError: there are not as many as prompts, or there is no such field.
+    """
+    each = [params] * count if isinstance(params, SamplingParams) else list(params)
+    if len(each) != count:
+        raise RequestError(
+            f"{len(each)} sampling parameters were given for {count} prompts.", parameter="params"
+        )
+    return [with_fields(one, fields) for one in each]
 
 
 def numbered(make: Callable[[int], list[Request]], count: int) -> list[list[Request]]:

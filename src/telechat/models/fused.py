@@ -3,10 +3,11 @@
 Projections that read the same input are one product, gate and up with what joins them; a norm and the sum
 before it are one kernel. A step in which every sequence has one new token is padded to one of a few sizes,
 recorded when a size first occurs, and replayed from then on; every other step launches its kernels one by
-one. Padding rows write to a block of their own. A step in which
-some row has an adapter runs the model's modules instead, which share their weights with the joined products.
-Shapes: T new tokens, S sequences, L rows whose results are
-wanted, V vocabulary, D hidden size. Knows nothing of requests, nor of which device it runs on.
+one. Padding rows write to a block of their own. A step in which some row has an adapter runs the model's
+modules instead, which share their weights with the joined products.
+
+Shapes: T new tokens, S sequences, L rows whose results are wanted, V vocabulary, D hidden size. Knows nothing
+of requests, nor of which device it runs on.
 """
 
 from __future__ import annotations
@@ -194,6 +195,10 @@ class FusedExecutor:
         if batch.adapter_runs:
             return self._adapted_hidden(batch).float()
         return self._hidden(self._inputs(batch)).float()
+
+    def adapter_bytes(self, num_elements: int) -> int:
+        """In the model's dtype."""
+        return num_elements * self.model.dtype.itemsize
 
     def load_adapter(self, number: int, layers: AdapterLayers) -> None:
         """As `Executor.load_adapter`."""

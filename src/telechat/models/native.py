@@ -121,6 +121,10 @@ class NativeExecutor:
         )
         self._num_blocks, self._block_size = num_blocks, block_size
 
+    def adapter_bytes(self, num_elements: int) -> int:
+        """In the dtype that the model is loaded in."""
+        return num_elements * self.weights.model.dtype.itemsize
+
     def load_adapter(self, number: int, layers: AdapterLayers) -> None:
         """As `Executor.load_adapter`."""
         self._adapters[number] = pack_adapter(self.weights, layers)

@@ -102,6 +102,10 @@ class Executor(Protocol):
         """As `forward`, but final hidden states fp32 [L, hidden], after the last norm."""
         ...
 
+    def adapter_bytes(self, num_elements: int) -> int:
+        """Memory of an adapter whose matrices have so many elements together."""
+        ...
+
     def load_adapter(self, number: int, layers: AdapterLayers) -> None:
         """Keep an adapter for the batches whose rows name it.
 
@@ -231,6 +235,10 @@ class TorchExecutor:
             block_size=block_size,
         )
         log.info("paged attention: %s (%s)", self._kernels.name, self._kernels.reason)
+
+    def adapter_bytes(self, num_elements: int) -> int:
+        """In the model's dtype."""
+        return num_elements * self.model.dtype.itemsize
 
     def load_adapter(self, number: int, layers: AdapterLayers) -> None:
         """As `Executor.load_adapter`."""

@@ -143,8 +143,12 @@ class TensorParallelExecutor:
 
     def cache_bytes_per_block(self, block_size: int) -> int:
         """Memory of one block: of all ranks on a CPU, whose memory they share, else of one rank."""
-        bytes_here = self._local.cache_bytes_per_block(block_size)
-        return bytes_here * (self._layout.world_size if self.device.type == CPU.type else 1)
+        return self._local.cache_bytes_per_block(block_size) * self._num_sharing_memory
+
+    @property
+    def _num_sharing_memory(self) -> int:
+        """Ranks whose memory is the same."""
+        return self._layout.world_size if self.device.type == CPU.type else 1
 
     def memory_of_others(self) -> int:
         """Bytes that the other ranks hold of the memory that this one works in: on a CPU, all they hold."""
@@ -179,6 +183,10 @@ class TensorParallelExecutor:
             wire.pack_batch(batch, self._block_size),
             lambda: self._local.hidden_states(batch),
         )
+
+    def adapter_bytes(self, num_elements: int) -> int:
+        """Most memory of an adapter: of all ranks on a CPU, whose memory they share, else of one rank."""
+        return self._local.adapter_bytes(num_elements) * self._num_sharing_memory
 
     def load_adapter(self, number: int, layers: AdapterLayers) -> None:
         """As `Executor.load_adapter`, on every rank.

@@ -153,10 +153,14 @@ def test_serve(served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["serve"]) == 0
     assert served.settings.lora_dir is None and not served.engine.folders
     assert not {"max_loras", "max_lora_rank"} & set(served.loaded)
+    assert served.loaded["reserved_loras"] == 0
+    assert main(["serve", "--lora", "a=x", "--max-loras", "3"]) == 0
+    assert served.loaded["reserved_loras"] == 1  # no other can come
     words = ["--lora", "a=x", "--lora", "b=y", "--max-loras", "3", "--max-lora-rank", "7"]
     assert main(["serve", *words, "--lora-dir", str(tmp_path)]) == 0
     assert served.engine.folders == {"a": "x", "b": "y"}
     assert (served.loaded["max_loras"], served.loaded["max_lora_rank"]) == (3, 7)
+    assert served.loaded["reserved_loras"] == 3
     # Not loaded with the model: an engine that is started again must not need these folders.
     assert "adapters" not in served.loaded
     assert served.settings.lora_dir == tmp_path

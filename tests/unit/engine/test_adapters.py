@@ -15,7 +15,9 @@ from tests.unit.engine.engine_samples import byte_tokenizer, random_prompts, tin
 from tests.unit.ops.cpu.conftest import skip_without_kernels
 
 from telechat.checkpoint import Adapter, AdapterConfig, merge_adapter, write_adapter
-from telechat.engine import LLM, AsyncEngine, SamplingParams
+from telechat.device import MemoryInfo
+from telechat.engine import LLM, AsyncEngine, QueueFullError, SamplingParams
+from telechat.engine.channel import LoadAdapter, UnloadAdapter
 from telechat.engine.engine import Engine
 from telechat.errors import CheckpointError, ConfigError, RequestError, TelechatError
 from telechat.layers.moe import MoeConfig
@@ -308,3 +310,81 @@ def test_the_asynchronous_engine_loads_and_unloads_while_it_runs(
         engine.close()
     with pytest.raises(TelechatError, match="closed"):
         asyncio.run(engine.load_adapter("a4", tmp_path))
+
+
+def test_the_memory_limit_counts_adapters_that_come_later(
+    folders: dict[str, dict[str, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("telechat.engine.plan.memory_in_use", lambda device: 0)
+    limit = 1 << 28
+    spare = tiny_llm(model_of("torch"), memory_limit=limit).cache_plan.spare_bytes
+    assert spare is not None
+    limit -= spare  # the cache takes all of it
+    llm = tiny_llm(model_of("torch"), memory_limit=limit)
+    with pytest.raises(ConfigError, match=r"The adapter 'a1' takes 0\.\d MiB; .* 0\.0 MiB are left"):
+        llm.load_adapter("a1", folders["torch"]["a1"])
+    assert not llm.adapters.names
+
+    reserving = tiny_llm(model_of("torch"), memory_limit=limit, max_lora_rank=9, reserved_loras=1)
+    assert reserving.cache_plan.num_blocks < llm.cache_plan.num_blocks
+    left = reserving.adapters.memory_left
+    reserving.load_adapter("a1", folders["torch"]["a1"])
+    assert reserving.generate(PROMPT, GREEDY, adapter="a1")[0].outputs[0].token_ids == alone("torch", 1)
+    reserving.unload_adapter("a1")
+    assert reserving.adapters.memory_left == left
+    with pytest.raises(ConfigError, match="reserved_loras is -1"):
+        tiny_llm(model_of("torch"), reserved_loras=-1)
+
+
+def test_an_adapter_that_does_not_fit_into_the_free_memory(
+    folders: dict[str, dict[str, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = tiny_llm(model_of("torch"))
+    monkeypatch.setattr("telechat.engine.adapters.memory_info", lambda device: MemoryInfo(1000, 10**9))
+    with pytest.raises(ConfigError, match="takes"):
+        llm.load_adapter("a1", folders["torch"]["a1"])
+    assert answers(llm, [None]) == [alone("torch", None)]
+
+
+def test_an_order_that_is_refused_leaves_the_adapter(folders: dict[str, dict[str, Path]]) -> None:
+    engine = AsyncEngine(tiny_llm(model_of("torch"), adapters={"a1": folders["torch"]["a1"]}), max_pending=1)
+
+    async def scenario() -> None:
+        stream = engine.stream(PROMPT, GREEDY.replace(max_tokens=100))
+        with pytest.raises(QueueFullError):
+            await engine.unload_adapter("a1")
+        assert engine.adapters == ("a1",)
+        await stream.aclose()
+        await engine.unload_adapter("a1")
+        assert not engine.adapters
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        engine.close()
+
+
+def test_an_engine_started_again_forgets_what_was_unloaded(
+    folders: dict[str, dict[str, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of adapters that come with the model: the process loads them again, under the same names."""
+    first = tiny_llm(model_of("torch"), adapters={name: folders["torch"][name] for name in ("a1", "a2")})
+    engine = AsyncEngine(first)
+
+    async def scenario() -> list[Any]:
+        await engine.unload_adapter("a1")
+        await engine.unload_adapter("a2")
+        await engine.load_adapter("a1", folders["torch"]["a3"])
+        sent: list[Any] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.worker, "send", sent.append)
+            engine._reload_adapters()
+        return sent
+
+    try:
+        orders = asyncio.run(scenario())
+    finally:
+        engine.close()
+    found = [(type(order), order.name) for order in orders]
+    assert found == [(UnloadAdapter, "a1"), (UnloadAdapter, "a2"), (LoadAdapter, "a1")]
+    assert orders[-1].folder == str(folders["torch"]["a3"])
