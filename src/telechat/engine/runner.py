@@ -21,6 +21,8 @@ from telechat.ops.paged import Sequences
 _FIRST_ROWS = 16
 _FIRST_BLOCKS = 64
 
+Piece = tuple[int, int, int]  # number of the work, start, stop
+
 
 class Runner:
     """An executor and the block tables of the requests that run.
@@ -65,12 +67,7 @@ class Runner:
         runs: list[tuple[int, int]] = []
         num_blocks: list[int] = []
         most_new = 0
-        if self.executor.computes_by_kind:
-            pieces, num_decoding = _by_kind(works)
-        else:
-            pieces, num_decoding = [(index, work.start, work.stop) for index, work in enumerate(works)], 0
-        if is_adapted:
-            pieces = _by_adapter(pieces[:num_decoding], works) + _by_adapter(pieces[num_decoding:], works)
+        pieces, num_decoding = self._cut(works, by_adapter=is_adapted)
         self._make_room(len(pieces), max(len(work.request.block_table) for work in works))
         for row, (index, start, stop) in enumerate(pieces):
             request, _, _, num_logits, rope_length = work = works[index]
@@ -113,6 +110,16 @@ class Runner:
             _adapter_runs(pieces, works, starts) if is_adapted else (),
         )
 
+    def _cut(self, works: Sequence[Work], *, by_adapter: bool) -> tuple[list[Piece], int]:
+        """Works in the order and the pieces that the executor takes; how many of the first are of answers."""
+        if self.executor.computes_by_kind:
+            pieces, num_decoding = _by_kind(works)
+        else:
+            pieces, num_decoding = [(index, work.start, work.stop) for index, work in enumerate(works)], 0
+        if by_adapter:
+            pieces = _by_adapter(pieces[:num_decoding], works) + _by_adapter(pieces[num_decoding:], works)
+        return pieces, num_decoding
+
     def _make_room(self, num_rows: int, num_blocks: int) -> None:
         """Let the table have at least so many rows and columns."""
         rows, width = self._tables.shape
@@ -125,9 +132,6 @@ class Runner:
         if self._written[row] != table:
             self._tables[row, : len(table)] = table
             self._written[row] = table.copy()
-
-
-Piece = tuple[int, int, int]  # number of the work, start, stop
 
 
 def _by_adapter(pieces: list[Piece], works: Sequence[Work]) -> list[Piece]:

@@ -1,10 +1,9 @@
 """Rotary position embedding with TeleChat's length-dependent base and attention scaling.
 
 The effective length n of a call decides two numbers: `alpha`, which stretches the base (NTK-aware), and
-`mscale`, which multiplies cos and sin. Tables are rounded to fp16 before mscale is applied, as in the
-official
-code: checkpoints were trained with them. Knows nothing of caches or of which mode a model runs in; it is told
-the lengths.
+`mscale`, which multiplies cos and sin. Tables are rounded to fp16 before mscale is applied, as the official
+code does: checkpoints were trained with them. Knows nothing of caches or of which mode a model runs in; it is
+told the lengths.
 """
 
 from __future__ import annotations

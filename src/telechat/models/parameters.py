@@ -7,6 +7,7 @@ and then its value rows), `ffn`, `experts`. Knows nothing of tensors' values or 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,10 +28,7 @@ class Parameter:
     @property
     def size(self) -> int:
         """Number of elements."""
-        total = 1
-        for extent in self.shape:
-            total *= extent
-        return total
+        return math.prod(self.shape)
 
 
 def parameter_table(config: TeleChatConfig) -> tuple[Parameter, ...]:

@@ -29,9 +29,8 @@ def huge_zeros(context: Context, shape: Sequence[int], dtype: torch.dtype) -> Te
         raise MemoryError(f"{num_bytes} bytes for a tensor of shape {tuple(shape)}")
     memory = (ctypes.c_char * num_bytes).from_address(address)
     free_later(memory, library.tc_huge_free, address, num_bytes)  # the tensor holds `memory`
-    return (
-        torch.frombuffer(memory, dtype=dtype).view(*shape).zero_()
-    )  # taken now, not in the midst of a request
+    # Written to now, so that the system gives the memory now and not in the midst of a request.
+    return torch.frombuffer(memory, dtype=dtype).view(*shape).zero_()
 
 
 def element_obstacle(*tensors: Tensor) -> str | None:
