@@ -20,11 +20,10 @@ import torch
 from benchmarks.train_shapes import TRAIN_SHAPES, TrainShape, rows_of_step
 from benchmarks.workers.loop import Case, Result, serve
 from telechat.data.samples import BatchArrays
-from telechat.device import CPU, device_name, peak_memory, resolve_device, synchronize
+from telechat.device import device_name, peak_memory, resolve_device, synchronize
 from telechat.layers.rotary import RopeSettings
 from telechat.models import TeleChatConfig, build_model, count_parameters
 from telechat.train.adapters import adapter_config, add_adapters
-from telechat.train.allocation import return_freed_blocks
 from telechat.train.checkpoints import CheckpointStore
 from telechat.train.config import (
     BatchSection,
@@ -167,8 +166,6 @@ def open_worker(words: list[str]) -> tuple[dict[str, Case], dict[str, Any]]:
     trainer = trainer_for(shape, args, Path(tempfile.mkdtemp(prefix="bench-train-")))
     engine = trainer.engine
     assert isinstance(engine, LocalEngine)
-    if engine.device == CPU:
-        return_freed_blocks()  # as `telechat train` does
     about = {
         "torch": torch.__version__,
         "device": device_name(engine.device),

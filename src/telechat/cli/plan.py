@@ -345,6 +345,11 @@ def print_plan(
     host = f"{plan.host_bytes / GB:9.2f}" if plan.host_bytes else ""
     print(f"  {'together':<14}{plan.device_bytes / GB:10.2f}{host}")
     print(f"The most is needed when {plan.moment}, on rank {plan.rank}.")
+    if request.trains and not request.on_accelerator and not request.returns_freed_memory:
+        print(
+            "The C library keeps freed memory: the process may hold up to half as much again. A recipe with "
+            "return_freed_memory: true keeps to the plan, in slower steps."
+        )
     if comparison is not None:
         print(
             f"The run measured {comparison.measured_bytes / GB:.2f} GB: predicted by measured is "

@@ -2,13 +2,14 @@
 
 glibc gives freed blocks back to the system only above a size that grows, up to 32 MB, with the blocks that
 are freed. All others stay in its heap, where the activations of a step leave gaps that those of the next one
-do not fit: small runs held up to half as much again as their tensors.
+do not fit: small runs held up to half as much again as their tensors. A block given back has to be cleared
+when it is asked for again, page by page; where page faults are dear, as in many virtual machines, steps take
+up to twice as long.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 
 # Parameters of glibc's mallopt.
@@ -23,10 +24,9 @@ def return_freed_blocks() -> bool:
     """Let this process give freed blocks back to the system at once, from now on.
 
     Returns:
-        Whether it does: only glibc can be told so, and not where the environment told it otherwise.
+        Whether it does: only glibc can be told so.
     """
-    is_chosen = "MALLOC_MMAP_THRESHOLD_" in os.environ or "mmap" in os.environ.get("GLIBC_TUNABLES", "")
-    if is_chosen or not sys.platform.startswith("linux"):
+    if not sys.platform.startswith("linux"):
         return False
     choose = getattr(ctypes.CDLL(None), "mallopt", None)  # not in other C libraries
     if choose is None:

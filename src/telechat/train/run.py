@@ -51,8 +51,9 @@ def main(config_path: str | None, overrides: Mapping[str, str] | None = None) ->
     if is_first():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "run.yaml").write_text(to_yaml(config), encoding="utf-8")
-    if resolve_device(config.device).type == CPU.type:
-        return_freed_blocks()
+    on_cpu = resolve_device(config.device).type == CPU.type
+    if config.return_freed_memory and on_cpu and not return_freed_blocks():
+        log.warning("return_freed_memory does nothing here: the C library is not glibc.")
     tokenizer_folder = resolve_model(config.model.tokenizer or config.model.start_from)
     tokenizer = load_tokenizer(tokenizer_folder)
     check_length(config, model_config(config.model))

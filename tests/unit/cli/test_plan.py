@@ -49,6 +49,19 @@ def plan(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
     return dict(json.loads(capsys.readouterr().out))
 
 
+def test_a_run_on_a_cpu_may_hold_what_it_has_freed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    said = []
+    for line in ("", "return_freed_memory: true\n", "device: auto\n"):
+        recipe = tmp_path / "recipe.yaml"
+        text = RECIPE.format(model="demo", folder=tmp_path)
+        recipe.write_text(text.replace("device: cpu\n", line) if "auto" in line else text + line)
+        assert main(["plan", "--config", str(recipe)]) == 0
+        said.append("half as much again" in capsys.readouterr().out)
+    assert said == [True, False, False]
+
+
 def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         main(["plan", "telechat2-7b", "--layout", "dp8", "--recompute", "full", "--device-memory", "80GB"])

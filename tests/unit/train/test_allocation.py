@@ -52,9 +52,3 @@ def test_freed_blocks_go_back() -> None:
     chosen, held = held_mib("choose")
     assert chosen == "True" and held < 40
     assert held_mib()[1] > 200  # or this test could not fail
-
-
-@glibc
-def test_the_environment_decides_where_it_says_something() -> None:
-    assert held_mib("choose", MALLOC_MMAP_THRESHOLD_="33554432")[0] == "False"
-    assert held_mib("choose", GLIBC_TUNABLES="glibc.malloc.mmap_threshold=33554432")[0] == "False"

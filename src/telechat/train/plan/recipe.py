@@ -77,6 +77,7 @@ def recipe_request(
         lora=config.lora,
         weight_bits={"int8": 8, "int4": 4, None: None}[config.lora.quantize if config.lora else None],
         on_accelerator=on_accelerator,
+        returns_freed_memory=config.return_freed_memory,
         program_bytes=program_bytes,
     )
 

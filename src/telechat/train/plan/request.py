@@ -48,6 +48,7 @@ class PlanRequest:
         weight_bits: bits of a number of the linear layers where they are rounded; None leaves them.
         program: `telechat`, or the original trainer under DeepSpeed: fp16 weights, whole logits.
         on_accelerator: buffers have the sizes that they have there.
+        returns_freed_memory: nothing that is freed stays in the process, as on an accelerator.
         program_bytes: what the process holds beside tensors.
     """
 
@@ -67,6 +68,7 @@ class PlanRequest:
     weight_bits: Literal[4, 8] | None = None
     program: Program = "telechat"
     on_accelerator: bool = True
+    returns_freed_memory: bool = False
     program_bytes: int = 1_000_000_000
 
     def __post_init__(self) -> None:

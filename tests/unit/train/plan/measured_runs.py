@@ -98,6 +98,7 @@ def measure(name: str, folder: Path, steps: int, program: int) -> dict[str, Any]
         "precision": "fp32",
         "schedule.total_steps": str(steps),
         "output.log_every": "1",
+        "return_freed_memory": "true",
         **run.fields,
     }
     options = [word for key, value in fields.items() for word in (f"--{key}", value)]
