@@ -1,10 +1,15 @@
-"""What a run would be, checked as its start would check it: without weights, data or other processes."""
+"""What a run would be, checked as its start would check it: without weights or other processes.
+
+Files of rows must be there; what is in them is not looked at.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 
+from telechat.data.sources import read_sources
+from telechat.errors import ConfigError
 from telechat.models import TeleChatConfig, count_parameters, parameter_table
 from telechat.train.config import TrainConfig
 from telechat.train.distributed.division import Division
@@ -25,7 +30,7 @@ def check_run(config: TrainConfig) -> None:
     A recipe that names `parallel.dp` is checked for its own number of processes, another for those there are.
 
     Raises:
-        ConfigError: what the start would refuse; names the numbers.
+        ConfigError: what the start would refuse; names the numbers, or the file that is not there.
     """
     layout = config.parallel.for_world(recipe_world(config.parallel) or world_size())
     log.info("layout: %s = %d", _shown(layout), layout.world_size)
@@ -36,10 +41,29 @@ def check_run(config: TrainConfig) -> None:
     model = known_config(config.model)
     if model is None:
         log.warning("%s is not on this machine: nothing is checked against it", config.model.start_from)
-        return
-    check_length(config, model)
-    for line in describe(model, layout):
-        log.info("%s", line)
+    else:
+        check_length(config, model)
+        for line in describe(model, layout):
+            log.info("%s", line)
+    check_files(config)
+
+
+def check_files(config: TrainConfig) -> None:
+    """Make sure that there are all files of rows that a recipe names.
+
+    Raises:
+        ConfigError: names the field and the file.
+    """
+    files = {"data.train_file": config.data.train_file}
+    if config.evaluation.file:
+        files["evaluation.file"] = config.evaluation.file
+    for field, file in files.items():
+        try:
+            read_sources(file)
+        except ConfigError as error:
+            flag = field.replace("_", "-")
+            hint = error.hint or f"Correct it in the recipe, or name another with --{flag}."
+            raise ConfigError(f"{field}: {error.message}", hint=hint) from error
 
 
 def recipe_world(layout: ParallelLayout) -> int | None:

@@ -24,6 +24,8 @@ from telechat.train.setup import known_config
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "recipes"
+# There on every machine, as the files that the recipes name are not.
+ROWS = ["--train-dataset", str(FOLDER / "data" / "bookshop.jsonl")]
 OURS = {"demo", "demo-2", "sft", "lora", "preference"}
 
 # The first TeleChat's trainer: its README, and its shell scripts.
@@ -261,7 +263,7 @@ def test_a_recipe_dry_runs_with_its_true_layout(
     name: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     config, facts = load(name), DOCUMENTED[name]
-    words = []
+    words = list(ROWS)
     if "axes" in facts:
         data, tp, pp, cp, ep = facts["axes"]
         devices = data * tp * pp * cp
@@ -276,7 +278,7 @@ def test_a_recipe_dry_runs_with_its_true_layout(
     else:
         devices = facts["devices"]
         layout = config.parallel.for_world(devices)
-        words = ["--parallel.dp", str(devices)]
+        words += ["--parallel.dp", str(devices)]
     with caplog.at_level(logging.INFO):
         assert main(["train", "--config", str(FOLDER / f"{name}.yaml"), "--dry-run", *words]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["parallel"]["dp"] == layout.dp
@@ -325,11 +327,29 @@ def test_a_dry_run_refuses_what_the_start_would(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("field", ["data.train_file", "evaluation.file"])
+def test_a_dry_run_refuses_a_file_that_is_not_there(
+    field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flag, missing = "--" + field.replace("_", "-"), tmp_path / "none.jsonl"
+    recipe = str(FOLDER / "mindformers-7b.yaml")
+    words = ["train", "--config", recipe, "--dry-run", *ROWS, "--parallel.dp", "8"]
+    assert main([*words, flag, str(missing)]) == 1
+    said = capsys.readouterr().err
+    assert f"{field}: There is no training file {missing}." in said and f"name another with {flag}" in said
+    mixing = tmp_path / "mixing.json"
+    mixing.write_text(f'{{"{missing}": 1.0}}')
+    assert main([*words, flag, str(mixing)]) == 1
+    assert f"There is no training file {missing}. Correct the path in {mixing}." in capsys.readouterr().err
+    missing.write_text("")
+    assert main([*words, flag, str(mixing)]) == 0
+
+
 def test_a_model_that_only_a_hub_knows_is_not_checked(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    words = ["--model.start-from", "someone/model", "--parallel.tp", "3"]
+    words = [*ROWS, "--model.start-from", "someone/model", "--parallel.tp", "3"]
     with caplog.at_level(logging.INFO):
         assert main(["train", "--config", str(FOLDER / "mindformers-7b.yaml"), "--dry-run", *words]) == 0
     assert "someone/model is not on this machine" in caplog.text
