@@ -10,6 +10,7 @@ import hashlib
 import logging
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import httpx
 
@@ -89,11 +90,12 @@ def _continue(client: httpx.Client, hub: Hub, model_id: str, file: HubFile, part
             _copy(response, out, file, have if is_continued else 0)
 
 
-def _copy(response: httpx.Response, out: object, file: HubFile, have: int) -> None:
+def _copy(response: httpx.Response, out: BinaryIO, file: HubFile, have: int) -> None:
+    """Write what comes, `have` bytes being there already, and say how far it is."""
     started = reported = time.monotonic()
     begin = have
     for chunk in response.iter_bytes():
-        out.write(chunk)  # type: ignore[attr-defined]
+        out.write(chunk)
         have += len(chunk)
         now = time.monotonic()
         if now - reported >= _REPORT_SECONDS:

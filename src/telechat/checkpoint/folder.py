@@ -67,6 +67,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return raw
 
 
+def write_json(path: Path, value: object) -> None:
+    """A JSON file as the official tools lay it out."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def read_generation_config(folder: str | Path) -> dict[str, Any]:
     """The folder's `generation_config.json`; empty when there is none."""
     path = Path(folder) / GENERATION_CONFIG

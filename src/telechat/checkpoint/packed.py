@@ -1,10 +1,9 @@
 """What every way of storing quantised weights has to say for itself.
 
 Compressed-tensors is read in `quantized`, GPTQ in `gptq_folder`, AWQ in `awq`; which one a folder uses is
-found out in `packing_choice`. All become the one form that
-the engine computes with, where it can hold the same numbers: symmetric integers with a scale per group of
-neighbouring inputs. Inputs in another order are a permutation beside the weight; what does not fit at all
-becomes a plain weight. Knows nothing of models.
+found out in `packing_choice`. All become the one form that the engine computes with, where it can hold the
+same numbers: symmetric integers with a scale per group of neighbouring inputs. Inputs in another order are a
+permutation beside the weight; what does not fit at all becomes a plain weight. Knows nothing of models.
 """
 
 from __future__ import annotations

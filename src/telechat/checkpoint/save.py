@@ -6,7 +6,6 @@ old model in place and never half a new one. Quantised layers are written as the
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from telechat.checkpoint.folder import CONFIG, LAYOUTS, SAFETENSORS, SAFETENSORS_INDEX
+from telechat.checkpoint.folder import CONFIG, LAYOUTS, SAFETENSORS, SAFETENSORS_INDEX, write_json
 from telechat.checkpoint.packed import SECTION
 from telechat.checkpoint.quantized import config_section, stored_bytes, stored_tensors
 from telechat.device import dtype_name
@@ -172,9 +171,9 @@ def _write(
         if len(shards) > 1:
             written.append(SAFETENSORS_INDEX)
             index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(placed.items()))}
-            _write_json(folder / (SAFETENSORS_INDEX + suffix), index)
+            write_json(folder / (SAFETENSORS_INDEX + suffix), index)
         written.append(CONFIG)
-        _write_json(folder / (CONFIG + suffix), config)
+        write_json(folder / (CONFIG + suffix), config)
         stale = _other_weights(folder, set(written))
         for file in written:
             os.replace(folder / (file + suffix), folder / file)
@@ -190,7 +189,3 @@ def _other_weights(folder: Path, written: set[str]) -> list[Path]:
     shards = [*folder.glob("model-*-of-*.safetensors"), *folder.glob("pytorch_model-*-of-*.bin")]
     found = {folder / name for name in LAYOUTS if (folder / name).exists()} | set(shards)
     return sorted(path for path in found if path.name not in written)
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -5,14 +5,13 @@ Knows nothing of how codes were found.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from telechat.checkpoint.folder import GPTQ_SETTINGS
+from telechat.checkpoint.folder import GPTQ_SETTINGS, write_json
 from telechat.checkpoint.gptq import GROUP_INDEX, QWEIGHT, QZEROS, SCALES
 from telechat.checkpoint.packed import SECTION
 from telechat.checkpoint.save import folder_config, write_folder
@@ -82,9 +81,9 @@ def write_gptq_folder(
 
     fields = {**folder_config(source.config, source.dtype, None), SECTION: settings}
     write_folder(out, fields, sizes, content, max_shard_bytes=max_shard_bytes)
-    _write_json(out / GPTQ_SETTINGS, settings)
+    write_json(out / GPTQ_SETTINGS, settings)
     notes = [note for index in range(source.config.num_layers) for note in unfinished.notes(index)]
-    _write_json(out / REPORT, {"method": config.method, "layers": notes})
+    write_json(out / REPORT, {"method": config.method, "layers": notes})
 
 
 def _stored_bytes(parameter: Parameter, source: Source, layers: LayerBits) -> int:
@@ -94,7 +93,3 @@ def _stored_bytes(parameter: Parameter, source: Source, layers: LayerBits) -> in
     rows, columns = parameter.shape
     groups = columns // layers.of(parameter.name).group_of(columns)
     return rows * columns * bits // 8 + groups * rows * (2 + bits // 8 + 1) + 4 * columns
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

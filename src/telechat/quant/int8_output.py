@@ -5,7 +5,6 @@ Knows nothing of how integers were found.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from telechat.checkpoint.ascend import STATIC, weights_file, write_description
-from telechat.checkpoint.folder import CONFIG
+from telechat.checkpoint.folder import CONFIG, write_json
 from telechat.checkpoint.save import folder_config
 from telechat.quant.int8 import Int8Plan, block_names, tensor_types
 from telechat.quant.source import Source
@@ -34,7 +33,7 @@ def write_int8_folder(out: Path, source: Source, plan: Int8Plan, unfinished: Unf
     placed = writer.finish()
     write_description(out, plan.kind, tensor_types(plan, placed))
     fields = {**folder_config(source.config, source.dtype, None), "quantize": plan.kind.lower()}
-    _write_json(out / CONFIG, fields)
+    write_json(out / CONFIG, fields)
 
 
 class _Writer:
@@ -69,7 +68,7 @@ class _Writer:
         placed = {tensor: files[n] for n, part in enumerate(self._parts) for tensor in part}
         if count > 1:
             index: dict[str, Any] = {"metadata": {"total_size": self._num_bytes}, "weight_map": placed}
-            _write_json(self.folder / f"{name}.index.json", index)
+            write_json(self.folder / f"{name}.index.json", index)
         return placed
 
     def _write(self) -> None:
@@ -77,7 +76,3 @@ class _Writer:
             save_file(self._waiting, self.folder / f"part-{len(self._parts)}", metadata={"format": "pt"})
             self._parts.append(list(self._waiting))
             self._waiting = {}
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -143,8 +143,8 @@ def whole_tensors(
     return {name: value.tensor for name, value in whole.items()}
 
 
-def _unfused(layouts: object) -> dict[str, TensorLayout]:
-    assert isinstance(layouts, dict)
+def _unfused(layouts: Mapping[str, TensorLayout]) -> dict[str, TensorLayout]:
+    """The layouts of what fused tensors become."""
     result: dict[str, TensorLayout] = {}
     for name, layout in layouts.items():
         fused = next((leaf for leaf in _FUSED if name.endswith(leaf)), None)

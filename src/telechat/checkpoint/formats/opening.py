@@ -53,7 +53,7 @@ def open_checkpoint(
     if strategy is not None and kind != mindspore.NAME:
         raise CheckpointError(f"{path.name} is no sliced MindSpore checkpoint.", hint="Leave --strategy out.")
     if kind == "gguf":
-        return gguf_reading.open_gguf(path if path.is_file() else _only_file(path))
+        return gguf_reading.open_gguf(gguf_file_of(path))
     folder = path if path.is_dir() else path.parent
     if kind == llama.NAME:
         return llama.open_llama(folder)
@@ -131,10 +131,17 @@ def _kind_by_names(names: Iterable[str], path: Path) -> str:
     return llama.NAME if config.is_file() and llama.is_llama(read_json(config)) else hf.NAME
 
 
-def _only_file(folder: Path) -> Path:
-    files = sorted(folder.glob(f"*{GGUF}"))
+def gguf_file_of(path: Path) -> Path:
+    """The file itself, or the only one of a folder.
+
+    Raises:
+        CheckpointError: it has several.
+    """
+    if path.is_file():
+        return path
+    files = sorted(path.glob(f"*{GGUF}"))
     if len(files) > 1:
-        raise CheckpointError(f"{folder} holds {len(files)} GGUF files.", hint="Name one of them.")
+        raise CheckpointError(f"{path} holds {len(files)} GGUF files.", hint="Name one of them.")
     return files[0]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from telechat.checkpoint.folder import CONFIG, read_json
 from telechat.checkpoint.formats import dcp, gguf_file, hf
-from telechat.checkpoint.formats.opening import kind_of, open_checkpoint
+from telechat.checkpoint.formats.opening import gguf_file_of, kind_of, open_checkpoint
 from telechat.checkpoint.mindspore.naming import is_weight
 from telechat.checkpoint.mindspore.ranks import read_ranks
 from telechat.checkpoint.weights import open_weights
@@ -71,8 +71,7 @@ def _entries(path: Path, kind: str) -> tuple[dict[str, Entry], int]:
         values = {n: Entry(v.kind, v.dims, v.tensor.num_bytes) for n, v in ranks[0].items()}
         return values, len(ranks)
     if kind == "gguf":
-        file = path if path.is_file() else next(iter(sorted(path.glob("*.gguf"))))
-        stored = gguf_file.read_gguf(file).tensors
+        stored = gguf_file.read_gguf(gguf_file_of(path)).tensors
         return {n: Entry(s.encoding.name, s.shape, s.tensor.num_bytes) for n, s in stored.items()}, 1
     if kind == "dcp":
         tensors = dcp.stored_tensors(path)

@@ -75,6 +75,9 @@ def test_show_a_gguf_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     shown = capsys.readouterr().out
     assert "GGUF" in shown and "6 layers, hidden 256" in shown and "tokenizer inside" in shown
     assert "6 x Q8_0" in shown
+    shutil.copy(tmp_path / "demo.gguf", tmp_path / "other.gguf")
+    assert run("checkpoint", "show", tmp_path) == 1
+    assert "holds 2 GGUF files. Name one of them." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("to", ["llama", "mindspore", "dcp", "gguf"])
