@@ -221,10 +221,14 @@ def against_transformers(new_tokens: int) -> list[Group]:
 
 def by_ourselves(steps: int) -> list[Group]:
     """What the engine costs and saves, with no peer."""
-    ours = WorkerPlan(OURS, ("--shape", "M", "--format", "int4", "--cache-tokens", "20480"))
-    engine = Group(
+    return [shared_work(), overhead(steps), small_cache(steps)]
+
+
+def shared_work() -> Group:
+    """What a request gains from another's prefix, and loses while another tenant floods the engine."""
+    return Group(
         "M int4 engine",
-        {OURS: ours},
+        {OURS: WorkerPlan(OURS, ("--shape", "M", "--format", "int4", "--cache-tokens", "20480"))},
         {
             "prefix": ("prefix", {"shared": 2000, "own": 32}),
             "fairness": ("fairness", {"flood": 500, "prompt": 256, "new_tokens": 16}),
@@ -249,12 +253,17 @@ def by_ourselves(steps: int) -> list[Group]:
             ),
         ],
     )
-    overhead = Group(
+
+
+def overhead(steps: int) -> Group:
+    """What a step of a tiny model spends on other things than the model."""
+    batch = {"batch": 32, "steps": 4 * steps}
+    return Group(
         "demo model",
         {OURS: WorkerPlan(OURS, ("--demo",))},
         {
-            "greedy": ("overhead", {"batch": 32, "steps": 4 * steps, "is_random": False}),
-            "random": ("overhead", {"batch": 32, "steps": 4 * steps, "is_random": True}),
+            "greedy": ("overhead", {**batch, "is_random": False}),
+            "random": ("overhead", {**batch, "is_random": True}),
         },
         [
             *(
@@ -278,9 +287,13 @@ def by_ourselves(steps: int) -> list[Group]:
             ),
         ],
     )
-    plain, small = "telechat", "telechat-int8-kv"
+
+
+def small_cache(steps: int) -> Group:
+    """A cache of integers beside one in bf16."""
+    plain, small = OURS, f"{OURS}-int8-kv"
     options = ("--shape", "S", "--format", "int4")
-    cache = Group(
+    return Group(
         "S int4 cache",
         {
             plain: WorkerPlan(OURS, options),
@@ -295,7 +308,6 @@ def by_ourselves(steps: int) -> list[Group]:
             )
         ],
     )
-    return [engine, overhead, cache]
 
 
 def all_groups(*, steps: int = 24) -> list[Group]:
