@@ -53,6 +53,8 @@ DEMO = "demo"
 MODELS = (DEMO, *(recipe.name for recipe in RECIPES))
 GROUP_SIZE = 128
 LENGTH = 512
+# Marked tokens of a row of the demo model; there are some more.
+DEMO_TOKENS = 40
 CALIBRATION_ROWS = 128
 FORMATS: dict[str, QuantizeConfig | Int8Config] = {
     "GPTQ int4": QuantizeConfig(method="gptq", bits=4, group_size=GROUP_SIZE),
@@ -261,7 +263,7 @@ def main(words: Sequence[str]) -> int:
     why_no_peer = "left out by --no-peer" if args.no_peer else _why_no_peer()
     if why_no_peer is None:
         head["versions"] |= peer.pins()
-    write_rows()
+    write_rows(args.tokens // DEMO_TOKENS)
     report: dict[str, Any] = {**head, "why_no_peer": why_no_peer, "models": {}, "tasks": {}}
     with tempfile.TemporaryDirectory(prefix="telechat-quality-") as folder:
         work = Path(folder)

@@ -24,11 +24,11 @@ from typing import Any
 
 from benchmarks.record import ROOT
 from telechat.checkpoint.hub import demo_folder
-from telechat.data.demo import write_jsonl
+from telechat.data.demo import Split, write_jsonl
 
 FOLDER = ROOT / "runs" / "quality"
 SEED = 7
-SPLITS = ("train", "test")
+SPLITS: tuple[Split, Split] = ("train", "test")
 # One document of so many is held out.
 HELD_OUT = 10
 # Of a row of text; about 500 tokens.
@@ -149,14 +149,18 @@ def function_rows(modules: Sequence[Module]) -> Iterator[tuple[Document, dict[st
                 yield Document(name, answer), {"messages": messages}
 
 
-def _demo_rows(split: str, count: int) -> list[dict[str, Any]]:
+def _demo_rows(split: Split, count: int) -> list[dict[str, Any]]:
     path = FOLDER / f"demo-{split}.jsonl"
     write_jsonl(path, count, split, SEED)
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def write_rows() -> None:
-    """The rows of all models, mixed; those of the demo model as `demo-train` and `demo-test`."""
+def write_rows(num_demo_rows: int = 0) -> None:
+    """The rows of all models, mixed; those of the demo model as `demo-train` and `demo-test`.
+
+    Args:
+        num_demo_rows: least number of the held-out rows of the demo model.
+    """
     FOLDER.mkdir(parents=True, exist_ok=True)
     modules = list(library_modules())
     found: dict[str, list[dict[str, Any]]] = {r.rows(split).name: [] for r in RECIPES for split in SPLITS}
@@ -166,7 +170,9 @@ def write_rows() -> None:
         found[FUNCTIONS.rows(SPLITS[document.is_held_out]).name].append(row)
     for split in SPLITS:
         rows = found[FUNCTIONS.rows(split).name]
-        rows += _demo_rows(split, len(rows))
+        count = len(rows)
+        least = num_demo_rows if split == "test" else 0
+        rows += _demo_rows(split, max(count, least))[:count]
     for name, rows in found.items():
         lines = sorted((json.dumps(row, ensure_ascii=False) + "\n" for row in rows), key=_digest)
         (FOLDER / name).write_text("".join(lines), encoding="utf-8")
