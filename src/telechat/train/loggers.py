@@ -78,7 +78,8 @@ def _run_id(package: str, folder: Path, resumed_step: int) -> str:
     path = folder / f"{package}.id"
     if resumed_step == 0 or not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(uuid.uuid4().hex[:16], encoding="utf-8")
+        # Older versions of SwanLab insist on 21 characters.
+        path.write_text(uuid.uuid4().hex[:21], encoding="utf-8")
     return path.read_text(encoding="utf-8")
 
 
