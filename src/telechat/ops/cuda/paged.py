@@ -232,17 +232,33 @@ def _attend(
             num_warps=num_warps,
             num_stages=num_stages,
         )
-        if is_split:
-            attention.merge[(T, H)](
-                part_out,
-                part_lse,
-                out,
-                out.stride(0),
-                out.stride(1),
-                H,
-                num_splits,
-                HEAD_DIM=d,
-                BLOCK_D=block_d,
-                BLOCK_SPLITS=next_power_of_2(num_splits),
-                num_warps=4,
-            )
+    if is_split:
+        _merge(part_out, part_lse, out)
+
+
+def _merge(part_out: Tensor, part_lse: Tensor, out: Tensor) -> None:
+    """Put the results of a sequence's stretches together.
+
+    Args:
+        part_out: fp32 [T, H, stretches, d or more].
+        part_lse: fp32 [T, H, stretches] logarithms to base 2 of the sums of weights.
+        out: [T, H, d], filled.
+    """
+    from telechat.ops.cuda.kernels import attention
+
+    T, H, d = out.shape
+    _, _, num_splits, block_d = part_out.shape
+    with on_device(out):
+        attention.merge[(T, H)](
+            part_out,
+            part_lse,
+            out,
+            out.stride(0),
+            out.stride(1),
+            H,
+            num_splits,
+            HEAD_DIM=d,
+            BLOCK_D=block_d,
+            BLOCK_SPLITS=next_power_of_2(num_splits),
+            num_warps=4,
+        )
