@@ -18,6 +18,7 @@ from tests.distributed.models import BLOCK_SIZE, BUILD, NUM_BLOCKS, prompt_batch
 from telechat.errors import ConfigError, RankError
 from telechat.models.paged import PagedBatch, TorchExecutor
 from telechat.parallel.executor import RankSettings, TensorParallelExecutor
+from telechat.parallel.groups import TIMEOUT
 from telechat.parallel.sharding import Layout
 
 SHAPE = {"heads": 4, "kv_heads": 2}
@@ -73,7 +74,7 @@ def test_a_rank_that_is_killed_is_an_error_within_seconds(is_idle: bool) -> None
         started = time.monotonic()
         with pytest.raises(RankError, match=r"Rank 1 of 2 was ended by signal 9 \(SIGKILL\)"):
             executor.forward(prompt_batch([1, 2, 3, 4], [0], cached=3))
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < TIMEOUT.total_seconds(), "seen only when the transport gave up"
         with pytest.raises(RankError, match="Rank 1 of 2 was ended by signal 9"):
             executor.forward(prompt_batch([1, 2, 3, 4], [0], cached=3))
         assert not is_alive(pid)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -16,15 +15,12 @@ from tests.unit.engine.engine_samples import (
     tiny_llm,
     tiny_model,
 )
-from tests.unit.models.plain_kernels import PretendRecorder, plain_kernels
 
 from telechat.engine import LLM, SamplingParams
 from telechat.engine.request import Request
 from telechat.engine.sampling_params import StructuredOutputs
 from telechat.errors import ConfigError, ContextLengthError, PromptError, RequestError
-from telechat.models import RopeMode, TeleChatModel
-from telechat.models.fused import FusedExecutor
-from telechat.ops.paged_choice import REFERENCE
+from telechat.models import RopeMode
 
 
 def add(llm: LLM, prompt: list[int], params: SamplingParams = GREEDY, **settings: Any) -> Request:
@@ -372,42 +368,3 @@ def test_every_block_size_gives_the_same_answers(block_size: int) -> None:
     outputs = tiny_llm(block_size=block_size, max_batch_tokens=50).generate([*prompts, *prompts], GREEDY)
     for prompt, output in zip([*prompts, *prompts], outputs, strict=True):
         assert output.outputs[0].token_ids == greedy_without_cache(tiny_model(), prompt, 12)
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_steps_begun_early_change_no_answer(monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
-    """The fused executor begins steps before the host knows their tokens."""
-    recorder = PretendRecorder()
-
-    def fused(model: TeleChatModel, **settings: Any) -> FusedExecutor:
-        del settings
-        return FusedExecutor(copy.deepcopy(model), plain_kernels(recorder), paged=REFERENCE)
-
-    prompts = random_prompts(12, seed=12)
-    params = [
-        SamplingParams(temperature=temperature, max_tokens=3 + 4 * (n % 5), seed=n, top_p=0.9)
-        for n in range(len(prompts))
-    ]
-    expected = tiny_llm(max_batch_size=5).generate(prompts, params)
-    monkeypatch.setattr("telechat.engine.opening.choose_executor", fused)
-    llm = tiny_llm(max_batch_size=5, block_size=32)
-    for output, one in zip(llm.generate(prompts, params), expected, strict=True):
-        assert output.outputs[0].token_ids == one.outputs[0].token_ids
-    finish(llm)
-    assert recorder.replayed > 10
-    # Alone, only the first decoding step is computed when it is asked for; the others are there already, also
-    # the one that begins a block.
-    replays = []
-    forward = llm.executor.forward
-
-    def counted(batch: Any) -> torch.Tensor:
-        before = recorder.replayed
-        logits = forward(batch)
-        replays.append(recorder.replayed - before)
-        return logits
-
-    monkeypatch.setattr(llm.executor, "forward", counted)
-    before = recorder.replayed
-    llm.generate([*range(20, 45)], SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True))
-    assert replays == [0, 1, *[0] * 10]
-    assert recorder.replayed - before == 11, "nothing is begun behind the last step"

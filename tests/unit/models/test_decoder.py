@@ -282,6 +282,7 @@ class TestTraining:
         with torch.inference_mode():
             model(tokens(1, 8))
         model(tokens(1, 8)).sum().backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 class TestBuilding:
