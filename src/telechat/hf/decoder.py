@@ -14,11 +14,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from telechat.errors import ConfigError
 from telechat.layers.attention import AttentionInputs
 from telechat.models import TeleChatConfig, TeleChatModel
 from telechat.ops.attention import AttentionChoice, choose_attention
 
 log = logging.getLogger(__name__)
+
+# transformers' names of attention forms and ours. None: the caller named none.
+_ATTENTION = {None: "auto", "eager": "reference", "sdpa": "sdpa", "flash_attention_2": "flash"}
+
+
+def attention_name(asked: str | None) -> str:
+    """Our name of an `attn_implementation`.
+
+    Raises:
+        ConfigError: we do not have it.
+    """
+    if asked not in _ATTENTION:
+        known = ", ".join(name for name in _ATTENTION if name)
+        raise ConfigError(f"attn_implementation is {asked!r}; TeleChat has {known}.", hint="Choose one.")
+    return _ATTENTION[asked]
 
 
 class LateAttention:

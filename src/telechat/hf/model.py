@@ -21,14 +21,14 @@ from telechat.errors import CheckpointError, ConfigError, PromptError
 from telechat.hf.cache import HostedCache
 from telechat.hf.chat import ChatMixin
 from telechat.hf.config import HUB_ARGUMENTS, TelechatConfig
-from telechat.hf.decoder import HostedDecoder, LateAttention
+from telechat.hf.decoder import HostedDecoder, LateAttention, attention_name
 from telechat.hf.packed import is_packed_folder, load_packed
+from telechat.layers.int8 import DynamicInt8Linear, StaticInt8Linear
 from telechat.layers.moe import Router
 from telechat.layers.quantized import QuantizedLinear
 from telechat.models import TeleChatConfig, TeleChatModel, Trace
 
-# transformers' names of attention forms and ours. None: the caller named none.
-_ATTENTION = {None: "auto", "eager": "reference", "sdpa": "sdpa", "flash_attention_2": "flash"}
+_QUANTISED = (QuantizedLinear, StaticInt8Linear, DynamicInt8Linear)
 
 
 class TelechatForCausalLM(ChatMixin, PreTrainedModel, GenerationMixin):
@@ -52,13 +52,10 @@ class TelechatForCausalLM(ChatMixin, PreTrainedModel, GenerationMixin):
     _can_compile_fullgraph = False
 
     def __init__(self, config: TelechatConfig) -> None:
-        asked = config._attn_implementation
-        if asked not in _ATTENTION:
-            known = ", ".join(name for name in _ATTENTION if name)
-            raise ConfigError(f"attn_implementation is {asked!r}; TeleChat has {known}.")
+        attention = attention_name(config._attn_implementation)  # before transformers fills it in
         super().__init__(config)
         fields = config.to_telechat()
-        self._hold(HostedDecoder(fields, attention=LateAttention(_ATTENTION[asked])))
+        self._hold(HostedDecoder(fields, attention=LateAttention(attention)))
         self.transformer = self._decoder.transformer
         self.lm_head = nn.Linear(fields.hidden_size, fields.vocab_size, bias=False)
         self.post_init()
@@ -83,7 +80,7 @@ class TelechatForCausalLM(ChatMixin, PreTrainedModel, GenerationMixin):
         Raises:
             CheckpointError: the weights are quantised; their folder is what can be copied.
         """
-        if any(isinstance(module, QuantizedLinear) for module in self.modules()):
+        if any(isinstance(module, _QUANTISED) for module in self.modules()):
             raise CheckpointError(
                 "A quantised model is not saved from here.", hint=f"Copy {self.config.name_or_path}."
             )
@@ -147,42 +144,57 @@ class TelechatForCausalLM(ChatMixin, PreTrainedModel, GenerationMixin):
         Returns:
             `logits` [B, kept, V]; `loss` fp32 scalar.
         """
-        if output_attentions or (output_attentions is None and self.config.output_attentions):
-            raise ConfigError("output_attentions is not available: attention weights are not kept.")
-        if inputs_embeds is not None:
-            raise ConfigError("inputs_embeds is not available.", hint="Give input_ids.")
-        batch_size, num_new = input_ids.shape
-        if use_cache is None:
-            use_cache = bool(self.config.use_cache) and not self.training
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        if past_key_values is not None and self.training and self.transformer.gradient_checkpointing:
-            raise PromptError("A cache and gradient checkpointing exclude each other: blocks run twice.")
+        self._refuse_unavailable(output_attentions, inputs_embeds)
+        past_key_values, is_returned = self._cache_of_call(past_key_values, use_cache)
         if position_ids is not None:
-            position_ids = position_ids.expand(batch_size, num_new)
+            position_ids = position_ids.expand(input_ids.shape)
         if output_hidden_states is None:
             output_hidden_states = bool(self.config.output_hidden_states)
         trace = Trace() if output_hidden_states else None
-        cache = None if past_key_values is None else HostedCache(past_key_values, batch_size)
+        cache = None if past_key_values is None else HostedCache(past_key_values, len(input_ids))
         hidden = self._decoder.hidden_states(input_ids, attention_mask, position_ids, cache, trace=trace)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(hidden[:, kept])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits=logits,
-                labels=labels,
-                vocab_size=logits.shape[-1],
-                num_items_in_batch=num_items_in_batch,
-            )
+        loss = None if labels is None else self._loss_of(logits, labels, num_items_in_batch)
         output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=past_key_values if use_cache else None,
+            past_key_values=past_key_values if is_returned else None,
             hidden_states=tuple(trace.hidden_states) if trace else None,
         )
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
+
+    def _refuse_unavailable(self, output_attentions: bool | None, inputs_embeds: Tensor | None) -> None:
+        if output_attentions or (output_attentions is None and self.config.output_attentions):
+            raise ConfigError(
+                "output_attentions is not available: attention weights are not kept.",
+                hint="Leave output_attentions out.",
+            )
+        if inputs_embeds is not None:
+            raise ConfigError("inputs_embeds is not available.", hint="Give input_ids.")
+
+    def _cache_of_call(self, given: Cache | None, use_cache: bool | None) -> tuple[Cache | None, bool]:
+        """(the cache that a call uses, whether the call returns it)."""
+        if use_cache is None:
+            use_cache = bool(self.config.use_cache) and not self.training
+        if use_cache and given is None:
+            given = DynamicCache(config=self.config)
+        if given is not None and self.training and self.transformer.gradient_checkpointing:
+            raise PromptError(
+                "A cache and gradient checkpointing exclude each other: blocks run twice.",
+                hint="Pass use_cache=False.",
+            )
+        return given, use_cache
+
+    def _loss_of(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Any:
+        """As transformers computes it, in fp32."""
+        return self.loss_function(
+            logits=logits,
+            labels=labels,
+            vocab_size=logits.shape[-1],
+            num_items_in_batch=num_items_in_batch,
+        )
 
     def create_masks_for_generate(self, *, attention_mask: Tensor | None = None, **_: Any) -> Tensor | None:
         """The mask as it is: the decoder makes its own from [B, T], for static caches too."""

@@ -18,18 +18,18 @@ from telechat.checkpoint.packing_choice import read_packing
 from telechat.checkpoint.parts import is_split
 from telechat.errors import ConfigError
 from telechat.hf.config import HUB_ARGUMENTS
+from telechat.hf.decoder import attention_name
 
 if TYPE_CHECKING:
     from telechat.hf.config import TelechatConfig
     from telechat.hf.model import TelechatForCausalLM
 
 # What `from_pretrained` may be told of a quantised folder, besides the config; the last ones change nothing.
-_OBEYED = ("dtype", "torch_dtype", "device_map")
+_OBEYED = ("dtype", "torch_dtype", "device_map", "attn_implementation")
 _WITHOUT_EFFECT = (
     *HUB_ARGUMENTS,
     "low_cpu_mem_usage",
     "use_safetensors",
-    "attn_implementation",
     "_from_auto",
     "adapter_kwargs",
 )
@@ -61,7 +61,10 @@ def load_packed(
             hint=f"What can be said here: {', '.join(_OBEYED)}.",
         )
     dtype = options.get("dtype") or options.get("torch_dtype") or "auto"
-    loaded = load_model(name, device=_device(options.get("device_map")), dtype=dtype)
+    asked = options.get("attn_implementation") or config._attn_implementation
+    loaded = load_model(
+        name, device=_device(options.get("device_map")), dtype=dtype, attention=attention_name(asked)
+    )
     with torch.device("meta"):
         model: TelechatForCausalLM = cls(config)
     model.adopt(loaded)

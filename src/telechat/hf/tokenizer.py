@@ -197,14 +197,7 @@ class TelechatTokenizer(PreTrainedTokenizer):
                 return_dict=return_dict,
                 **kwargs,
             )
-        kwargs.pop("sanitize_control_tokens", None)  # always so
-        unknown = [name for name, value in kwargs.items() if value]
-        unknown += ["documents"] * bool(documents) + ["continue_final_message"] * bool(continue_final_message)
-        if unknown:
-            raise PromptError(
-                f"TeleChat's chat format has no {', '.join(unknown)}.",
-                hint="Leave it out, or pass a chat_template of your own.",
-            )
+        _refuse_unknown({**kwargs, "documents": documents, "continue_final_message": continue_final_message})
         is_batch = bool(conversation) and not isinstance(conversation[0], Mapping)
         conversations = conversation if is_batch else [conversation]
         if not tokenize:
@@ -239,6 +232,21 @@ class TelechatTokenizer(PreTrainedTokenizer):
         if source.resolve() != target.resolve():
             shutil.copyfile(source, target)
         return (str(target),)
+
+
+def _refuse_unknown(options: Mapping[str, Any]) -> None:
+    """Refuse what a chat template of transformers may be told, and ours may not.
+
+    Raises:
+        PromptError: names it.
+    """
+    # Control tokens are always kept out of the content.
+    unknown = [name for name, value in options.items() if value and name != "sanitize_control_tokens"]
+    if unknown:
+        raise PromptError(
+            f"TeleChat's chat format has no {', '.join(unknown)}.",
+            hint="Leave it out, or pass a chat_template of your own.",
+        )
 
 
 def telechat_tokenizer(tokenizer: Any) -> Tokenizer:

@@ -16,6 +16,8 @@ import telechat.hf
 from telechat import QuantizeConfig, load_model
 from telechat.errors import CheckpointError, ConfigError
 from telechat.models import TeleChatConfig
+from telechat.ops.attention import reference_attention
+from telechat.quant import Int8Config
 
 IDS = torch.arange(2, 30).view(2, 14)
 ROWS = [list(range(1, 60)), list(range(30, 90))]
@@ -82,3 +84,23 @@ def test_chat(tmp_path: Path) -> None:
         tokenizer=tokenizer, question="你是谁？", history=[], generation_config=model.generation_config
     )
     assert "TeleChat" in answer
+
+
+def test_the_attention_form_is_obeyed(tmp_path: Path) -> None:
+    out = gptq_folder(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(out, attn_implementation="eager")
+    block = model.transformer.blocks[0].self_attention
+    assert block.attention is reference_attention
+    with pytest.raises(ConfigError, match="attn_implementation is 'flex_attention'; TeleChat has eager"):
+        AutoModelForCausalLM.from_pretrained(out, attn_implementation="flex_attention")
+
+
+def test_int8_is_not_saved_either(tmp_path: Path) -> None:
+    write_config(tmp_path / "plain", PLAIN)
+    write_safetensors(tmp_path / "plain", tensors_of(random_model(PLAIN)))
+    for name, is_dynamic in (("static", False), ("dynamic", True)):
+        config = Int8Config(is_dynamic=is_dynamic)
+        out = telechat.quantize(tmp_path / "plain", tmp_path / name, config, examples=ROWS)
+        model = AutoModelForCausalLM.from_pretrained(out)
+        with pytest.raises(CheckpointError, match="quantised model is not saved from here"):
+            model.save_pretrained(tmp_path / "saved")
