@@ -73,7 +73,9 @@ def _question(text: str, options: Sequence[str], answer: str, path: Path, number
     letter = answer.strip().upper()
     if not 2 <= len(options) <= len(_LETTERS) or len(letter) != 1 or letter not in _LETTERS[: len(options)]:
         raise ConfigError(
-            f"{path}, question {number}: {len(options)} options, the right one is {answer!r}.", hint=_HINT
+            f"{path}, question {number}: {len(options)} options, the right one is {answer!r}; there must be "
+            f"2 to {len(_LETTERS)}, and the letter of one of them.",
+            hint=_HINT,
         )
     return Question(text, tuple(options), _LETTERS.index(letter))
 

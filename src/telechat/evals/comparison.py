@@ -174,55 +174,80 @@ def compare(
     Raises:
         ConfigError: no marked tokens, vocabularies that differ, or an unknown kv_cache_dtype.
     """
-    cache_dtypes: tuple[KvCacheDtype, KvCacheDtype] = ("auto", kv_cache_dtype)
+    _check_numbers(num_worst=num_worst, speed_tokens=speed_tokens, demo_rows=demo_rows)
     if not any(any(row.learnt[1:]) for row in rows):
         raise ConfigError("No row has a token to predict.", hint="Give conversations with answers, or texts.")
     folders = resolve_model(first), resolve_model(second)
     tokenizer = load_tokenizer(folders[0])
-    models = [load_model(folder, device="cpu") for folder in folders]
-    sizes = [model.config.vocab_size for model in models]
-    if sizes[0] != sizes[1]:
-        raise ConfigError(f"{first} has {sizes[0]} tokens, {second} has {sizes[1]}.")
-    layers = tuple(_layer_errors(models[0], models[1]))
-    chosen = [list(verdicts(model, tokenizer, questions)) for model in models]
-    predict: list[Predict] = [partial(log_probabilities, model) for model in models]
-    if kv_cache_dtype != "auto":
-        longest = max(len(row.ids) for row in rows)
-        each = zip(models, cache_dtypes, strict=True)
-        predict = [CachedPredictions(model, longest, dtype) for model, dtype in each]
-    results, token_kl = _predictions(predict[0], predict[1], rows)
-    del models, predict
-    worst = [row.number for row in sorted(results, key=lambda row: -row.kl)[:num_worst]]
+    seen = _side_by_side(folders, (str(first), str(second)), tokenizer, rows, questions, kv_cache_dtype)
+    worst = [row.number for row in sorted(seen.rows, key=lambda row: -row.kl)[:num_worst]]
     prompts = [_prompt(rows[number - 1]) for number in worst]
+    caches: tuple[KvCacheDtype, KvCacheDtype] = ("auto", kv_cache_dtype)
     spoken = [
         _speak(folder, dtype, prompts, max_new_tokens, speed_tokens, demo_rows)
-        for folder, dtype in zip(folders, cache_dtypes, strict=True)
+        for folder, dtype in zip(folders, caches, strict=True)
     ]
     tasks = scores(spoken[0].right, spoken[1].right)
     if questions:
-        tasks.append(TaskScores.of(CHOICES, chosen[0], chosen[1]))
-    answers = _side_by_side(worst, prompts, spoken[0].answers, spoken[1].answers, tokenizer)
+        tasks.append(TaskScores.of(CHOICES, *seen.chosen))
+    said = zip(worst, prompts, spoken[0].answers, spoken[1].answers, strict=True)
     return Comparison(
         first=str(first),
         second=str(second) if kv_cache_dtype == "auto" else f"{second}, {kv_cache_dtype} cache",
-        rows=tuple(results),
-        token_kl=tuple(token_kl),
-        layers=layers,
-        answers=tuple(answers),
+        rows=tuple(seen.rows),
+        token_kl=tuple(seen.token_kl),
+        layers=seen.layers,
+        answers=tuple(Answers(n, tokenizer.decode(ids), one, other) for n, ids, one, other in said),
         costs=(spoken[0].cost, spoken[1].cost),
         tasks=tuple(tasks),
     )
 
 
+def _check_numbers(**numbers: int) -> None:
+    """Refuse numbers below 0."""
+    for name, value in numbers.items():
+        if value < 0:
+            raise ConfigError(f"{name} is {value}; it must not be negative.")
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What was seen of both models in memory: see `Comparison`; `chosen` are verdicts on the questions."""
+
+    layers: tuple[LayerError, ...]
+    chosen: tuple[list[bool], list[bool]]
+    rows: list[RowResult]
+    token_kl: list[float]
+
+
 def _side_by_side(
-    numbers: Sequence[int],
-    prompts: Sequence[list[int]],
-    first: Sequence[str],
-    second: Sequence[str],
+    folders: tuple[Path, Path],
+    names: tuple[str, str],
     tokenizer: Tokenizer,
-) -> Iterator[Answers]:
-    for number, prompt, one, other in zip(numbers, prompts, first, second, strict=True):
-        yield Answers(number, tokenizer.decode(prompt), one, other)
+    rows: Sequence[Encoded],
+    questions: Sequence[Question],
+    kv_cache_dtype: KvCacheDtype,
+) -> _Seen:
+    """Everything that needs both models in memory; they are given up at the end.
+
+    Raises:
+        ConfigError: vocabularies that differ, or an unknown kv_cache_dtype.
+    """
+    one, other = (load_model(folder, device="cpu") for folder in folders)
+    sizes = one.config.vocab_size, other.config.vocab_size
+    if sizes[0] != sizes[1]:
+        raise ConfigError(
+            f"{names[0]} has {sizes[0]} tokens, {names[1]} has {sizes[1]}.",
+            hint="Name two forms of one model.",
+        )
+    layers = tuple(_layer_errors(one, other))
+    chosen = list(verdicts(one, tokenizer, questions)), list(verdicts(other, tokenizer, questions))
+    if kv_cache_dtype == "auto":
+        first, second = (partial(log_probabilities, model) for model in (one, other))
+        return _Seen(layers, chosen, *_predictions(first, second, rows))
+    longest = max(len(row.ids) for row in rows)
+    plain, cached = CachedPredictions(one, longest, "auto"), CachedPredictions(other, longest, kv_cache_dtype)
+    return _Seen(layers, chosen, *_predictions(plain, cached, rows))
 
 
 # Of a row: (fp32 [T, V] of the marked tokens' predictions, those tokens [T]).

@@ -103,3 +103,9 @@ def test_command(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str])
     text = page.read_text(encoding="utf-8")
     assert text.count("<svg") == 2 and "transformer.h.0.mlp.up_proj" in text and "&lt;_user&gt;" in text
     assert main([*words, "--rows", "0"]) == 2
+
+
+@pytest.mark.parametrize("name", ["num_worst", "speed_tokens", "demo_rows"])
+def test_numbers_below_zero(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is -1; it must not be negative"):
+        compare("demo", "demo", [Encoded([1, 2], [True, True])], **{name: -1})  # type: ignore[arg-type]
