@@ -77,10 +77,15 @@ class GptqFormat:
                 "%s does not say whether weights are symmetric; zero points are read either way", file
             )
         bits, group_size = (_integer(given, key, file) for key in ("bits", "group_size"))
+        dynamic = given.get("dynamic") or {}
+        if not isinstance(dynamic, Mapping):
+            raise CheckpointError(f"{file}: dynamic is {dynamic!r}; it must be an object of patterns.")
         overrides = []
-        for pattern, change in (given.get("dynamic") or {}).items():
+        for pattern, change in dynamic.items():
             if pattern.startswith("-:"):  # layers left as they are; the tensors say so too
                 continue
+            if not isinstance(change, Mapping):
+                raise CheckpointError(f"{file}: dynamic has {change!r} for {pattern!r}; expected an object.")
             changed = {**given, **change}
             expression = pattern.removeprefix("+:")
             try:

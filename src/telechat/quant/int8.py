@@ -102,7 +102,7 @@ def _choose_names(source: Source, config: Int8Config, calibration: Calibration) 
     """All layers but those that stay in floats.
 
     Raises:
-        ConfigError: `disable_names` has an unknown name.
+        ConfigError: `disable_names` has an unknown name, or no layer is left.
     """
     names = list(layers_of(source.config))
     disabled = {name.removesuffix(".weight") + ".weight" for name in config.disable_names}
@@ -118,6 +118,12 @@ def _choose_names(source: Source, config: Int8Config, calibration: Calibration) 
         scores = _scores(source, Calibration(calibration.rows[:_ROWS_FOR_SCORES]), left)
         worst = set(level.worst(scores))
         left = [name for name in left if name not in worst]
+    if not left:
+        raise ConfigError(
+            f"disable_names ({len(disabled)}) and disable_level ({config.disable_level}) leave none of "
+            f"{len(names)} layers to quantise.",
+            hint="Name fewer layers, or lower the level.",
+        )
     return left
 
 

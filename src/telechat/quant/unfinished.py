@@ -18,7 +18,7 @@ from torch import Tensor
 
 from telechat.errors import CheckpointError
 
-_STATE = "state.json"
+_STATE, _WRITING, _BLOCK = "state.json", "writing", "block-"
 
 
 class Unfinished:
@@ -29,7 +29,7 @@ class Unfinished:
         identity: what the result depends on; JSON values.
 
     Raises:
-        CheckpointError: there is one of another run.
+        CheckpointError: there is one of another run, or a folder with files that are not a run's.
     """
 
     def __init__(self, out: Path, identity: Mapping[str, Any]) -> None:
@@ -37,7 +37,8 @@ class Unfinished:
         wanted = json.loads(json.dumps(identity))
         state = self.folder / _STATE
         if not state.exists():
-            # Nothing in it could be gone on with.
+            self._refuse_others()
+            # What an interrupted removal has left; nothing in it could be gone on with.
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
             state.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
@@ -54,6 +55,16 @@ class Unfinished:
                 hint=f"Repeat that run's command to finish it, or remove {self.folder}.",
             )
 
+    def _refuse_others(self) -> None:
+        """Make sure that nothing is removed that no run has written."""
+        found = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
+        others = [name for name in found if not name.startswith(_BLOCK) and name != _WRITING]
+        if others:
+            raise CheckpointError(
+                f"{self.folder} is in the way: it holds {others[0]}, which is no part of a run.",
+                hint=f"Move {self.folder}, or choose another folder to write.",
+            )
+
     @property
     def num_blocks(self) -> int:
         """How many blocks are done, from the first on."""
@@ -64,7 +75,7 @@ class Unfinished:
 
     def save(self, index: int, tensors: Mapping[str, Tensor], notes: list[dict[str, Any]]) -> None:
         """Keep a block; `notes` are about its layers, JSON values."""
-        temporary = self.folder / "writing"
+        temporary = self.folder / _WRITING
         save_file(dict(tensors), temporary)
         os.replace(temporary, self._tensors(index))
         temporary.write_text(json.dumps(notes), encoding="utf-8")
@@ -85,7 +96,7 @@ class Unfinished:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _tensors(self, index: int) -> Path:
-        return self.folder / f"block-{index:05d}.safetensors"
+        return self.folder / f"{_BLOCK}{index:05d}.safetensors"
 
     def _notes(self, index: int) -> Path:
-        return self.folder / f"block-{index:05d}.json"
+        return self.folder / f"{_BLOCK}{index:05d}.json"

@@ -257,6 +257,8 @@ def test_other_orders_of_inputs() -> None:
         ({"bits": 8}, "qweight has shape"),
         ({"group_size": 128}, "qzeros has shape"),
         ({"dynamic": {"+:(": {"bits": 8}}}, "no regular expression"),
+        ({"dynamic": ["down_proj"]}, r"dynamic is \['down_proj'\]; it must be an object"),
+        ({"dynamic": {"+:.*": 8}}, r"dynamic has 8 for '\+:\.\*'; expected an object"),
         ({"quant_method": "awq", "version": "gemv"}, "AWQ version 'gemv'"),
         ({"quant_method": "awq", "bits": 8}, "bits is 8; AWQ weights have 4"),
     ],

@@ -357,6 +357,15 @@ def test_a_damaged_unfinished_run(tmp_path: Path) -> None:
     assert gptq(source, tmp_path / "out").is_dir()
 
 
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
+    notes = tmp_path / "out.unfinished" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    with pytest.raises(CheckpointError, match=r"is in the way: it holds notes\.txt"):
+        gptq(plain_folder(tmp_path / "plain"), tmp_path / "out")
+    assert notes.read_text() == "mine"
+
+
 def test_calibration_is_given_once(tmp_path: Path) -> None:
     rows = Calibration(tuple(tuple(row) for row in ROWS))
     source = plain_folder(tmp_path / "plain")

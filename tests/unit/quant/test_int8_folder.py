@@ -151,6 +151,8 @@ def test_disable_level_and_names(tmp_path: Path) -> None:
     assert len(left) == 8 and not {f"transformer.h.1.mlp.{n}" for n in ("up_proj", "gate_proj")} & left
     with pytest.raises(ConfigError, match=r"there is no layer 'transformer\.h\.9'"):
         int8(source, tmp_path / "no", disable_names=("transformer.h.9",))
+    with pytest.raises(ConfigError, match=r"disable_level \(L99\) leave none of 12 layers"):
+        int8(source, tmp_path / "no", disable_level="L99")
     for wrong in ("L", "L01", "3", "L-1"):
         with pytest.raises(ConfigError, match="disable_level is"):
             DisableLevel.parse(wrong)
