@@ -244,6 +244,11 @@ def main(words: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else list(words)
     args = parser.parse_args(words)
     cases = [case for case in CASES if args.only in case.name]
+    if not cases:
+        known = ", ".join(case.name for case in CASES)
+        parser.error(f"no case has {args.only!r} in its name; there are {known}")
+    if args.rounds < 1 or min(args.sizes) <= 0:
+        parser.error("--rounds must be at least 1 and --sizes above 0")
     report = record.record(MODULE, words)
     results: list[Result] = []
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="telechat-convert-") as name:
