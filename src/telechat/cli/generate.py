@@ -142,18 +142,23 @@ def prompt_ids(llm: LLM, text: str, args: argparse.Namespace) -> list[int]:
 def check_lengths(
     prompts: list[list[int]], llm: LLM, params: SamplingParams, args: argparse.Namespace
 ) -> None:
-    """Refuse a prompt that is too long before anything is computed, naming its row."""
+    """Refuse a prompt that is too long before anything is computed, naming its row in a file."""
     limit, hint = llm.max_model_len - 1, "Shorten it, or raise --max-model-len."
     if params.max_tokens is None and params.max_total_tokens is not None and params.max_total_tokens <= limit:
         limit, hint = (
             params.max_total_tokens - 1,
             "That is the model's max_length; --max-new-tokens beats it.",
         )
-    if args.max_input_length is not None and args.max_input_length < limit:
-        limit, hint = args.max_input_length, "Shorten it, or raise --max-input-length."
+    asked = limit if args.max_input_length is None else min(args.max_input_length, limit)
     for number, ids in enumerate(prompts, 1):
+        place = "" if args.input_file is None else f"It is row {number}. "
         if len(ids) > limit:
-            raise ContextLengthError(len(ids), limit, hint=f"It is row {number}. {hint}")
+            raise ContextLengthError(len(ids), limit, hint=f"{place}{hint}")
+        if len(ids) > asked:
+            raise PromptError(
+                f"The prompt has {len(ids)} tokens; --max-input-length allows {asked}.",
+                hint=f"{place}Shorten it, or raise --max-input-length.",
+            )
 
 
 def answer_rows(

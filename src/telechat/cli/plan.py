@@ -333,10 +333,9 @@ def print_plan(
     request: PlanRequest, plan: Plan, shown: dict[str, Any], fit: Fit | None, comparison: Comparison | None
 ) -> None:
     """The plan as a table."""
-    devices = "device" if shown["devices"] == 1 else "devices"
     print(
         f"{request.task}, rows of {request.length} tokens x {request.rows}, {shown['layout']} "
-        f"({shown['devices']} {devices}), recompute {request.recompute}"
+        f"({_num_devices(shown['devices'])}), recompute {request.recompute}"
     )
     print(f"{'GB':>26}{'host':>9}" if plan.host_bytes else f"{'GB':>26}")
     for row in plan.rows:
@@ -359,6 +358,10 @@ def print_plan(
         _print_verdict(shown, fit)
 
 
+def _num_devices(number: int) -> str:
+    return f"{number} device" if number == 1 else f"{number} devices"
+
+
 def _print_verdict(shown: dict[str, Any], fit: Fit | None) -> None:
     size = (
         f"{shown['device_memory_bytes'] / GB:.1f} GB, of which {shown['usable_bytes'] / GB:.1f} can be used"
@@ -373,7 +376,7 @@ def _print_verdict(shown: dict[str, Any], fit: Fit | None) -> None:
         return
     near = shown["nearest"]
     print(
-        f"Nearest that fits: --layout {near['layout']} ({near['devices']} devices) --recompute "
+        f"Nearest that fits: --layout {near['layout']} ({_num_devices(near['devices'])}) --recompute "
         f"{near['recompute']} --micro-batches {near['micro_batches']}, "
         f"{near['device_bytes'] / GB:.2f} GB a device."
     )

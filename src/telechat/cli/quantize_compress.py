@@ -57,11 +57,12 @@ def add_arguments(parser: CommandParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compress, with progress on stderr; the folder's name goes to stdout once it is complete."""
-    from telechat.quant.compress import compress
-
     model = one_of("MODEL", args.model, args.model_path, verb="compress")
     out = one_of("OUT", args.out, args.save_directory, verb="compress")
     tp, rank = tp_and_rank(args.tp, os.environ)
+    # Imported here: torch takes seconds, and mistakes in the options should not.
+    from telechat.quant.compress import compress
+
     is_complete = compress(
         model,
         out,

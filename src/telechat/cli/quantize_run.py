@@ -187,9 +187,10 @@ def add_calibration(parser: CommandParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Quantise, with progress on stderr; the folder's name goes to stdout."""
+    model, out = one_of("MODEL", args.model, args.model_path), one_of("OUT", args.out, args.save_directory)
+    # Imported here: torch takes seconds, and mistakes in the options should not.
     from telechat.quant import quantize
 
-    model, out = one_of("MODEL", args.model, args.model_path), one_of("OUT", args.out, args.save_directory)
     out = quantize(
         model,
         out,

@@ -84,7 +84,8 @@ class Api:
             self.get("/v1/models")
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             raise TelechatError(
-                f"Nothing answers at {self.url}: {error}.", hint="Give the address of a running server."
+                f"Nothing answers at {self.url}: {str(error).rstrip('.')}.",
+                hint="Give the address of a running server, such as http://127.0.0.1:8070.",
             ) from error
 
     @cached_property

@@ -126,7 +126,7 @@ def test_original_option_names(
     assert run(tiny_model_folder, *words) == 0
     assert seen == [(5, 2)]
     assert run(tiny_model_folder, *words, "--max_input_length", 3) == 1
-    assert "accepts 3" in capsys.readouterr().err
+    assert "--max-input-length allows 3" in capsys.readouterr().err
 
 
 def test_max_new_tokens_beats_max_length(
@@ -146,7 +146,7 @@ def test_max_input_length_refuses_before_computing(
     words = ("--raw", "--input-file", prompts, "--output", out, "--max-input-length", 5)
     assert run(tiny_model_folder, *words) == 1
     message = capsys.readouterr().err
-    assert "accepts 5" in message and "row 2" in message and message.count("\n") == 1
+    assert "--max-input-length allows 5" in message and "row 2" in message and message.count("\n") == 1
     assert not out.exists()
 
 
