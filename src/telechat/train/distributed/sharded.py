@@ -42,6 +42,7 @@ def shard_stage(
         reduce_dtype=precision.weights,
         cast_forward_inputs=False,
     )
+    as_stored = MixedPrecisionPolicy(cast_forward_inputs=False)
 
     def shard(module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
         fully_shard(
@@ -57,8 +58,10 @@ def shard_stage(
             continue
         if isinstance(block.mlp, SharedMixture):
             shard(block.mlp.local_experts, groups.expert_mesh, in_blocks)
+            # It chooses in fp32, as in one process: rounded, it would send tokens to other experts.
+            shard(block.mlp.router, groups.dense_mesh, as_stored)
         shard(block, groups.dense_mesh, in_blocks)
-    shard(stage, groups.dense_mesh, MixedPrecisionPolicy(cast_forward_inputs=False))
+    shard(stage, groups.dense_mesh, as_stored)
     for module in stage.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
