@@ -65,7 +65,7 @@ class _DcpTensor(LazyTensor):
     """A tensor of a folder."""
 
     def __init__(self, folder: _Folder, key: str, metadata: TensorStorageMetadata) -> None:
-        super().__init__(tuple(metadata.size), metadata.properties.dtype)
+        super().__init__(tuple(metadata.size), metadata.properties.dtype, (str(folder.path), key))
         self._folder, self._key = folder, key
 
     @property

@@ -26,7 +26,7 @@ class FileTensor(LazyTensor):
     def __init__(
         self, path: Path, spans: Sequence[tuple[int, int]], shape: Sequence[int], dtype: torch.dtype
     ) -> None:
-        super().__init__(shape, dtype)
+        super().__init__(shape, dtype, (str(path), tuple(spans)))
         self.path = path
         self._spans = tuple(spans)
         self._ends = tuple(accumulate(num_bytes for _, num_bytes in spans))

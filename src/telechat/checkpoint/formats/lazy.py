@@ -9,11 +9,13 @@ Knows neither names nor formats.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import TypeVar
@@ -80,11 +82,13 @@ class LazyTensor(ABC):
     Attributes:
         shape: extents.
         dtype: dtype of its numbers; `read_into` converts when asked for another.
+        settings: what its numbers depend on besides its parts and files; its `repr` counts.
     """
 
-    def __init__(self, shape: Sequence[int], dtype: torch.dtype) -> None:
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype, settings: object = None) -> None:
         self.shape = tuple(shape)
         self.dtype = dtype
+        self.settings = settings
 
     @property
     def num_bytes(self) -> int:
@@ -107,6 +111,12 @@ class LazyTensor(ABC):
         self.read_into(out, window)
         return out
 
+    @cached_property
+    def identity(self) -> bytes:
+        """A hash of how it is made: tensors with the same one are equal as long as their files are."""
+        made = type(self).__name__, self.shape, self.dtype, self.settings, [p.identity for p in self.parts]
+        return hashlib.sha256(repr(made).encode()).digest()
+
     def files(self) -> set[Path]:
         """The files that reading touches."""
         return set().union(*(part.files() for part in self.parts))
@@ -128,6 +138,12 @@ class HeldTensor(LazyTensor):
     def parts(self) -> tuple[LazyTensor, ...]:
         return ()
 
+    @cached_property
+    def identity(self) -> bytes:
+        offset, content = self._tensor.storage_offset(), self._tensor.flatten().view(torch.uint8)
+        self.settings = (self._path, offset) if self._path else hashlib.sha256(content.numpy()).digest()
+        return super().identity
+
     def files(self) -> set[Path]:
         return {self._path} if self._path else set()
 
@@ -137,7 +153,7 @@ class HeldTensor(LazyTensor):
 
 class _Cut(LazyTensor):
     def __init__(self, source: LazyTensor, window: Window) -> None:
-        super().__init__(window_shape(window), source.dtype)
+        super().__init__(window_shape(window), source.dtype, window)
         self._source, self._window = source, window
 
     @property
@@ -161,7 +177,7 @@ class _Join(LazyTensor):
     def __init__(self, parts: Sequence[LazyTensor], axis: int) -> None:
         shape = list(parts[0].shape)
         shape[axis] = sum(part.shape[axis] for part in parts)
-        super().__init__(shape, parts[0].dtype)
+        super().__init__(shape, parts[0].dtype, axis)
         self._parts, self._axis = tuple(parts), axis
         self._ends = tuple(accumulate(part.shape[axis] for part in parts))
 
@@ -195,7 +211,7 @@ class _Join(LazyTensor):
 
 class _Transposed(LazyTensor):
     def __init__(self, source: LazyTensor, first: int, second: int) -> None:
-        super().__init__(_swapped(source.shape, first, second), source.dtype)
+        super().__init__(_swapped(source.shape, first, second), source.dtype, (first, second))
         self._source, self._dims = source, (first, second)
 
     @property
@@ -256,8 +272,9 @@ class _Mapped(LazyTensor):
         shape: Sequence[int],
         dtype: torch.dtype,
         block: int,
+        key: str,
     ) -> None:
-        super().__init__(shape, dtype)
+        super().__init__(shape, dtype, (function.__qualname__, key))
         self._sources, self._function, self._block = tuple(sources), function, block
 
     @property
@@ -349,16 +366,18 @@ def mapped(
     shape: Sequence[int] | None = None,
     dtype: torch.dtype | None = None,
     block: int = 1,
+    key: str = "",
 ) -> LazyTensor:
     """A function of rows: it is given the same run of rows of every source and returns the rows made of them.
 
     Args:
         shape, dtype: of the result; by default those of the first source.
         block: rows that must be given together; runs begin and end at multiples of it.
+        key: what the function depends on besides the rows and the model's config.
     """
     sources = [sources] if isinstance(sources, LazyTensor) else list(sources)
     first = sources[0]
-    return _Mapped(sources, function, shape or first.shape, dtype or first.dtype, block)
+    return _Mapped(sources, function, shape or first.shape, dtype or first.dtype, block, key)
 
 
 def same_numbers(first: LazyTensor, second: LazyTensor) -> bool:

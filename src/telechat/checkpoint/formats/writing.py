@@ -143,7 +143,7 @@ def writing(target: Path, work: Path, *, hint: str | None = None) -> Iterator[No
 
 
 def fingerprint(plan: TargetPlan) -> str:
-    """A hash of what is written and of which files, as they are now, it is read from."""
+    """A hash of what is written, how it is made, and of which files, as they are now, it is read from."""
     digest = hashlib.sha256()
     sources: set[Path] = set()
     for file in plan.files:
@@ -151,7 +151,7 @@ def fingerprint(plan: TargetPlan) -> str:
         for piece in file.pieces:
             digest.update(f"{piece.name} {piece.inserts!r}\n".encode())
             if piece.tensor is not None:
-                digest.update(f"{piece.tensor.shape} {piece.tensor.dtype}\n".encode())
+                digest.update(piece.tensor.identity)
                 sources |= piece.tensor.files()
     for path in sorted(sources):
         status = path.stat()

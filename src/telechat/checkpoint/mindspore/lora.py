@@ -84,7 +84,8 @@ def with_product(
         return changed.to(weight.dtype)
 
     sources = [weight, b] if magnitude is None else [weight, b, magnitude]
-    return mapped(sources, add)
+    # A file that was begun with another factor or another A is not gone on with.
+    return mapped(sources, add, key=f"{scaling!r} {a.identity.hex()}")
 
 
 def as_adapter(values: Mapping[str, Value], alpha: float) -> Adapter:
