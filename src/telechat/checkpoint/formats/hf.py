@@ -13,15 +13,15 @@ import torch
 
 from telechat.checkpoint.folder import CONFIG, LAYOUTS, SAFETENSORS_INDEX, read_json
 from telechat.checkpoint.formats.file_tensor import FileTensor
-from telechat.checkpoint.formats.lazy import HeldTensor, LazyTensor, same_numbers
+from telechat.checkpoint.formats.lazy import HeldTensor, LazyTensor
 from telechat.checkpoint.formats.safetensors_file import plan_safetensors, read_safetensors
-from telechat.checkpoint.formats.table import Checkpoint, fit_table
+from telechat.checkpoint.formats.table import Checkpoint, fit_table, without_tied_head
 from telechat.checkpoint.formats.writing import FilePlan, TargetPlan
 from telechat.checkpoint.hub import MARKER
 from telechat.checkpoint.loader import config_from
 from telechat.checkpoint.mindspore import telechat1_52b
 from telechat.checkpoint.mindspore.naming import from_mindspore
-from telechat.checkpoint.names import EMBEDDING, HEAD, PREFIX, canonical_names
+from telechat.checkpoint.names import PREFIX, canonical_names
 from telechat.checkpoint.save import DEFAULT_SHARD_BYTES, folder_config, plan_shards
 from telechat.checkpoint.weights import NOTE, StoredTensor, StoredWeights, load_pickle, open_weights
 from telechat.errors import CheckpointError
@@ -60,13 +60,7 @@ def open_named(
             config=config, tensors=fitted, folder=folder, format="TeleChat1-52B", is_telechat1_52b=True
         )
     tensors = {ours: stored[name] for ours, name in canonical_names(stored).items()}
-    if config.tie_word_embeddings and HEAD in tensors and EMBEDDING in tensors:
-        head = tensors.pop(HEAD)
-        if not same_numbers(head, tensors[EMBEDDING]):
-            raise CheckpointError(
-                f"The config of {source} ties the head to the embedding, but {HEAD} differs from it.",
-                hint="Set tie_word_embeddings to false in the config.",
-            )
+    tensors = without_tied_head(tensors, config, source)
     fitted = fit_table(tensors, config, source)
     # The TeleChat1-7B, whose names have no prefix, is published pickled; safetensors made of it are sorted.
     is_telechat1_7b = not any(name.startswith(PREFIX) for name in stored)

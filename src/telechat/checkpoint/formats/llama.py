@@ -18,7 +18,7 @@ from telechat.checkpoint.folder import CONFIG, read_json
 from telechat.checkpoint.formats.hf import companions, index_file, json_bytes, lazy_tensors, plan_folder
 from telechat.checkpoint.formats.lazy import LazyTensor, cast, join, mapped, zeros
 from telechat.checkpoint.formats.stock_tokenizer import stock_tokenizer
-from telechat.checkpoint.formats.table import Checkpoint, fit_table
+from telechat.checkpoint.formats.table import Checkpoint, fit_table, without_tied_head
 from telechat.checkpoint.formats.writing import TargetPlan
 from telechat.checkpoint.mindspore.naming import fuse_heads, split_heads
 from telechat.checkpoint.names import EMBEDDING, HEAD
@@ -280,11 +280,9 @@ def from_llama(llama: Mapping[str, LazyTensor], config: TeleChatConfig, source: 
             bias = rest.pop(f"{block}{name}.bias", None)
             if bias is not None and bool(bias.read().any()):
                 raise CheckpointError(f"{source}: {block}{name}.bias is not zero; TeleChat has no such bias.")
-    if config.tie_word_embeddings:
-        rest.pop(HEAD, None)
-    else:
+    if HEAD in rest or not config.tie_word_embeddings:
         ours[HEAD] = take(HEAD)
     rest = {name: tensor for name, tensor in rest.items() if not name.endswith("rotary_emb.inv_freq")}
     if rest:
         raise CheckpointError(f"{source}: {next(iter(rest))} has no place in a TeleChat model.")
-    return fit_table(ours, config, source)
+    return fit_table(without_tied_head(ours, config, source), config, source)

@@ -11,7 +11,7 @@ from telechat.checkpoint.folder import CONFIG
 from telechat.checkpoint.formats.hf import companions, json_bytes
 from telechat.checkpoint.formats.lazy import LazyTensor
 from telechat.checkpoint.formats.safetensors_file import plan_safetensors
-from telechat.checkpoint.formats.table import Checkpoint, fit_table
+from telechat.checkpoint.formats.table import Checkpoint, fit_table, without_tied_head
 from telechat.checkpoint.formats.writing import FilePlan, TargetPlan
 from telechat.checkpoint.mindspore.container import SUFFIX, Value, as_values, plan_ckpt
 from telechat.checkpoint.mindspore.layouts import ParallelLayout, inferred_strategy, strategy_of
@@ -82,7 +82,7 @@ def open_mindspore(
         plain = {name: v.tensor for name, v in ranks[0].items() if v.is_tensor}
         ranks = [as_values(reordered(plain, config, row_order))]
     tensors = whole_tensors(ranks, config, found)
-    named = from_mindspore(_without_tied_head(tensors, config), config)
+    named = without_tied_head(from_mindspore(tensors, config), config, path.name)
     ours = fit_table(completed(named, config) if is_52b else named, config, path.name)
     in_module_order = list(named) == list(ours)
     sliced = f" of {len(ranks)} ranks" if len(ranks) > 1 else ""
@@ -94,14 +94,6 @@ def open_mindspore(
         in_module_order=in_module_order,
         is_telechat1_52b=is_52b,
     )
-
-
-def _without_tied_head(tensors: dict[str, LazyTensor], config: TeleChatConfig) -> dict[str, LazyTensor]:
-    """A tied model's head, where it is stored all the same, is the embedding."""
-    if config.tie_word_embeddings and "lm_head.weight" in tensors:
-        tensors = dict(tensors)
-        del tensors["lm_head.weight"]
-    return tensors
 
 
 def _strategy_for(path: Path, named: Path | None, num_ranks: int) -> Strategy | None:

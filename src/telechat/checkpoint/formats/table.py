@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from telechat.checkpoint.formats.lazy import LazyTensor, cast
+from telechat.checkpoint.formats.lazy import LazyTensor, cast, same_numbers
+from telechat.checkpoint.names import EMBEDDING, HEAD
 from telechat.checkpoint.weights import FLOATS
 from telechat.device import dtype_name
 from telechat.errors import CheckpointError
@@ -53,6 +54,25 @@ class Checkpoint:
     def cast(self, dtype: torch.dtype | None) -> dict[str, LazyTensor]:
         """All tensors in one dtype; None leaves them as they are."""
         return {name: cast(tensor, dtype) for name, tensor in self.tensors.items()}
+
+
+def without_tied_head(
+    tensors: Mapping[str, LazyTensor], config: TeleChatConfig, source: str
+) -> dict[str, LazyTensor]:
+    """The tensors without a head that is stored although it is the embedding.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    rest = dict(tensors)
+    if not config.tie_word_embeddings or HEAD not in rest or EMBEDDING not in rest:
+        return rest
+    if not same_numbers(rest.pop(HEAD), rest[EMBEDDING]):
+        raise CheckpointError(
+            f"The config of {source} ties the head to the embedding, but {HEAD} differs from it.",
+            hint="Set tie_word_embeddings to false in the config.",
+        )
+    return rest
 
 
 def fit_table(
