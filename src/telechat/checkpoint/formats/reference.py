@@ -62,15 +62,16 @@ def reference_folder(
     if generation:
         settings = json.loads(files.get(GENERATION_CONFIG, b"{}"))
         files[GENERATION_CONFIG] = json_bytes({**settings, **generation})
+    # Links are not followed: those of a hub's cache lead to files whose names say no format.
     note = {
-        "weights": str(source.resolve()),
-        "config": str(config.resolve()) if config is not None else None,
-        "strategy": str(strategy.resolve()) if strategy is not None else None,
+        "weights": os.path.abspath(source),
+        "config": os.path.abspath(config) if config is not None else None,
+        "strategy": os.path.abspath(strategy) if strategy is not None else None,
     }
     files[CONFIG] = json_bytes(folder_config(checkpoint.config, checkpoint.dtype, None))
     files[NOTE] = json_bytes(note)
     key = hashlib.sha256(json.dumps(sorted((n, c.hex()) for n, c in files.items())).encode()).hexdigest()
-    stem = re.sub(r"[^\w.-]", "-", source.resolve().name)
+    stem = re.sub(r"[^\w.-]", "-", os.path.basename(os.path.abspath(source)))
     folder = cache_folder() / "references" / key[:16] / stem
     _write(folder, files)
     return folder

@@ -108,3 +108,18 @@ def test_a_tokenizer_of_any_name(tiny_model_folder: Path, tmp_path: Path) -> Non
     for path in (tmp_path / "bare", tiny_model_folder / "model.safetensors", tmp_path / "none"):
         with pytest.raises(CheckpointError, match="no tokenizer"):
             reference.reference_folder(tiny_model_folder, tokenizer=path)
+
+
+def test_a_link_to_a_file_of_another_name(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """As in Hugging Face's cache, whose files are links to others named by their hash."""
+    convert(tiny_model_folder, tmp_path / "made.gguf", "--to", "gguf")
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "made.gguf").rename(tmp_path / "blobs/0123abcd")
+    (tmp_path / "model.gguf").symlink_to("blobs/0123abcd")
+    ours, found = (
+        load_model(tiny_model_folder, device="cpu"),
+        load_model(tmp_path / "model.gguf", device="cpu"),
+    )
+    ids = torch.arange(10, 40)[None]
+    with torch.no_grad():
+        assert torch.equal(found(ids), ours(ids))
