@@ -20,6 +20,7 @@ from telechat.checkpoint.packed import SECTION
 from telechat.checkpoint.quantized import config_section, stored_bytes, stored_tensors
 from telechat.device import dtype_name
 from telechat.errors import CheckpointError
+from telechat.layers.int8 import DynamicInt8Linear, StaticInt8Linear
 from telechat.layers.quantized import QuantizedLinear
 from telechat.models import TeleChatConfig, TeleChatModel, parameter_table
 from telechat.models.quantized import is_quantisable, scheme_of
@@ -61,6 +62,13 @@ def save_model(
 
 
 def _check_savable(model: TeleChatModel) -> None:
+    int8 = (name for name, m in model.named_modules() if isinstance(m, StaticInt8Linear | DynamicInt8Linear))
+    name = next(int8, None)
+    if name is not None:
+        raise CheckpointError(
+            f"This quantised model cannot be saved: the activations of {name} are int8, too.",
+            hint="Copy the folder it was loaded from.",
+        )
     layers = [(name, m) for name, m in model.named_modules() if isinstance(m, QuantizedLinear)]
     ordered = next((name for name, layer in layers if layer.order is not None), None)
     if ordered is not None or len({layer.scheme for _, layer in layers}) > 1:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from telechat.errors import ConfigError
+from telechat.layers.int8 import DynamicInt8Linear, StaticInt8Linear
 from telechat.layers.quantized import QuantizedLinear, set_module
 from telechat.models.config import TeleChatConfig
 from telechat.models.decoder import TeleChatModel
@@ -89,6 +90,9 @@ def quantize_layers(model: TeleChatModel, scheme: WeightScheme) -> None:
         ConfigError: a weight that cannot be quantised; the weights before it are quantised already only if
             it holds numbers that are not finite.
     """
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedLinear | StaticInt8Linear | DynamicInt8Linear):
+            raise ConfigError(f"{name}.weight is quantised already.")
     check_scheme(model.config, scheme)
     config = untied(model.config)
     for parameter in parameter_table(config):
@@ -100,8 +104,6 @@ def quantize_layers(model: TeleChatModel, scheme: WeightScheme) -> None:
             if is_tied_head
             else model.get_submodule(parameter.name.removesuffix(".weight"))
         )
-        if isinstance(source, QuantizedLinear):
-            raise ConfigError(f"{parameter.name} is quantised already.")
         if isinstance(source, nn.Linear | nn.Embedding):  # not one of another rank's experts
             put_weight(model, parameter.name, round_parameter(parameter.name, source.weight.detach(), scheme))
     model.config = config

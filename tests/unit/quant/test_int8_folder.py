@@ -15,7 +15,7 @@ from tests.unit.quant.quant_models import EXPERTS, PLAIN
 
 import telechat
 from telechat import load_model
-from telechat.checkpoint import check_folder
+from telechat.checkpoint import check_folder, save_model
 from telechat.cli.main import main
 from telechat.errors import CheckpointError, ConfigError
 from telechat.layers.int8 import DynamicInt8Linear, StaticInt8Linear
@@ -332,3 +332,16 @@ def test_options_arrive(tmp_path: Path) -> None:
     assert description["transformer.h.0.self_attention.query.weight"] == "FLOAT"
     assert description["transformer.h.0.self_attention.dense.weight"] == "W8A8_DYNAMIC"
     assert len(list((tmp_path / "out").glob("*-of-*.safetensors"))) > 1
+
+
+@pytest.mark.parametrize("is_dynamic", [True, False])
+def test_a_loaded_model_is_neither_saved_nor_rounded_again(is_dynamic: bool, tmp_path: Path) -> None:
+    out = int8(plain_folder(tmp_path / "plain"), tmp_path / "out", is_dynamic=is_dynamic)
+    model = load_model(out, device="cpu")
+    before = model(HELD_OUT)
+    with pytest.raises(CheckpointError, match=r"cannot be saved: the activations of .* are int8"):
+        save_model(model, tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    with pytest.raises(ConfigError, match="quantised already"):
+        telechat.quantize(model, tmp_path / "again")
+    assert torch.equal(model(HELD_OUT), before)
