@@ -13,12 +13,14 @@ import torch
 
 from telechat.checkpoint.folder import CONFIG
 from telechat.checkpoint.formats.hf import companions, json_bytes
+from telechat.checkpoint.formats.llama import rope_theta
 from telechat.checkpoint.formats.mindspore import plan_mindspore
 from telechat.checkpoint.formats.table import Checkpoint
 from telechat.checkpoint.formats.writing import TargetPlan
 from telechat.checkpoint.mindspore.layouts import ParallelLayout
 from telechat.checkpoint.mindspore.naming import Layout
 from telechat.device import dtype_name
+from telechat.errors import CheckpointError
 from telechat.models import TeleChatConfig
 
 RUN_CONFIG = "predict_telechat.yaml"
@@ -76,7 +78,6 @@ def model_fields(
     config: TeleChatConfig, settings: MindieSettings, length: int, compute: str
 ) -> dict[str, Any]:
     """What MindFormers' model config says."""
-    past = length > config.training_seqlen
     fields: dict[str, Any] = {
         "model_type": "telechat",
         "type": "TelechatConfig",
@@ -92,8 +93,7 @@ def model_fields(
         "bos_token_id": config.bos_token_id,
         "eos_token_id": config.eos_token_id,
         "pad_token_id": config.pad_token_id,
-        "theta": config.rope.base,
-        "extend_method": "DYNAMIC_NTK" if past else "None",
+        **rotary_fields(config, length),
         "compute_dtype": compute,
         "param_init_type": compute,
         "res_dtype": compute,
@@ -123,6 +123,32 @@ def model_fields(
             "shared_expert_num": 0,
         }
     return fields
+
+
+def rotary_fields(config: TeleChatConfig, length: int) -> dict[str, Any]:
+    """The rotary settings that give the model's own angles in texts of up to `length` tokens.
+
+    Raises:
+        CheckpointError: MindFormers has no rule that does.
+    """
+    rope = config.rope
+    begins_early = rope.base_length != rope.training_length
+    method = {"pi": "PI", "ntk-static": "NTK"}.get(rope.scheme)
+    if method is not None:
+        return {"theta": rope.base, "extend_method": method, "scaling_factor": rope.factor}
+    if rope.scheme == "none":
+        return {"theta": rope.base, "extend_method": "None"}
+    if rope.scheme == "mindformers-dynamic" and begins_early:
+        return {"theta": rope.base, "extend_method": "DYNAMIC_NTK", "base_seqlen": rope.base_length}
+    if length <= rope.training_length:
+        return {"theta": rope_theta(config, length), "extend_method": "None"}
+    if begins_early:
+        raise CheckpointError(
+            f"This model's rotary base is stretched from {rope.base_length} tokens on, and it was trained on "
+            f"{rope.training_length}; MindFormers cannot compute {length}.",
+            hint=f"Set --max-seq-len to at most {rope.training_length}.",
+        )
+    return {"theta": rope.base, "extend_method": "DYNAMIC_NTK"}
 
 
 def run_config(model: dict[str, Any], settings: MindieSettings) -> bytes:

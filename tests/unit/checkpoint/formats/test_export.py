@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from tests.unit.checkpoint.formats.samples import DENSE, KINDS, model_folder, with_tokenizer
 
 from telechat.checkpoint.formats.lazy import same_numbers
+from telechat.checkpoint.formats.mindie import MindieSettings, model_fields
 from telechat.checkpoint.formats.opening import open_checkpoint
+from telechat.checkpoint.mindspore.run_config import model_fields as read_fields
 from telechat.cli.main import main
+from telechat.errors import CheckpointError
+from telechat.layers.rotary import RotaryTables
+from telechat.models import TeleChatConfig
 
 # Writes its arguments and folder; fails where a path among the arguments does not exist.
 STAND_IN = """#!/bin/sh
@@ -108,6 +116,26 @@ def test_mindie(kind: str, tp: int, tmp_path: Path, capsys: pytest.CaptureFixtur
         found = open_checkpoint(out, config=config)
         for name, tensor in open_checkpoint(source).tensors.items():
             assert same_numbers(found.tensors[name], tensor), name
+
+
+@pytest.mark.parametrize("scheme", ["telechat", "none", "pi", "ntk-static", "mindformers-dynamic"])
+@pytest.mark.parametrize("base_length", [64, 32])
+@pytest.mark.parametrize("length", [48, 200])
+def test_mindie_turns_as_the_model_does(scheme: Any, base_length: int, length: int) -> None:
+    rope = replace(DENSE.rope, scheme=scheme, factor=3.0, base_length=base_length)
+    config = DENSE.replace(rope=rope)
+    settings = MindieSettings(max_seq_len=length)
+    if (scheme, base_length, length) == ("telechat", 32, 200):
+        with pytest.raises(CheckpointError, match="stretched from 32 tokens on"):
+            model_fields(config, settings, length, "float32")
+        return
+    raw = {"model": {"model_config": model_fields(config, settings, length, "float32")}}
+    found = TeleChatConfig.from_hf(read_fields(raw, "config.json"))
+    positions = torch.arange(40)
+    for call in (40, length):
+        expected = RotaryTables(replace(rope, table_dtype="float32"), 8).rows(positions, call)
+        for ours, theirs in zip(expected, RotaryTables(found.rope, 8).rows(positions, call), strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-5), call
 
 
 def test_mindie_dtype(tmp_path: Path) -> None:
