@@ -5,27 +5,34 @@ Knows nothing of how weights are held or spread (that is the engine) or of rows 
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from telechat.config import to_mapping
 from telechat.device import peak_memory
-from telechat.errors import TelechatError
+from telechat.errors import CheckpointError, TelechatError
 from telechat.train.checkpoints import CheckpointStore
 from telechat.train.config import TrainConfig
 from telechat.train.engine import StepLoss, TrainEngine
 from telechat.train.feed import Feed, StepBatches
 from telechat.train.flops import StepCost
+from telechat.train.interruption import Interruption
 from telechat.train.metrics import PEAK, Metrics, Progress
 from telechat.train.schedule import Schedule
 
 log = logging.getLogger(__name__)
 
 _PEAK_GROWTH = 1.01
+_BASE = "model.start_from"
+# Of an adapter's settings, those that may change between two parts of a run.
+_FREE = ("dropout", "merge")
 
 
 @dataclass(frozen=True)
@@ -89,13 +96,14 @@ class Trainer:
         """Continue from the folder's newest checkpoint, if it has one.
 
         Raises:
-            CheckpointError: it cannot be read.
+            CheckpointError: it cannot be read, or its tensors mean something else under this recipe.
         """
         known = self.checkpoints.steps()
         if not known:
             return False
         state = self.engine.state()
         progress = self.checkpoints.load(known[-1], state)
+        self._check_meaning(progress)
         self.engine.load_state(state)
         self.engine.loss_scale.load_state_dict(progress["loss_scale"])
         self.step = known[-1]
@@ -104,12 +112,18 @@ class Trainer:
         log.info("resuming at step %d", self.step)
         return True
 
-    def run(self, metrics: Metrics | None = None, progress: Progress | None = None) -> None:
-        """Train up to the end of the schedule.
+    def run(
+        self,
+        metrics: Metrics | None = None,
+        progress: Progress | None = None,
+        interruption: Interruption | None = None,
+    ) -> None:
+        """Train up to the end of the schedule, or up to the step in which a signal came.
 
         Args:
             metrics: receives a row every `log_every` steps, and after each evaluation; on one rank only.
             progress: the terminal; on one rank only.
+            interruption: says whether to stop; for a run of one process.
 
         Raises:
             TelechatError: the loss or the gradient is not a number; the weights are those before that step.
@@ -138,8 +152,13 @@ class Trainer:
                 evaluated = {"evaluation_loss": self._evaluate(self.evaluation)}
                 _record(self.step, evaluated, metrics, progress)
             self.checkpoints.check()
-            if self.step % output.save_every == 0 or is_last:
+            is_stopped = interruption is not None and interruption.number is not None
+            if self.step % output.save_every == 0 or is_last or is_stopped:
                 self.save()
+            if is_stopped:
+                self.checkpoints.wait()
+                log.info("stopped; step %d is saved, and the same command continues from it", self.step)
+                break
         self.checkpoints.wait()
         peak = peak_memory(self.engine.device)
         if metrics is not None and recorded_peak and peak and peak > _PEAK_GROWTH * recorded_peak:
@@ -147,8 +166,29 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of the present step."""
-        progress = {"loss_scale": self.engine.loss_scale.state_dict(), "data": self.feed.fingerprint()}
+        progress = {
+            "loss_scale": self.engine.loss_scale.state_dict(),
+            "data": self.feed.fingerprint(),
+            "meaning": _meaning(self.config),
+        }
         self.checkpoints.save(self.step, self.engine.state(), progress)
+
+    def _check_meaning(self, progress: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose tensors fit in shape, but were made under settings that give them another
+        meaning. Checkpoints of earlier versions do not say."""
+        ours = _meaning(self.config)
+        theirs = progress.get("meaning", ours)
+        for name in sorted(ours.keys() | theirs.keys()):
+            if ours.get(name) == theirs.get(name):
+                continue
+            changed = f"{name} is {ours.get(name)} here and was {theirs.get(name)}"
+            if name == _BASE:  # a folder may have been moved
+                log.warning("%s when the checkpoint was written; an adapter fits its own base only", changed)
+                continue
+            raise CheckpointError(
+                f"Cannot resume from the newest state in {self.checkpoints.folder}: {changed}.",
+                hint="Use the recipe that wrote it, or another output.folder to begin anew.",
+            )
 
     def _train_step(self, shown: StepBatches) -> tuple[float, float]:
         """One optimiser step; returns loss and gradient norm. Weights change only if both are numbers."""
@@ -207,6 +247,17 @@ class Trainer:
             f"The {what} is {value} at step {self.step + 1}, for {rows}; {kept} ({self.checkpoints.folder}).",
             hint="Look at these rows, lower optimizer.lr or set precision to fp32; the same command resumes.",
         )
+
+
+def _meaning(config: TrainConfig) -> dict[str, Any]:
+    """The settings that decide what the numbers in a checkpoint mean, as JSON gives them back."""
+    found: dict[str, Any] = {"optimizer.name": config.optimizer.name, "lora": config.lora is not None}
+    if config.lora is not None:
+        section = to_mapping(config.lora)
+        found |= {f"lora.{name}": value for name, value in section.items() if name not in _FREE}
+        found[_BASE] = config.model.start_from
+    meaning: dict[str, Any] = json.loads(json.dumps(found))
+    return meaning
 
 
 def _record(step: int, values: dict[str, float], metrics: Metrics | None, progress: Progress | None) -> None:

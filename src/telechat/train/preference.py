@@ -5,8 +5,10 @@ Knows nothing of files, models or ranks. Shapes: B rows of a batch, S positions,
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from telechat.train.batch import IGNORED, Batch
@@ -35,6 +37,16 @@ class PreferenceBatch(Batch):
     num_pairs: int
     reference: Tensor
     is_good: Tensor | None = None
+
+    def to(self, device: torch.device) -> PreferenceBatch:
+        """The same batch on another device."""
+        moved = super().to(device)
+        assert isinstance(moved, PreferenceBatch)
+        return dataclasses.replace(
+            moved,
+            reference=self.reference.to(device, non_blocking=True),
+            is_good=None if self.is_good is None else self.is_good.to(device, non_blocking=True),
+        )
 
 
 class PreferenceObjective:

@@ -18,11 +18,12 @@ from telechat.train.adapters import merged_weights
 from telechat.train.allocation import return_freed_blocks
 from telechat.train.checkpoints import CheckpointStore
 from telechat.train.config import TrainConfig
-from telechat.train.distributed.groups import is_first, leave
+from telechat.train.distributed.groups import is_first, leave, world_size
 from telechat.train.distributed.start import open_engine
 from telechat.train.engine import TrainEngine
 from telechat.train.feed import Feed
 from telechat.train.flops import matmul_rate, step_cost
+from telechat.train.interruption import Interruption
 from telechat.train.loggers import open_loggers
 from telechat.train.loop import Meter, Trainer
 from telechat.train.metrics import Metrics, Progress
@@ -95,6 +96,10 @@ def train(trainer: Trainer, folder: Path) -> None:
     """Resume where the folder left off, train to the end, and draw the curves.
 
     Of several processes, the first keeps the metrics; the losses it has are those of all.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, after the step was finished and saved; of several processes at once.
+        SystemExit: SIGTERM, likewise.
     """
     config = trainer.config
     trainer.resume()
@@ -113,7 +118,12 @@ def train(trainer: Trainer, folder: Path) -> None:
     )
     try:
         progress = Progress(first_step=trainer.step, total_steps=trainer.schedule.total_steps)
-        trainer.run(metrics, progress)
+        if world_size() > 1:
+            trainer.run(metrics, progress)
+        else:
+            with Interruption() as interruption:
+                trainer.run(metrics, progress, interruption)
+            interruption.end()
     finally:
         metrics.close()
         trainer.checkpoints.close()

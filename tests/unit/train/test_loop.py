@@ -5,20 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from telechat.data.samples import BatchArrays, fill_batch
 from telechat.data.sequences import Encoded, SequenceBuilder, Sequences
-from telechat.errors import TelechatError
+from telechat.errors import CheckpointError, TelechatError
 from telechat.layers.rotary import RopeSettings
 from telechat.models import TeleChatConfig, TeleChatModel, build_model, initialise
+from telechat.train.adapters import adapter_config, add_adapters
 from telechat.train.checkpoints import CheckpointStore
 from telechat.train.config import (
     BatchSection,
     DataSection,
     EvaluationSection,
+    LoraSection,
     ModelSection,
     OptimizerSection,
     OutputSection,
@@ -31,6 +34,7 @@ from telechat.train.flops import step_cost
 from telechat.train.loop import Meter, Trainer
 from telechat.train.metrics import Metrics, read_metrics
 from telechat.train.objective import CrossEntropy
+from telechat.train.precision import PRECISIONS
 from telechat.train.schedule import plan_schedule
 
 TINY = TeleChatConfig(
@@ -273,6 +277,35 @@ def test_the_schedule_and_clipping_reach_the_optimizer(tmp_path: Path) -> None:
     for name, weight in weights_of(held).items():
         expected = before[name] * (decayed if weight.dim() > 1 else 1.0)
         torch.testing.assert_close(weight, expected, atol=1e-9, rtol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("other", ["adamw", "muon"])
+def test_moments_of_another_optimizer_are_refused(tmp_path: Path, other: str) -> None:
+    """AdamW's moments and those in 8 bits have the same names and shapes."""
+    trainer(settings(tmp_path, optimizer="adamw-8bit", total_steps=3)).run()
+    with pytest.raises(CheckpointError, match=r"Cannot resume from .*"):
+        trainer(settings(tmp_path, optimizer=other, total_steps=3)).resume()
+
+
+def test_an_adapter_of_another_meaning_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """All of these fit the checkpoint in names and shapes."""
+    plain = settings(tmp_path, total_steps=3)
+
+    def adapted(start_from: str = "base", **changes: Any) -> Trainer:
+        section = LoraSection(**{"rank": 4, "dora": True, **changes})
+        model = tiny_model()
+        add_adapters(model, section, adapter_config(section, ""), PRECISIONS["fp32"], seed=3)
+        lora_config = dataclasses.replace(plain, lora=section, model=ModelSection(start_from=start_from))
+        return trainer(lora_config, model=model)
+
+    adapted().run()
+    for changes in ({"dora": False}, {"alpha": 4.0}, {"rslora": True}, {"targets": ("query",)}):
+        name = next(iter(changes))
+        with pytest.raises(CheckpointError, match=rf"Cannot resume .*: lora\.{name} is "):
+            adapted(**changes).resume()
+    assert adapted(dropout=0.1, merge=True).resume()
+    assert "model.start_from" not in caplog.text
+    assert adapted("moved/base").resume() and "model.start_from is moved/base here" in caplog.text
 
 
 def test_other_data_on_resuming_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -221,3 +221,13 @@ def test_what_preferences_do_not_obey_is_refused(section: dict[str, object], nam
     }
     with pytest.raises(ConfigError, match=name):
         TrainConfig(**{**settings, **section})  # type: ignore[arg-type]
+
+
+def test_all_of_a_batch_moves_to_another_device() -> None:
+    """A reference or a verdict that stayed behind would stop DPO and KTO on every accelerator."""
+    plain = vars(packed_batch([[UPPER[0]], [LOWER[0]]], length=8))
+    batch = PreferenceBatch(**plain, num_pairs=1, reference=torch.zeros(2), is_good=IS_GOOD[:1])
+    moved = batch.to(torch.device("meta"))
+    tensors = {name: value for name, value in vars(moved).items() if isinstance(value, Tensor)}
+    assert tensors.keys() >= {"ids", "reference", "is_good"}
+    assert {value.device.type for value in tensors.values()} == {"meta"}
