@@ -136,7 +136,7 @@ def _load(sources: Sequence[Source], tokenizer: Tokenizer, settings: _Settings, 
             for _ in pieces:
                 origins.add([row])
         num_rows = len(row_starts) - first_row
-        per_source.append(copies_per_row(num_rows, source.weight, seed=settings.seed, name=source.path.name))
+        per_source.append(copies_per_row(num_rows, source.weight, seed=settings.seed, name=source.drawn_as))
     sequences, copies = builder.finish(), np.concatenate(per_source)
     used = used_sequences(sequences, row_starts, copies, books)
     if not len(used):

@@ -20,7 +20,7 @@ def copies_per_row(num_rows: int, weight: float, *, seed: int, name: str) -> npt
     """How often each row is used, int64 [num_rows]; the sum is round(weight * num_rows).
 
     Args:
-        name: of the file, so that files of one seed are drawn independently.
+        name: `Source.drawn_as`, so that files of one seed are drawn independently.
     """
     whole, rest = divmod(round(weight * num_rows), num_rows) if num_rows else (0, 0)
     copies = np.full(num_rows, whole, dtype=np.int64)

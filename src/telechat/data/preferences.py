@@ -166,7 +166,7 @@ def _read(
             prompt_lengths += [prompt_length] * len(answers)
             labels += [True, False] if preference.label is None else [preference.label]
         num_rows = len(row_starts) - first_row
-        copies.append(copies_per_row(num_rows, source.weight, seed=seed, name=source.path.name))
+        copies.append(copies_per_row(num_rows, source.weight, seed=seed, name=source.drawn_as))
     drawn = np.concatenate(copies)
     return _Answers(builder.finish(), row_starts, prompt_lengths, labels, drawn, origins.finish())
 

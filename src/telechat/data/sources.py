@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,16 @@ _LARGEST_MIXING_FILE = 1 << 20
 
 @dataclass(frozen=True)
 class Source:
-    """A file of rows and how many times it is used."""
+    """A file of rows and how many times it is used.
+
+    Attributes:
+        drawn_as: what its rows are drawn by, beside the seed: its name, and for further files of that name
+            in other folders also which of them it is.
+    """
 
     path: Path
     weight: float = 1.0
+    drawn_as: str = ""
 
 
 def read_sources(named: str | Path | Sequence[str | Path] | Mapping[str, float]) -> tuple[Source, ...]:
@@ -39,7 +46,14 @@ def read_sources(named: str | Path | Sequence[str | Path] | Mapping[str, float])
         sources = [source for path in named for source in _from_path(Path(path))]
     if not sources:
         raise ConfigError("No training file is named.", hint="Name at least one file of rows.")
-    return tuple(sources)
+    seen: Counter[str] = Counter()
+    named_apart = []
+    for source in sources:
+        name = source.path.name
+        drawn_as = f"{name}/{seen[name]}" if seen[name] else name
+        named_apart.append(replace(source, drawn_as=drawn_as))
+        seen[name] += 1
+    return tuple(named_apart)
 
 
 def _from_path(path: Path) -> list[Source]:

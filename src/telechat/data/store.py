@@ -49,7 +49,7 @@ def fingerprint(sources: Sequence[Source], tokenizer: Tokenizer, settings: objec
         digest.update(_content_digest(path))
     for source in sources:
         # The name counts: rows are drawn with it.
-        digest.update(repr((source.path.name, source.weight)).encode())
+        digest.update(repr((source.drawn_as, source.weight)).encode())
         for path in sorted(source.path.rglob("*")) if source.path.is_dir() else [source.path]:
             digest.update(_content_digest(path) if path.is_file() else b"")
     return digest.hexdigest()

@@ -240,6 +240,24 @@ def test_mixing_takes_whole_copies_and_different_rows(
     assert uses(1) == first != uses(2)
 
 
+def test_files_of_one_name_in_different_folders_are_drawn_independently(
+    write_rows: WriteRows, demo_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    rows = [chat(f"a{number}", "b") for number in range(20)]
+    paths = [write_rows(*rows, name="rows.jsonl")]
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        paths.append(paths[0].rename(tmp_path / folder / "rows.jsonl"))
+        paths[0] = write_rows(*rows, name="rows.jsonl")
+    samples = load_samples({str(path): 0.5 for path in paths}, demo_tokenizer, max_length=99)
+    drawn = np.bincount(samples.members, minlength=60).reshape(3, 20)
+    assert (drawn.sum(1) == 10).all()
+    assert len({tuple(uses) for uses in drawn.tolist()}) == 3
+    # The first is drawn as if it were alone.
+    alone = load_samples({str(paths[0]): 0.5}, demo_tokenizer, max_length=99)
+    assert np.bincount(alone.members, minlength=20).tolist() == drawn[0].tolist()
+
+
 @pytest.mark.parametrize("weight", [-1, float("nan"), float("inf"), True])
 def test_weights_that_are_none_are_refused(
     write_rows: WriteRows, demo_tokenizer: Tokenizer, weight: float

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from telechat.models.parameters import parameter_table
 from telechat.train.plan.formats import Formats, formats_of
-from telechat.train.plan.held import is_target
+from telechat.train.plan.held import is_target, update_rank
 from telechat.train.plan.request import PlanRequest
 
 _FLOAT = 4
@@ -193,7 +193,8 @@ def _adapters(request: PlanRequest, s: Sizes, formats: Formats) -> float:
         if ".h.0." in item.name and is_target(request, item):
             share = s.ffn / request.config.ffn_hidden_size
             outputs = item.shape[0] * (share if item.axes[0] != "hidden" else 1)
-            total += s.tokens * formats.compute * (request.lora.rank + (outputs if request.lora.dora else 0))
+            inner = update_rank(request.lora, item)
+            total += s.tokens * formats.compute * (inner + (outputs if request.lora.dora else 0))
     return total
 
 

@@ -10,13 +10,14 @@ import re
 from dataclasses import dataclass
 
 from telechat.models.parameters import Parameter, parameter_table
+from telechat.train.adapters import adapter_config
+from telechat.train.config import LoraSection
 from telechat.train.distributed.division import EMBEDDING, Cut, Division
 from telechat.train.distributed.layout import Place
 from telechat.train.plan.formats import Formats, formats_of, uses_master_copy
 from telechat.train.plan.request import PlanRequest
 
 _LAYER = re.compile(r"^transformer\.h\.(\d+)\.")
-_TARGETS = ("query", "key_value", "dense", "gate_proj", "up_proj", "down_proj")
 # DeepSpeed's ZeRO: gradients travel through a buffer of so many numbers, and so many weights of small modules
 # are gathered ahead.
 _BUCKET_NUMBERS = 500_000_000
@@ -193,10 +194,12 @@ def is_target(request: PlanRequest, item: Parameter) -> bool:
     """Whether the adapter changes this tensor."""
     if request.lora is None or item.kind != "linear":
         return False
-    layer = item.name.removesuffix(".weight")
-    if request.lora.target_regex:
-        return re.fullmatch(request.lora.target_regex, layer) is not None
-    return any(layer == end or layer.endswith(f".{end}") for end in request.lora.targets)
+    return adapter_config(request.lora, base_model="").targets(item.name.removesuffix(".weight"))
+
+
+def update_rank(lora: LoraSection, item: Parameter) -> int:
+    """Rank of the update of a tensor."""
+    return adapter_config(lora, base_model="").rank(item.name.removesuffix(".weight"))
 
 
 def _adapter_size(request: PlanRequest, item: Parameter, size: int) -> int:
@@ -206,7 +209,7 @@ def _adapter_size(request: PlanRequest, item: Parameter, size: int) -> int:
     share = size / item.size
     # One side is cut with the weight, the other is whole; the longer side is taken to be the cut one.
     shared, whole = max(rows, columns), min(rows, columns)
-    numbers = request.lora.rank * (shared * share + whole)
+    numbers = update_rank(request.lora, item) * (shared * share + whole)
     return round(numbers + (rows * share if request.lora.dora else 0))
 
 

@@ -231,3 +231,15 @@ def test_a_request_that_contradicts_itself() -> None:
         PlanRequest(config=config, task="sft", length=0, layout=parse_layout("dp1"))
     with pytest.raises(ConfigError, match="how many processes"):
         PlanRequest(config=config, task="sft", length=1, layout=ParallelLayout())
+
+
+def test_every_rank_of_an_adapter_counts() -> None:
+    """Those of single layers, and the official program's, which takes alpha for the rank."""
+
+    def optimiser(**section: object) -> int:
+        lora = LoraSection(**section)  # type: ignore[arg-type]
+        return held(request("telechat2-7b", "dp1,zero0", task="lora", lora=lora))["optimiser"]
+
+    wide = optimiser(rank=16)
+    assert optimiser(rank=8, rank_pattern={".*": 16}) == wide == optimiser(rank=8, alpha=16, mode="official")
+    assert optimiser(rank=8) < optimiser(rank=8, rank_pattern={"query": 16}) < wide
