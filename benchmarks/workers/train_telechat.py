@@ -120,9 +120,10 @@ def trainer_for(shape: TrainShape, args: argparse.Namespace, folder: Path) -> Tr
 
 
 class Ours:
-    """Steps of the loop, without its files."""
+    """Steps of the loop, without its files; `folder` is where they would be, and goes with this."""
 
-    def __init__(self, shape: TrainShape, trainer: Trainer) -> None:
+    def __init__(self, shape: TrainShape, trainer: Trainer, folder: tempfile.TemporaryDirectory[str]) -> None:
+        self.folder = folder
         self.shape = shape
         self.trainer = trainer
         self.steps = trainer.feed.steps(0)
@@ -163,7 +164,8 @@ def open_worker(words: list[str]) -> tuple[dict[str, Case], dict[str, Any]]:
     args = parser.parse_args(words)
     shape = TRAIN_SHAPES[args.shape]
     # Nothing is written into it, but the loop wants a place.
-    trainer = trainer_for(shape, args, Path(tempfile.mkdtemp(prefix="bench-train-")))
+    folder = tempfile.TemporaryDirectory(prefix="bench-train-")
+    trainer = trainer_for(shape, args, Path(folder.name))
     engine = trainer.engine
     assert isinstance(engine, LocalEngine)
     about = {
@@ -174,7 +176,7 @@ def open_worker(words: list[str]) -> tuple[dict[str, Case], dict[str, Any]]:
         "batch": dataclasses.asdict(shape),
         "configuration": " ".join(words),
     }
-    return {"train": Ours(shape, trainer).train}, about
+    return {"train": Ours(shape, trainer, folder).train}, about
 
 
 if __name__ == "__main__":

@@ -126,6 +126,8 @@ def recipe_of(path: Path, overrides: Mapping[str, str], replaced: Mapping[str, s
                 hint="Name the model with --model.start-from.",
             )
         return path
+    import atexit
+    import shutil
     import tempfile
 
     import yaml
@@ -146,7 +148,9 @@ def recipe_of(path: Path, overrides: Mapping[str, str], replaced: Mapping[str, s
     given = {key.replace("-", "_"): value for key, value in overrides.items()}
     tokens_of = given.get("model.tokenizer") or given.get("model.start_from", start)
     check_special_ids(found.special_ids, tokens_of, path.name)
-    target = Path(tempfile.mkdtemp(prefix="telechat-")) / f"{path.stem}.yaml"
+    folder = tempfile.mkdtemp(prefix="telechat-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    target = Path(folder) / f"{path.stem}.yaml"
     target.write_text(yaml.safe_dump(found.recipe, sort_keys=False), encoding="utf-8")
     return target
 
