@@ -51,6 +51,8 @@ TWO = [
         model={"kv_heads": 1, "tied": True},
         steps=8,
     ),
+    Case(name="dp2-whole", layouts=[{"dp": 2}], steps=8),
+    Case(name="dp2-resumed", layouts=[{"dp": 2}, {"dp": 2}], steps=8),
     Case(name="dp2-zero3-lora", layouts=[{"dp": 2, "zero_stage": 3}], lora=LORA, steps=6),
     Case(name="dp2-zero3-dora", layouts=[{"dp": 2, "zero_stage": 3}], lora={**LORA, "dora": True}, steps=6),
     Case(
@@ -97,6 +99,14 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("case", TWO, ids=lambda case: case.name)
 def test_two_processes_train_like_one(case: Case, two: Path) -> None:
     check(case, two)
+
+
+def test_a_run_that_is_resumed_on_the_same_processes_ends_bitwise_equal(two: Path) -> None:
+    whole, resumed = (
+        result(next(case for case in TWO if case.name == f"dp2-{name}"), two) for name in ("whole", "resumed")
+    )
+    assert resumed["losses"] == whole["losses"]
+    assert all(torch.equal(resumed["weights"][name], weight) for name, weight in whole["weights"].items())
 
 
 @pytest.fixture(scope="module")
