@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from telechat.checkpoint.folder import GENERATION_CONFIG
 from telechat.checkpoint.formats.llama import llama_config, query_scale
 from telechat.checkpoint.formats.stock_tokenizer import stock_tokenizer
 from telechat.checkpoint.gptq import Codes
@@ -55,7 +56,9 @@ def write_llama_folder(
     fields = {**fields, SECTION: section}
     fields.pop("telechat_config", None)  # the way back to plain weights is not there
     write_folder(out, fields, writer.sizes(), writer.content, max_shard_bytes=max_shard_bytes)
-    tokenizer_files = {path.name: path.read_bytes() for path in out.glob("tokenizer*") if path.is_file()}
+    # The chat format, and where answers end, may stand in the generation settings.
+    paths = [*out.glob("tokenizer*"), out / GENERATION_CONFIG]
+    tokenizer_files = {path.name: path.read_bytes() for path in paths if path.is_file()}
     for name, content in stock_tokenizer(tokenizer_files).items():
         (out / name).write_bytes(content)
 

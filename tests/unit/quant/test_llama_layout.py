@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from telechat import QuantizeConfig, load_model
+from telechat.checkpoint.hub import demo_folder
 from telechat.errors import CheckpointError, ConfigError
 from telechat.models import TeleChatConfig
+from telechat.tokenizer import load_tokenizer
+from telechat.tokenizer.jinja_template import jinja_of
 
 IDS = torch.arange(2, 30).view(2, 14)
 
@@ -66,6 +70,19 @@ def test_a_stock_llama_computes_the_same(
     with torch.inference_mode():
         assert torch.allclose(model(IDS).logits, ours(IDS), atol=1e-4)
     assert not (out / "quantize_config.json").exists() and (out / "tokenizer.json").exists()
+
+
+def test_a_chat_format_told_by_the_generation_settings(tmp_path: Path) -> None:
+    """As the 115B's is."""
+    source = plain_folder(tmp_path / "plain")
+    for name in ("tokenizer.json", "generation_config.json"):
+        shutil.copy(demo_folder() / name, source / name)
+    (source / "tokenizer_config.json").write_text("{}")
+    out = gptq(source, tmp_path / "llama", layout="llama")
+    given, made = load_tokenizer(source), load_tokenizer(out)
+    assert made.chat_format.name == given.chat_format.name == "telechat2-115b"
+    template = json.loads((out / "tokenizer_config.json").read_text())["chat_template"]
+    assert template == jinja_of("telechat2-115b")
 
 
 @pytest.mark.oracle
