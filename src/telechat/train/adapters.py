@@ -6,6 +6,7 @@ files are `telechat.checkpoint`'s, the mathematics `telechat.layers.lora`'s.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Iterable, Iterator
@@ -65,7 +66,7 @@ def add_adapters(
     halves their memory; with `section.quantize` they are rounded to 8 or 4 bits. The head stays in floats.
 
     Raises:
-        ConfigError: a target that no layer has, or a weight that does not divide into groups.
+        ConfigError: a target or pattern that no layer has, or a weight that does not divide into groups.
     """
     targets = _targeted_layers(model, config)
     model.requires_grad_(False)
@@ -131,6 +132,14 @@ def _targeted_layers(model: TeleChatModel, config: AdapterConfig) -> list[str]:
             "adapted.",
             hint=f"Layers end in {', '.join(ends)}; target_regex matches whole names such as {layers[0]}.",
         )
+    for field in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(config, field):
+            alone = dataclasses.replace(config, r=1, rank_pattern={pattern: 2})
+            if all(alone.rank(name) == 1 for name in chosen):
+                raise ConfigError(
+                    f"lora.{field} has {pattern!r}, which matches no layer that gets an adapter.",
+                    hint=f"A pattern matches the end of a whole name such as {chosen[0]}.",
+                )
     return chosen
 
 

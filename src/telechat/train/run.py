@@ -17,7 +17,7 @@ from telechat.tokenizer.load import copy_tokenizer_files
 from telechat.train.adapters import merged_weights
 from telechat.train.allocation import return_freed_blocks
 from telechat.train.checkpoints import CheckpointStore
-from telechat.train.config import TrainConfig
+from telechat.train.config import RopeSection, TrainConfig
 from telechat.train.distributed.groups import is_first, leave, world_size
 from telechat.train.distributed.start import open_engine
 from telechat.train.engine import TrainEngine
@@ -58,6 +58,7 @@ def main(config_path: str | None, overrides: Mapping[str, str] | None = None) ->
     tokenizer_folder = resolve_model(config.model.tokenizer or config.model.start_from)
     tokenizer = load_tokenizer(tokenizer_folder)
     check_length(config, model_config(config.model))
+    warn_of_base(config)
     start = open_engine(config, choose_objective(config))
     engine = start.engine
     feed = open_feed(config, config.data.train_file, tokenizer, engine)
@@ -142,6 +143,20 @@ def check_length(config: TrainConfig, model: TeleChatConfig) -> None:
             f"data.max_length is {config.data.max_length}; this model is trained at up to "
             f"{model.training_seqlen} tokens.",
             hint=f"Set model.rope.training_length to {config.data.max_length} to train longer ones.",
+        )
+
+
+def warn_of_base(config: TrainConfig) -> None:
+    """Say what an adapter on its own will lack: it is used on a base that must be as it was in training."""
+    if config.lora is None or config.lora.merge:
+        return
+    if config.model.config:
+        log.warning("the base of this adapter is fresh, and is not written unless lora.merge is set")
+    elif config.model.rope != RopeSection():
+        log.warning(
+            "adapter/ does not hold the settings of model.rope: give them to config.json of %s where the "
+            "adapter is used, or set lora.merge",
+            config.model.start_from,
         )
 
 

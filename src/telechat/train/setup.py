@@ -20,6 +20,7 @@ from telechat.checkpoint import load_model, read_config, resolve_model
 from telechat.checkpoint.hub import DEMO
 from telechat.errors import ConfigError
 from telechat.layers.moe import Router
+from telechat.layers.quantized import QuantizedLinear
 from telechat.layers.rotary import RotaryTables
 from telechat.models import TeleChatConfig, TeleChatModel, build_model, initialise, published_size
 from telechat.ops.attention import choose_attention
@@ -33,12 +34,21 @@ log = logging.getLogger(__name__)
 
 
 def prepare_model(config: TrainConfig, device: torch.device) -> TeleChatModel:
-    """The model to train, whole, on a device: weights, rotary settings and attention form."""
+    """The model to train, whole, on a device: weights, rotary settings and attention form.
+
+    Raises:
+        ConfigError: all weights are to be trained, and those of the folder are quantised.
+    """
     precision = PRECISIONS[config.precision]
     if config.model.start_from:
         # Under an adapter, weights of the file's format find theirs later: two bytes each instead of four.
         dtype = "auto" if config.lora else precision.weights
         model = load_model(config.model.start_from, device=device, dtype=dtype)
+        if not config.lora and any(isinstance(module, QuantizedLinear) for module in model.modules()):
+            raise ConfigError(
+                f"{config.model.start_from} holds quantised weights, which cannot be trained.",
+                hint="Start from the weights in floats, or train an adapter: section lora.",
+            )
         use_config(model, model_config(config.model))
     else:
         model = build_model(model_config(config.model), device=device)

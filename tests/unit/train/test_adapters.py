@@ -153,3 +153,12 @@ def test_lora_rank_swap_of_the_original_in_official_mode_only() -> None:
     assert (official.r, official.scale("query")) == (1, 8.0)
     with pytest.raises(ConfigError, match="official mode"):
         adapter_config(LoraSection(alpha=1.5, mode="official"), "")
+
+
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_that_matches_no_layer_is_an_error(field: str) -> None:
+    """Neither one that is misspelt nor one of a layer that is no target."""
+    for pattern in ("quary", "dense"):
+        section = LoraSection(**{"targets": ("query",), field: {pattern: 2}})
+        with pytest.raises(ConfigError, match=rf"lora.{field} has '{pattern}', which matches no layer"):
+            adapted(section)

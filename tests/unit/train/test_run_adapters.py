@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from telechat.checkpoint import load_model, merge_adapter, read_adapter
+from telechat.cli.main import main as quantize
 from telechat.errors import ConfigError
 from telechat.train.run import main
 
@@ -86,3 +87,27 @@ def test_a_run_that_is_resumed_ends_as_one_that_was_not(
     run(tiny_model_folder, rows, halves, **options, **{"schedule.total_steps": "4"})
     name = "adapter_model.safetensors"
     assert (halves / "adapter" / name).read_bytes() == (tmp_path / "whole" / "adapter" / name).read_bytes()
+
+
+def test_all_weights_of_a_quantised_folder_are_not_trained(rows: Path, tmp_path: Path) -> None:
+    quantize(["quantize", "run", "demo", str(tmp_path / "int4")])
+    with pytest.raises(ConfigError, match="int4 holds quantised weights") as caught:
+        run(tmp_path / "int4", rows, tmp_path / "run")
+    assert caught.value.hint is not None and "section lora" in caught.value.hint
+
+
+def test_what_an_adapter_lacks_of_its_base_is_said(
+    tiny_model_folder: Path, rows: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    more = {"lora.rank": "2", "schedule.total_steps": "1", "model.rope.theta": "50000"}
+    run(tiny_model_folder, rows, tmp_path / "merged", **more, **{"lora.merge": "true"})
+    assert "adapter/ does not hold" not in caplog.text
+    run(tiny_model_folder, rows, tmp_path / "alone", **more)
+    assert "adapter/ does not hold the settings of model.rope" in caplog.text
+    fresh = {
+        "model.start_from": "",
+        "model.config": str(tiny_model_folder / "config.json"),
+        "model.tokenizer": str(tiny_model_folder),
+    }
+    run(tiny_model_folder, rows, tmp_path / "fresh", **more, **fresh)
+    assert "the base of this adapter is fresh" in caplog.text
