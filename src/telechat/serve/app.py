@@ -28,6 +28,7 @@ from telechat.serve.observer import Observer
 from telechat.serve.openai.routes import BODIES as OPENAI_BODIES
 from telechat.serve.openai.routes import openai_routers
 from telechat.serve.openapi import install_openapi
+from telechat.serve.origins import OriginCheck
 from telechat.serve.service import Service
 from telechat.serve.settings import ServeSettings
 
@@ -75,7 +76,10 @@ def create_app(
         app, [*OPENAI_BODIES, *MINDIE_BODIES], {"GptDialogRequest": GPTDIALOG_SCHEMA, **MINDIE_SCHEMAS}
     )
     # The last one added is the outermost: browsers ask about origins before they send keys.
-    app.add_middleware(KeyCheck, ring=resolve_ring(settings) if ring is None else ring)
+    ring = resolve_ring(settings) if ring is None else ring
+    app.add_middleware(KeyCheck, ring=ring)
+    if ring.is_open and settings.is_loopback:
+        app.add_middleware(OriginCheck, allowed=settings.cors_origins)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -160,6 +160,57 @@ def test_other_origins_are_shut_out_unless_named(make_client: MakeClient) -> Non
     assert "access-control-allow-origin" not in other.headers
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example:8070", "Host": "evil.example:8070", "Sec-Fetch-Site": "same-origin"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "http://127.0.0.1.evil.example"},
+        {"Origin": "http://["},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ],
+)
+def test_without_a_key_pages_of_other_sites_are_refused(
+    make_client: MakeClient, headers: dict[str, str]
+) -> None:
+    """Bodies without a type need no permission of ours, and a name that points here is no other origin."""
+    client = make_client(cors_origins=("https://page.example",))
+    for path, body in ((CHAT, BODY), ("/generate", {"inputs": "hi"}), ("/telechat/gptDialog/v4", {})):
+        refused = client.post(path, json=body, headers=headers)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
+    assert client.get("/stopService", headers=headers).json()["error"]["code"] == "forbidden"
+    assert client.get("/docs", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Origin": "http://localhost:5173"},
+        {"Origin": "http://[::1]:3000"},
+        {"Origin": "https://page.example", "Sec-Fetch-Site": "cross-site"},
+        {"Origin": "chrome-extension://abcdef"},
+        {"Sec-Fetch-Site": "none"},
+    ],
+)
+def test_without_a_key_programs_and_named_origins_are_let_in(
+    make_client: MakeClient, headers: dict[str, str]
+) -> None:
+    client = make_client(cors_origins=("https://page.example",))
+    assert client.post(CHAT, json=BODY, headers=headers).status_code == 200
+
+
+def test_with_a_key_or_for_all_origins_do_not_count(make_client: MakeClient) -> None:
+    headers = {"Origin": "https://evil.example", "Authorization": "Bearer secret"}
+    for fields in (
+        {"api_keys": ("secret",)},
+        {"cors_origins": ("*",)},
+        {"host": "0.0.0.0", "allow_anonymous": True},
+    ):
+        assert make_client(**fields).post(CHAT, json=BODY, headers=headers).status_code == 200
+
+
 def test_models(client: TestClient, engine: FakeEngine) -> None:
     listed = client.get("/v1/models").json()
     assert listed["object"] == "list"

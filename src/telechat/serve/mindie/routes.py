@@ -130,7 +130,7 @@ def triton_router(service: Service) -> APIRouter:
 
 
 async def _read(service: Service, request: Request) -> Any:
-    """A JSON body. Old clients send no content type; pages of other sites, which do, are refused."""
+    """A JSON body. Old clients send no content type; `origins` keeps out pages that do the same."""
     return await read_json(request, service.settings.max_body_bytes, needs_type=False)
 
 
