@@ -136,11 +136,11 @@ class Grant:
         """A request that entered is over."""
         self.num_open -= 1
 
-    def take_prompt(self, num_tokens: int) -> None:
-        """Count a prompt before it is computed.
+    def check_prompt(self, num_tokens: int) -> None:
+        """Refuse prompts that together have more tokens than this key may use now. Counts nothing.
 
         Raises:
-            ApiError: 429, the tokens would exceed the limit; nothing was counted.
+            ApiError: 429, the tokens would exceed the limit.
         """
         limit = self.limits.tokens_per_minute
         if limit is None:
@@ -151,10 +151,9 @@ class Grant:
             )
         if self._tokens.total + num_tokens > limit:
             self._refuse_tokens(limit, num_tokens)
-        self._tokens.add(num_tokens)
 
     def count_tokens(self, num_tokens: int) -> None:
-        """Count tokens of an answer."""
+        """Count tokens of a prompt or of an answer."""
         if self.limits.tokens_per_minute is not None:
             self._tokens.add(num_tokens)
 

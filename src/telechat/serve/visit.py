@@ -72,10 +72,12 @@ class Visit:
             TelechatError: the engine cannot take it; nothing was started.
         """
         prompt = list(prompt_ids)
-        self.take_prompt(prompt)
+        self.check_prompts([prompt])
         grant = self.record.grant
         tenant = grant.name if grant is not None else ""
         stream = self._engine.stream(prompt, params, tenant=tenant, priority=priority, adapter=adapter)
+        # Not before: what the engine refuses, a key does not pay for.
+        self._count_prompt(prompt)
         self.note_adapter(adapter)
         return _CountedStream(self, stream)
 
@@ -85,18 +87,35 @@ class Visit:
         if adapter is not None:
             self._metrics.adapter_prompts.labels(adapter).inc()
 
-    def take_prompt(self, prompt_ids: Sequence[int]) -> None:
-        """Check and count a prompt that the engine is about to get (`stream` does so itself).
+    def check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Refuse prompts that cannot all be taken; a request is begun with all of them or with none.
 
         Raises:
             ApiError: 429 when the key has used up its tokens.
-            ContextLengthError: it is longer than the service takes.
+            ContextLengthError: one is longer than the service takes.
         """
-        num_tokens, limit = len(prompt_ids), self._settings.max_prompt_tokens
-        if limit is not None and num_tokens > limit:
-            raise ContextLengthError(num_tokens, limit, hint="Shorten it; that is the limit of this service.")
+        limit = self._settings.max_prompt_tokens
+        for prompt in prompts:
+            if limit is not None and len(prompt) > limit:
+                hint = "Shorten it; that is the limit of this service."
+                raise ContextLengthError(len(prompt), limit, hint=hint)
         if self.record.grant is not None:
-            self.record.grant.take_prompt(num_tokens)
+            self.record.grant.check_prompt(sum(map(len, prompts)))
+
+    def take_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Check and count prompts that the engine is about to get (`stream` does so itself).
+
+        Raises:
+            ApiError, ContextLengthError: as `check_prompts`; nothing was counted.
+        """
+        self.check_prompts(prompts)
+        for prompt in prompts:
+            self._count_prompt(prompt)
+
+    def _count_prompt(self, prompt_ids: Sequence[int]) -> None:
+        num_tokens = len(prompt_ids)
+        if self.record.grant is not None:
+            self.record.grant.count_tokens(num_tokens)
         self.record.num_prompt_tokens += num_tokens
         self._metrics.prompt_tokens.inc(num_tokens)
         if self._settings.log_prompts:

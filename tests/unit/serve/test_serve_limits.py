@@ -13,6 +13,7 @@ from tests.unit.serve.asgi_calls import Call, until
 from tests.unit.serve.conftest import MakeClient
 from tests.unit.serve.serve_fakes import FakeEngine
 
+from telechat.engine import QueueFullError
 from telechat.errors import ConfigError
 from telechat.serve.app import create_app
 from telechat.serve.auth import Key, KeyRing
@@ -91,9 +92,10 @@ def test_tokens_in_a_minute() -> None:
     clock = Clock()
     grant = Grant("a", Limits(tokens_per_minute=100), clock=clock)
     grant.enter()
-    grant.take_prompt(60)
+    grant.check_prompt(60)
+    grant.count_tokens(60)
     with pytest.raises(ApiError) as caught:
-        grant.take_prompt(41)
+        grant.check_prompt(41)
     assert caught.value.headers["Retry-After"] == "60"
     clock.now += 10
     # An answer under way is not cut; the next request pays.
@@ -103,13 +105,13 @@ def test_tokens_in_a_minute() -> None:
     assert refused(grant).headers["Retry-After"] == "10"
     clock.now += 10
     grant.enter()
-    grant.take_prompt(100)
+    grant.check_prompt(100)
 
 
 def test_a_prompt_that_can_never_fit_is_not_worth_a_retry() -> None:
     grant = Grant("a", Limits(tokens_per_minute=100))
     with pytest.raises(ApiError) as caught:
-        grant.take_prompt(101)
+        grant.check_prompt(101)
     assert caught.value.status == 429
     assert caught.value.headers == {"x-should-retry": "false"}
 
@@ -256,3 +258,23 @@ def test_limits_without_a_key_are_none(make_client: MakeClient, engine: FakeEngi
     for _ in range(20):
         assert client.post(CHAT, json=GENERATING[CHAT]).status_code == 200
     assert engine.tenant == ""
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", EMBEDDINGS])
+def test_prompts_that_do_not_fit_together_cost_nothing(engine: FakeEngine, path: str) -> None:
+    client = keyed_client(engine, tokens_per_minute=100)
+    headers = {"Authorization": "Bearer sk-a"}
+    name = "input" if path == EMBEDDINGS else "prompt"
+    refused = client.post(path, json={name: ["x" * 40] * 4}, headers=headers)
+    # Waiting would not help: together they are more than the key has in a minute.
+    assert (refused.status_code, refused.headers["x-should-retry"]) == (429, "false")
+    assert client.post(path, json={name: ["x" * 40] * 2}, headers=headers).status_code == 200
+
+
+def test_what_the_engine_refuses_costs_no_tokens(engine: FakeEngine) -> None:
+    client = keyed_client(engine, tokens_per_minute=7)
+    engine.refusal = QueueFullError("full")
+    for _ in range(10):
+        assert post(client, CHAT, "sk-a").json()["error"]["code"] == "queue_full"
+    engine.refusal = None
+    assert post(client, CHAT, "sk-a").status_code == 200

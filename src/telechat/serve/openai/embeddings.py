@@ -94,8 +94,8 @@ async def _embed_all(
         )
 
     with blamed_on("input"):
-        for prompt in prompts:
-            visit.take_prompt(prompt)
+        visit.take_prompts(prompts)
+        for _ in prompts:
             visit.note_adapter(adapter)
         tasks = [asyncio.ensure_future(embed(prompt)) for prompt in prompts]
         try:

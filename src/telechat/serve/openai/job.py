@@ -138,6 +138,7 @@ async def start(service: Service, visit: Visit, ask: Ask) -> Job:
     streams: list[DeltaStream] = []
     try:
         with blamed_on(ask.field):
+            visit.check_prompts(ask.prompts)
             for prompt in ask.prompts:
                 streams.append(visit.stream(prompt, ask.params, adapter=ask.adapter))
     except BaseException:
