@@ -84,13 +84,9 @@ class AccessLog:
             if entry is None:
                 self._sink.close()
                 return
-            line, prompts = entry
-            if prompts:
-                line = {**line, "prompts": [prompt() for prompt in prompts]}
-            text = json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n"
             try:
-                self._sink.write(text.encode("utf-8", errors="replace"))
-            except (OSError, ValueError) as error:  # ValueError: stderr was closed
+                self._sink.write(_encoded(*entry))
+            except Exception as error:  # noqa: BLE001 - the boundary of the thread: one line must not end the log
                 self._lose(str(error))
 
     def _lose(self, why: str) -> None:
@@ -99,6 +95,13 @@ class AccessLog:
         if now - self._complained_at >= _SECONDS_BETWEEN_COMPLAINTS:
             self._complained_at = now
             logger.warning("the access log cannot be written: %s (%d lines lost)", why, self._num_lost)
+
+
+def _encoded(line: Mapping[str, Any], prompts: Sequence[LateText]) -> bytes:
+    if prompts:
+        line = {**line, "prompts": [prompt() for prompt in prompts]}
+    text = json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n"
+    return text.encode("utf-8", errors="replace")
 
 
 class _Stderr:

@@ -77,6 +77,26 @@ def test_prompts_only_where_asked_for(tmp_path: Path) -> None:
     assert lines_of(path)[0]["prompts"] == [SECRET]
 
 
+def test_a_prompt_that_is_no_text_does_not_end_the_log(tmp_path: Path) -> None:
+    def fails() -> str:
+        raise IndexError("piece id is out of range")
+
+    log = AccessLog(tmp_path / "access.jsonl")
+    log.put({"number": 1}, [fails])
+    log.put({"number": 2})
+    log.close()
+    assert (lines_of(tmp_path / "access.jsonl"), log.num_lost) == ([{"number": 2}], 1)
+
+
+def test_a_prompt_that_the_engine_refuses_is_not_decoded(tmp_path: Path) -> None:
+    client, log = logged(tmp_path / "access.jsonl", log_prompts=True)
+    # The fake cannot decode this id, as the official tokenizers of the first models cannot.
+    assert client.post("/infer_token", json={"input_id": [2**31 - 1]}).status_code == 422
+    log.close()
+    (line,) = lines_of(tmp_path / "access.jsonl")
+    assert (line["status"], "prompts" in line) == (422, False)
+
+
 def test_prompts_without_a_log_are_refused() -> None:
     with pytest.raises(ConfigError, match="--log-prompts"):
         ServeSettings(log_prompts=True)
