@@ -26,6 +26,9 @@ Mask = npt.NDArray[np.uint32]
 
 # Compiled grammars kept for the next request that asks for the same.
 _NUM_KEPT = 64
+# Symbols of a grammar. The time to compile one grows with their square, and every answer of the engine waits:
+# at this size it is a second or two, at llguidance's own limit of 500,000 many minutes.
+MAX_GRAMMAR_SIZE = 20_000
 # Between the tokens of a JSON text there may be this much white space: enough for any indentation, and an end
 # for a model that would go on with blank lines for ever.
 _JSON_OPTIONS: Any = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,40}"}
@@ -123,9 +126,10 @@ class GrammarCompiler:
             vocabulary = self._vocabulary or self._read_vocabulary()
             matcher = self._compiled.get(source)
         if matcher is None:
-            from llguidance import LLMatcher
+            from llguidance import LLMatcher, LLParserLimits
 
-            matcher = LLMatcher(vocabulary, source, log_level=0)
+            limits = LLParserLimits(max_grammar_size=MAX_GRAMMAR_SIZE)
+            matcher = LLMatcher(vocabulary, source, log_level=0, limits=limits)
             if matcher.is_error():
                 raise _refusal(matcher.get_error())
         with self._lock:

@@ -243,3 +243,10 @@ def test_structures_in_a_batch_beside_free_answers() -> None:
     assert outputs[2].finish_reason == "stop"
     with pytest.raises(RequestError, match="compiled"):
         llm.generate("x", SamplingParams(structured_outputs=StructuredOutputs(regex="[")))
+
+
+def test_a_structure_that_would_take_minutes_to_compile_is_refused() -> None:
+    compile_grammar = GrammarCompiler(ByteTokenizer(), vocab_size=VOCAB_SIZE, eos_token_ids=[EOS])
+    with pytest.raises(RequestError, match="too big"):
+        compile_grammar(StructuredOutputs(choice=tuple(map(str, range(30_000)))))
+    compile_grammar(StructuredOutputs(choice=tuple(map(str, range(2_000))))).masks()
