@@ -78,6 +78,30 @@ def _check_savable(model: TeleChatModel) -> None:
         raise CheckpointError(
             f"This quantised model cannot be saved: {problem}.", hint="Copy the folder it was loaded from."
         )
+    _check_whole(model)
+
+
+def _check_whole(model: TeleChatModel) -> None:
+    """Refuse a model whose weights an engine has taken, and a rank's part."""
+    for parameter in parameter_table(model.config):
+        owner, _, leaf = parameter.name.rpartition(".")
+        try:
+            module = model.get_submodule(owner)
+        except AttributeError:  # an expert of another rank
+            module = None
+        if isinstance(module, QuantizedLinear) and leaf == "weight":
+            is_there = module.qweight is not None and parameter.shape == (
+                module.out_features,
+                module.in_features,
+            )
+        else:
+            tensor = getattr(module, leaf, None)
+            is_there = isinstance(tensor, Tensor) and tuple(tensor.shape) == parameter.shape
+        if not is_there:
+            raise CheckpointError(
+                f"This model cannot be saved: {parameter.name} is not in it whole.",
+                hint="An engine keeps weights in a form of its own; save what telechat.load_model gives.",
+            )
 
 
 def folder_config(config: TeleChatConfig, dtype: torch.dtype, scheme: WeightScheme | None) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from telechat.checkpoint import save as save_module
 from telechat.checkpoint import save_model
 from telechat.errors import CheckpointError
 from telechat.models import parameter_table
+from telechat.quant.rtn import quantize_model
 
 
 def names_in(folder: Path) -> list[str]:
@@ -132,3 +133,23 @@ def test_refusals(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="Cannot write the model"):
         save_model(random_model(), tmp_path / "file")
+
+
+@pytest.mark.parametrize("taken", ["floats", "integers", "embedding"])
+def test_a_model_whose_weights_an_engine_has_taken(taken: str, tmp_path: Path) -> None:
+    model = random_model(TINY.replace(hidden_size=32, ffn_hidden_size=32))
+    save_model(model, tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    if taken == "integers":
+        quantize_model(model, 4, 32)
+        model.transformer.blocks[1].mlp.up_proj.release()
+    else:  # as `models.packing` leaves them
+        layer = (
+            model.transformer.blocks[1].mlp.up_proj
+            if taken == "floats"
+            else model.transformer.word_embeddings
+        )
+        layer.weight = torch.nn.Parameter(torch.empty(0))
+    with pytest.raises(CheckpointError, match=r"(up_proj|word_embeddings)\.weight is not in it whole"):
+        save_model(model, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
