@@ -50,6 +50,14 @@ test("what a file says beyond our fields, or in another type, is not taken over"
   assert.equal(c.versionsOf(read).length, 2);
 });
 
+test("times that are no dates do not keep a conversation from being exported again", () => {
+  const messages = [{ role: "user", content: "x", at: 1e300 }];
+  const file = { format: "telechat-conversations", version: 1, conversations: [{ created_at: -1e300, updated_at: 1e16, messages }] };
+  const [read] = fromJson(JSON.stringify(file), c.newId);
+  assert.match(toMarkdown(read, WORDS), /1970-01-01/);
+  assert.deepEqual([read.createdAt, read.updatedAt], [0, 0]);
+});
+
 test("file names are safe", () => {
   assert.equal(fileName("生抽与老抽的区别？", "md"), "生抽与老抽的区别？.md");
   assert.equal(fileName("../a\\b:c*\n", "json"), "a-b-c.json");

@@ -48,7 +48,7 @@ export function fromJson(text, newId) {
     if (!Array.isArray(one?.messages)) throw new Error(`conversations[${number}] has no messages`);
     return {
       id: newId(), title: asText(one.title).slice(0, 120), isNamed: one.is_named === true,
-      createdAt: asNumber(one.created_at), updatedAt: asNumber(one.updated_at), systemPrompt: asText(one.system_prompt),
+      createdAt: asTime(one.created_at), updatedAt: asTime(one.updated_at), systemPrompt: asText(one.system_prompt),
       messages: one.messages.map((message, index) => importedMessage(message, `conversations[${number}].messages[${index}]`)),
     };
   });
@@ -56,11 +56,13 @@ export function fromJson(text, newId) {
 
 const asText = (value) => (typeof value === "string" ? value : "");
 const asNumber = (value) => (Number.isFinite(value) ? value : 0);
+// Beyond this there are no dates, and to write one down would throw.
+const asTime = (value) => (Math.abs(asNumber(value)) <= 8.64e15 ? asNumber(value) : 0);
 
 function importedMessage(message, where) {
   if (!ROLES.includes(message?.role) || typeof message.content !== "string") throw new Error(`${where} has no role and content`);
   const { role, content: text, others } = message;
-  const read = { role, text, at: asNumber(message.at), status: STATUSES.includes(message.status) ? message.status : "cutoff" };
+  const read = { role, text, at: asTime(message.at), status: STATUSES.includes(message.status) ? message.status : "cutoff" };
   if (role === "user") return { ...read, status: "done" };
   for (const [name, key] of [["error", "error"], ["model", "model"], ["systemPrompt", "system_prompt"], ["voteId", "vote_id"]]) {
     if (typeof message[key] === "string") read[name] = message[key];
