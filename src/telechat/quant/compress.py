@@ -257,12 +257,7 @@ def _finish(source: SparseSource, layout: Layout, out: Path, kind: str) -> bool:
     if not all(part.is_dir() for part in parts):
         return False
     fields = {**folder_config(source.config, source.dtype, None), "quantize": kind.lower()}
-    files = {
-        name: content
-        for name, content in companion_files(source.folder).items()
-        if not name.startswith("quant_model_")
-    }
-    for name, content in {**files, CONFIG: json_bytes(fields)}.items():
+    for name, content in {**companion_files(source.folder), CONFIG: json_bytes(fields)}.items():
         writing = out / f"{name}.writing-{os.getpid()}"
         writing.write_bytes(content)
         os.replace(writing, out / name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from telechat.checkpoint.folder import CONFIG, LAYOUTS, SAFETENSORS_INDEX, read_json
+from telechat.checkpoint.adapter_folder import ADAPTER_CONFIG
+from telechat.checkpoint.folder import CONFIG, GPTQ_SETTINGS, LAYOUTS, SAFETENSORS_INDEX, read_json
 from telechat.checkpoint.formats.file_tensor import FileTensor
 from telechat.checkpoint.formats.lazy import HeldTensor, LazyTensor
 from telechat.checkpoint.formats.safetensors_file import plan_safetensors, read_safetensors
@@ -22,6 +23,7 @@ from telechat.checkpoint.loader import config_from
 from telechat.checkpoint.mindspore import telechat1_52b
 from telechat.checkpoint.mindspore.naming import from_mindspore
 from telechat.checkpoint.names import PREFIX, canonical_names
+from telechat.checkpoint.packed import SECTION
 from telechat.checkpoint.save import DEFAULT_SHARD_BYTES, folder_config, plan_shards
 from telechat.checkpoint.weights import NOTE, StoredTensor, StoredWeights, load_pickle, open_weights
 from telechat.errors import CheckpointError
@@ -30,7 +32,10 @@ NAME = "hf"
 # What belongs to a model besides weights and config.json.
 _COPIED = ("*.json", "*.model", "*.txt", "*.jinja")
 # NOTE says where a model's weights really are: a folder with a copy of it would be read as that model.
-_NOT_COPIED = ("certificate.json", MARKER, NOTE, CONFIG, *LAYOUTS)
+_NOT_COPIED = ("certificate.json", MARKER, NOTE, CONFIG, *LAYOUTS, ADAPTER_CONFIG)
+# So does whatever says how other weights are quantised, as it may lie beside a GGUF file.
+_OF_QUANTISED = (GPTQ_SETTINGS, "quant_config.json", "quant_model_")
+_OF_INTEGERS = (".qweight", ".weight_packed", ".weight_scale", ".deq_scale")
 
 
 def open_hf(folder: Path, raw: Mapping[str, Any] | None = None) -> Checkpoint:
@@ -43,9 +48,18 @@ def open_hf(folder: Path, raw: Mapping[str, Any] | None = None) -> Checkpoint:
         CheckpointError, ConfigError: as loading it would.
     """
     raw = read_json(folder / CONFIG) if raw is None else raw
-    if raw.get("quantization_config"):
-        raise CheckpointError(f"{folder.name} is quantised.", hint="Convert the model it was made from.")
-    return open_named(lazy_tensors(open_weights(folder)), raw, folder.name, folder)
+    stored = lazy_tensors(open_weights(folder))
+    refuse_quantised(folder, raw, stored)
+    return open_named(stored, raw, folder.name, folder)
+
+
+def refuse_quantised(folder: Path, raw: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Raise CheckpointError where config.json or names of tensors say that weights are integers."""
+    if raw.get(SECTION) or any(name.endswith(_OF_INTEGERS) for name in names):
+        raise CheckpointError(
+            f"{folder.name} is quantised.",
+            hint="Convert the model it was made from; to use it as it is, leave --config and --tokenizer out.",
+        )
 
 
 def open_named(
@@ -159,7 +173,7 @@ def companion_files(folder: Path, *, also: tuple[str, ...] = ()) -> dict[str, by
     return {
         path.name: path.read_bytes()
         for path in sorted(paths)
-        if path.name in also or path.name not in _NOT_COPIED
+        if path.name in also or not (path.name in _NOT_COPIED or path.name.startswith(_OF_QUANTISED))
     }
 
 

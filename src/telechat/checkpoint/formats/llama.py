@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from telechat.checkpoint.folder import CONFIG, read_json
-from telechat.checkpoint.formats.hf import companions, index_file, json_bytes, lazy_tensors, plan_folder
+from telechat.checkpoint.formats.hf import (
+    companions,
+    index_file,
+    json_bytes,
+    lazy_tensors,
+    plan_folder,
+    refuse_quantised,
+)
 from telechat.checkpoint.formats.lazy import LazyTensor, cast, join, mapped, zeros
 from telechat.checkpoint.formats.stock_tokenizer import stock_tokenizer
 from telechat.checkpoint.formats.table import Checkpoint, fit_table, without_tied_head
@@ -205,7 +212,9 @@ def open_llama(folder: Path) -> Checkpoint:
     """
     raw = read_json(folder / CONFIG)
     config = read_llama_config(raw)
-    tensors = from_llama(lazy_tensors(open_weights(folder)), config, folder.name)
+    stored = lazy_tensors(open_weights(folder))
+    refuse_quantised(folder, raw, stored)
+    tensors = from_llama(stored, config, folder.name)
     declared = read_llama_config({key: value for key, value in raw.items() if key != ORIGIN})
     return Checkpoint(config=config, tensors=tensors, folder=folder, format="Llama folder", runs_as=declared)
 
