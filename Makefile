@@ -43,9 +43,9 @@ pages: setup ## the generated pages are up to date, and links within the documen
 wheel: setup ## the wheel builds, carries its data files, and works where it is installed
 	$(RUN) tools/wheel_check.py
 
-# Where llama.cpp cannot be built, its tests skip and say so.
+# Where llama.cpp cannot be built, or not in a quarter of an hour, its tests skip and say so.
 oracles: setup ## tests against heavy third-party packages, in environments of their own
-	-PYTHONPATH=src:. $(RUN) -m benchmarks.peers.build
+	-PYTHONPATH=src:. timeout 900 $(RUN) -m benchmarks.peers.build
 	$(RUN) tools/oracles.py
 
 installs: setup ## what images and bundles do, done in empty folders: whole environments from nothing (minutes)
