@@ -19,7 +19,7 @@ from telechat.engine.intake import no_room
 from telechat.engine.outputs import Delta
 from telechat.serve.admission import Admission
 from telechat.serve.contract import DeltaStream, ServiceEngine, ServiceModel
-from telechat.serve.errors import ApiError, model_not_found, unavailable
+from telechat.serve.errors import ApiError, model_not_found
 from telechat.serve.metrics import Metrics
 from telechat.serve.record import record_of
 from telechat.serve.settings import ServeSettings
@@ -135,13 +135,7 @@ class Service:
             raise no_room(len(prompt_ids), limit)
 
     async def deltas(self, stream: DeltaStream) -> AsyncGenerator[Delta, None]:
-        """What a stream of the engine brings. Closing this generator ends the work behind it.
-
-        Raises:
-            ApiError: 503 when the engine stops before the answers are complete.
-        """
+        """What a stream of a visit brings. Closing this generator ends the work behind it."""
         async with aclosing(stream):
             async for delta in stream:
-                if delta.finish_reason == "cancelled":
-                    raise unavailable("The service stopped before the answer was complete.")
                 yield delta

@@ -17,7 +17,7 @@ from telechat.engine.sampling_params import SamplingParams
 from telechat.errors import ContextLengthError, TelechatError
 from telechat.serve.admission import Place
 from telechat.serve.contract import DeltaStream, ServiceEngine
-from telechat.serve.errors import ApiError, error_code, timed_out
+from telechat.serve.errors import ApiError, error_code, timed_out, unavailable
 from telechat.serve.metrics import Metrics
 from telechat.serve.record import Record
 from telechat.serve.settings import ServeSettings
@@ -172,7 +172,10 @@ class Visit:
 
 
 class _CountedStream:
-    """A stream of the engine whose deltas are counted for a visit, and which ends with its deadline."""
+    """A stream of the engine whose deltas are counted for a visit, and which ends with its deadline.
+
+    Reading it raises ApiError: 504 at the deadline, 503 when the engine stops before the answers are whole.
+    """
 
     def __init__(self, visit: Visit, stream: DeltaStream) -> None:
         self._visit = visit
@@ -191,6 +194,8 @@ class _CountedStream:
                     delta = await anext(self._deltas)
             else:  # a timeout that never comes would still cost as much as all the rest of this call
                 delta = await anext(self._deltas)
+            if delta.finish_reason == "cancelled":
+                raise unavailable("The service stopped before the answer was complete.")
         except (TelechatError, ApiError) as error:
             self._visit.note_error(error)
             raise

@@ -126,6 +126,17 @@ def test_an_answer_that_fails_half_way_is_told(tmp_path: Path) -> None:
     assert (line["status"], line["error"], line["completion_tokens"]) == (200, "timeout", 1)
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_answer_that_the_engine_gives_up_is_told(tmp_path: Path, streamed: bool) -> None:
+    engine = FakeEngine()
+    engine.finish_reason = "cancelled"
+    client, log = logged(tmp_path / "access.jsonl", engine)
+    client.post(CHAT, json={**BODY, "stream": streamed})
+    assert "telechat_requests_failed_total 1.0" in client.get("/metrics").text
+    log.close()
+    assert lines_of(tmp_path / "access.jsonl")[0]["error"] == "unavailable"
+
+
 def test_rotation_keeps_the_newest(tmp_path: Path) -> None:
     path = tmp_path / "access.jsonl"
     log = AccessLog(path, max_file_bytes=100, num_old_files=2)
