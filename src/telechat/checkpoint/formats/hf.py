@@ -58,7 +58,7 @@ def refuse_quantised(folder: Path, raw: Mapping[str, Any], names: Iterable[str])
     if raw.get(SECTION) or any(name.endswith(_OF_INTEGERS) for name in names):
         raise CheckpointError(
             f"{folder.name} is quantised.",
-            hint="Convert the model it was made from; to use it as it is, leave --config and --tokenizer out.",
+            hint="Convert the model it was made from; to use it as is, leave --config and --tokenizer out.",
         )
 
 

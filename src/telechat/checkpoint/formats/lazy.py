@@ -141,7 +141,7 @@ class HeldTensor(LazyTensor):
     @cached_property
     def identity(self) -> bytes:
         offset, content = self._tensor.storage_offset(), self._tensor.flatten().view(torch.uint8)
-        self.settings = (self._path, offset) if self._path else hashlib.sha256(content.numpy()).digest()
+        self.settings = (self._path, offset) if self._path else hashlib.sha256(content.numpy().data).digest()
         return super().identity
 
     def files(self) -> set[Path]:
