@@ -237,7 +237,9 @@ def engine_starter(args: argparse.Namespace, settings: ServeSettings) -> Callabl
             sizes[name] = getattr(args, name)
     # They are loaded when the cache has its memory already.
     may_load_more = args.lora_dir is not None and args.max_loras is not None
-    sizes["reserved_loras"] = args.max_loras if may_load_more else len(adapters)
+    num_reserved = args.max_loras if may_load_more else len(adapters)
+    if num_reserved:
+        sizes["reserved_loras"] = num_reserved
     # Requests are counted at the door; a second limit behind it would only confuse.
     max_pending = settings.max_pending_requests * settings.max_choices
 
