@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
-from benchmarks.peers.build import peer_python
+from benchmarks.peers.build import is_built, peer_python
 from tests.shared_data import needs_shared, shared_path
 from tests.unit.checkpoint.formats.samples import DENSE, model_folder
 
@@ -38,7 +38,7 @@ TOLERANCE = {"F32": 0.02, "F16": 0.02, "BF16": 0.2, "Q8_0": 1.0, "Q4_0": 5.0}
 
 pytestmark = [
     pytest.mark.oracle,
-    pytest.mark.skipif(not PEER.exists(), reason="llama-cpp-python is not built; run: make bench-peers"),
+    pytest.mark.skipif(not is_built(), reason="llama-cpp-python is not built; run: make bench-peers"),
 ]
 
 
