@@ -130,14 +130,13 @@ def quantise(
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     unfinished = out.with_name(f"{out.name}.unfinished")
     done, resident, kill_at = {}, {}, float("inf")
-    before = {path.name for path in unfinished.glob("block-*.json")}
+    before = set(_blocks_done(unfinished))
     start = time.perf_counter()
     process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL)
     while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
         now = time.perf_counter() - start
-        for path in unfinished.glob("block-*.json"):
-            number = int(path.stem.removeprefix("block-"))
-            if path.name not in before and number not in done:
+        for number in _blocks_done(unfinished):
+            if number not in before and number not in done:
                 done[number], resident[number] = now, _resident_bytes(process.pid)
                 say(f"  block {number} at {now:.0f} s, {resident[number] / 2**30:.2f} GiB")
                 if kill_after is not None and len(done) == kill_after:
@@ -148,6 +147,13 @@ def quantise(
     _, status, usage = ended
     process.returncode = os.waitstatus_to_exitcode(status)
     return Run(time.perf_counter() - start, usage.ru_maxrss * 1024, done, resident, process.returncode)
+
+
+def _blocks_done(unfinished: Path) -> list[int]:
+    try:
+        return [int(path.stem.removeprefix("block-")) for path in unfinished.glob("block-*.json")]
+    except FileNotFoundError:  # not there yet, or just now completed
+        return []
 
 
 def _resident_bytes(pid: int) -> int:

@@ -13,6 +13,7 @@ export class EndFollower {
     this.scroller = scroller;
     this.button = button;
     this.isAtEnd = true;
+    this.reached = 0; // where it last followed to, in pixels
     scroller.addEventListener("scroll", () => this.#look(), { passive: true });
   }
 
@@ -23,20 +24,28 @@ export class EndFollower {
   }
 
   follow() {
-    if (this.isAtEnd) this.scroller.scrollTop = this.scroller.scrollHeight;
-    else this.button.hidden = false;
+    // The browser tells that a reader has moved up with its next frame only; text may come before that.
+    if (this.scroller.scrollTop < this.reached - END_DISTANCE) this.#look();
+    if (!this.isAtEnd) {
+      this.button.hidden = false;
+      return;
+    }
+    this.scroller.scrollTop = this.scroller.scrollHeight;
+    this.reached = this.scroller.scrollTop;
   }
 
   /** Back to the beginning, where an empty conversation shows its welcome. */
   top() {
     this.isAtEnd = true;
     this.button.hidden = true;
+    this.reached = 0;
     this.scroller.scrollTop = 0;
   }
 
   jump() {
     this.isAtEnd = true;
     this.button.hidden = true;
+    this.reached = 0;
     this.follow();
   }
 }
