@@ -17,7 +17,6 @@ from telechat.checkpoint.ascend import AscendFormat
 from telechat.checkpoint.matching import match_tensors, packed_layers
 from telechat.checkpoint.names import EMBEDDING, HEAD
 from telechat.checkpoint.packed import Expected, PackedFormat
-from telechat.checkpoint.pages import empty_pages
 from telechat.checkpoint.weights import StoredWeights
 from telechat.device import CPU
 from telechat.errors import CheckpointError
@@ -27,6 +26,7 @@ from telechat.models import TeleChatConfig, TeleChatModel, parameter_table
 from telechat.models.parameters import Parameter
 from telechat.models.quantized import is_quantisable, put_weight, round_parameter
 from telechat.ops.int8 import DynamicWeight, StaticWeight
+from telechat.ops.pages import empty_pages
 from telechat.ops.quantized import OrderedWeight, QuantizedWeight, WeightScheme
 
 log = logging.getLogger(__name__)

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from telechat.checkpoint.pages import empty_pages
 from telechat.errors import CheckpointError
+from telechat.ops.pages import empty_pages
 
 CODEC = "telechat-nibbles"
 VERSION = 1

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from telechat.checkpoint.folder import WeightFiles, find_weights
 from telechat.checkpoint.headers import read_header, refuse_pointer
-from telechat.checkpoint.pages import empty_pages
 from telechat.errors import CheckpointError
+from telechat.ops.pages import empty_pages
 
 # In the file format's spelling, all that `read_header` lets pass.
 SAFETENSORS_DTYPES = {

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from telechat.checkpoint import weights as reading
-from telechat.checkpoint.pages import empty_pages
 from telechat.checkpoint.weights import open_weights
 from telechat.errors import CheckpointError
+from telechat.ops.pages import empty_pages
 
 TENSORS = {
     "a": torch.randn(37, 53),

@@ -23,10 +23,10 @@ from telechat.checkpoint.formats.hf import companions, json_bytes
 from telechat.checkpoint.formats.lazy import LazyTensor
 from telechat.checkpoint.formats.opening import open_checkpoint, open_model_folder
 from telechat.checkpoint.hub import cache_folder
-from telechat.checkpoint.pages import empty_pages
 from telechat.checkpoint.save import folder_config
 from telechat.checkpoint.weights import NOTE, StoredTensor, StoredWeights
 from telechat.errors import CheckpointError
+from telechat.ops.pages import empty_pages
 from telechat.tokenizer.load import TOKENIZER_FILES, VOCABULARY_FILES
 
 log = logging.getLogger(__name__)
