@@ -174,7 +174,6 @@ class TorchInt8Product:
 
     def __init__(self, weight: QuantizedWeight) -> None:
         self.rows, self.columns = weight.rows, weight.columns
-        # In huge pages it reads a tenth more a second.
         self.integers = empty_pages((self.rows, self.columns), torch.int8)
         scales_N = torch.empty(self.rows)
         step = max(1, _DEQUANTISED_AT_ONCE // self.columns)

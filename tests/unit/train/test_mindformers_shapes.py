@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
 import yaml
+from tests.sections import with_value
 
 from telechat.errors import ConfigError
 from telechat.train.mindformers import translate
@@ -32,17 +32,6 @@ model:
     offset: [1, -1]
     pet_config: {target_modules: '.*wq'}
 """)
-
-
-def with_value(key: str, value: Any) -> dict[str, Any]:
-    """The whole file with one value, or a whole section, replaced."""
-    raw = copy.deepcopy(WHOLE)
-    *way, leaf = key.split(".")
-    section = raw
-    for word in way:
-        section = section[word]
-    section[leaf] = value
-    return raw
 
 
 @pytest.mark.parametrize(
@@ -82,7 +71,7 @@ def with_value(key: str, value: Any) -> dict[str, Any]:
 )
 def test_a_value_of_another_shape_is_named(key: str, value: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        translate(with_value(key, value), "finetune.yaml")
+        translate(with_value(WHOLE, key, value), "finetune.yaml")
     assert caught.value.message.startswith("finetune.yaml: ") and caught.value.hint
 
 
@@ -94,8 +83,10 @@ def test_the_whole_file_is_read() -> None:
 
 
 def test_numbers_in_quotes_are_numbers() -> None:
-    assert translate(with_value("parallel_config.model_parallel", "4"), "x").recipe["parallel"]["tp"] == 4
-    assert translate(with_value("seed", "11"), "x").recipe["seed"] == 11
+    assert (
+        translate(with_value(WHOLE, "parallel_config.model_parallel", "4"), "x").recipe["parallel"]["tp"] == 4
+    )
+    assert translate(with_value(WHOLE, "seed", "11"), "x").recipe["seed"] == 11
 
 
 @pytest.mark.parametrize(
@@ -110,7 +101,7 @@ def test_numbers_in_quotes_are_numbers() -> None:
 )
 def test_recomputation_by_layers(key: str, value: Any, recompute: str) -> None:
     section = {"recompute": False, "select_recompute": False, key: value}
-    assert translate(with_value("recompute_config", section), "x").recipe["recompute"] == recompute
+    assert translate(with_value(WHOLE, "recompute_config", section), "x").recipe["recompute"] == recompute
 
 
 @pytest.mark.parametrize(
@@ -118,11 +109,11 @@ def test_recomputation_by_layers(key: str, value: Any, recompute: str) -> None:
     [("ConstantWarmUpLR", "constant"), ("LinearWithWarmUpLR", "linear"), ("CosineAnnealingLR", "cosine")],
 )
 def test_schedules_of_other_kinds(kind: str, name: str) -> None:
-    assert translate(with_value("lr_schedule.type", kind), "x").recipe["schedule"]["name"] == name
+    assert translate(with_value(WHOLE, "lr_schedule.type", kind), "x").recipe["schedule"]["name"] == name
 
 
 def test_sections_without_content_are_none() -> None:
     for key in ("moe_config", "callbacks", "processor", "recompute_config", "model.model_config.pet_config"):
-        recipe = translate(with_value(key, None), "x").recipe
+        recipe = translate(with_value(WHOLE, key, None), "x").recipe
         assert recipe["optimizer"]["lr"] == 1.5e-4, key
     assert "lora" not in recipe

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.sections import with_value
 
 from telechat.checkpoint.mindspore.predict_config import PredictConfig, read_predict_config
 from telechat.checkpoint.mindspore.run_config import read_run_config
@@ -25,16 +26,6 @@ FILE: dict[str, Any] = {
     "moe_config": {"expert_num": 4, "num_experts_chosen": 2},
     "processor": {"tokenizer": {"vocab_file": "tokenizer.model"}},
 }
-
-
-def changed(key: str, value: Any) -> dict[str, Any]:
-    raw = copy.deepcopy(FILE)
-    *way, leaf = key.split(".")
-    section = raw
-    for word in way:
-        section = section[word]
-    section[leaf] = value
-    return raw
 
 
 def written(path: Path, raw: dict[str, Any]) -> Path:
@@ -94,7 +85,7 @@ def test_what_is_ignored_is_told_key_by_key(tmp_path: Path) -> None:
 )
 def test_answering_refuses(tmp_path: Path, key: str, value: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        read_predict_config(written(tmp_path / "predict.yaml", changed(key, value)))
+        read_predict_config(written(tmp_path / "predict.yaml", with_value(FILE, key, value)))
     assert caught.value.hint
 
 
@@ -113,4 +104,4 @@ def test_answering_refuses(tmp_path: Path, key: str, value: Any, message: str) -
 )
 def test_sizes_refuse(tmp_path: Path, key: str, value: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        read_run_config(written(tmp_path / "predict.yaml", changed(key, value)))
+        read_run_config(written(tmp_path / "predict.yaml", with_value(FILE, key, value)))
