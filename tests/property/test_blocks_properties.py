@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 
 import hypothesis.strategies as st
-import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from tests.unit.engine.scheduling import BLOCK_SIZE, request, run_step, scheduler
@@ -92,13 +91,9 @@ def random_request(draw: random.Random) -> Request:
 class SchedulerMachine(RuleBasedStateMachine):
     """Drives a scheduler and remembers what was asked of it."""
 
-    blocks_early = False
-
     def __init__(self) -> None:
         super().__init__()
-        self.policy = scheduler(
-            NUM_BLOCKS, max_batch_size=5, max_batch_tokens=16, blocks_early=self.blocks_early
-        )
+        self.policy = scheduler(NUM_BLOCKS, max_batch_size=5, max_batch_tokens=16)
         self.cache = Cache()
         self.asked: list[Request] = []
 
@@ -149,20 +144,9 @@ SchedulerMachine.TestCase.settings = settings(max_examples=40, stateful_step_cou
 TestScheduler = SchedulerMachine.TestCase
 
 
-class EarlyBlocksMachine(SchedulerMachine):
-    """The same where requests get blocks a step before they need them."""
-
-    blocks_early = True
-
-
-EarlyBlocksMachine.TestCase.settings = SchedulerMachine.TestCase.settings
-TestSchedulerWithEarlyBlocks = EarlyBlocksMachine.TestCase
-
-
-@pytest.mark.parametrize("blocks_early", [False, True])
-def test_after_ten_thousand_random_operations_every_block_is_free(*, blocks_early: bool) -> None:
+def test_after_ten_thousand_random_operations_every_block_is_free() -> None:
     draw, cache = random.Random(5), Cache()
-    policy = scheduler(NUM_BLOCKS, max_batch_size=5, max_batch_tokens=16, blocks_early=blocks_early)
+    policy = scheduler(NUM_BLOCKS, max_batch_size=5, max_batch_tokens=16)
     for _ in range(10_000):
         match draw.choices(("add", "step", "cancel", "preempt"), (2, 12, 1, 1))[0]:
             case "add":

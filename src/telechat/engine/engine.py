@@ -62,7 +62,6 @@ class Engine:
             RopeRule(executor.rope_mode, executor.config.rope, executor.static_length),
             max_batch_size=max_batch_size,
             max_batch_tokens=max_batch_tokens,
-            blocks_early=self._ahead is not None,
         )
         self.runner = Runner(executor, num_blocks=num_blocks, block_size=block_size)
         self._sampler: Sampler | None = None

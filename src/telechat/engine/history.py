@@ -6,12 +6,14 @@ logits.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-_FIRST_CAPACITY = 64
+# C reads these: int32 for ids and counts, int64 for numbers and addresses.
+_INT32, _INT64 = "i", "q"
 
 
 class History:
@@ -21,55 +23,62 @@ class History:
         prompt_token_ids: tokens that count as seen but not as part of the answer.
 
     Attributes:
-        num_seen: distinct tokens so far.
-        ids_at, counts_at: addresses of the arrays behind `ids` and `counts`; they change as these grow.
+        at: address of three int64, the same for ever: distinct tokens so far, and the addresses of their ids
+            and of their counts.
     """
 
     def __init__(self, prompt_token_ids: Iterable[int] = ()) -> None:
-        distinct = list(dict.fromkeys(prompt_token_ids))
-        self.num_seen = len(distinct)
+        distinct = dict.fromkeys(prompt_token_ids)
         self._place = {token_id: place for place, token_id in enumerate(distinct)}
         self._num_taken = 0
-        capacity = max(_FIRST_CAPACITY, 2 * len(distinct))
-        ids, counts = np.zeros(capacity, np.int32), np.zeros(capacity, np.int32)
-        ids[: len(distinct)] = distinct
-        self._hold(ids, counts)
+        self._hold(array(_INT32, distinct), array(_INT32, [0] * len(distinct)))
 
-    def _hold(self, ids: npt.NDArray[np.int32], counts: npt.NDArray[np.int32]) -> None:
+    def _hold(self, ids: array[int], counts: array[int]) -> None:
         self._ids, self._counts = ids, counts
-        self.ids_at, self.counts_at = ids.ctypes.data, counts.ctypes.data
+        self._told = array(_INT64, [0, 0, 0])
+        self.at = self._told.buffer_info()[0]
+        self._tell()
+
+    def _tell(self) -> None:
+        told = self._told
+        told[0] = len(self._ids)
+        told[1], told[2] = self._ids.buffer_info()[0], self._counts.buffer_info()[0]
+
+    @property
+    def num_seen(self) -> int:
+        """Distinct tokens so far."""
+        return len(self._ids)
 
     @property
     def ids(self) -> npt.NDArray[np.int32]:
         """The distinct tokens, int32 [num_seen], in the order of their first appearance."""
-        return self._ids[: self.num_seen]
+        return np.array(self._ids, np.int32)
 
     @property
     def counts(self) -> npt.NDArray[np.int32]:
         """How often the answer holds each, int32 [num_seen]."""
-        return self._counts[: self.num_seen]
+        return np.array(self._counts, np.int32)
 
     def catch_up(self, answer_token_ids: Sequence[int]) -> None:
         """Take in what the answer has gained since the last call; it only ever grows."""
-        while self._num_taken < len(answer_token_ids):
-            self._push(answer_token_ids[self._num_taken])
-            self._num_taken += 1
+        places, counts, has_new = self._place, self._counts, False
+        for token_id in answer_token_ids[self._num_taken :]:
+            place = places.get(token_id)
+            if place is None:
+                places[token_id] = len(counts)
+                self._ids.append(token_id)
+                counts.append(1)
+                has_new = True
+            else:
+                counts[place] += 1
+        self._num_taken = len(answer_token_ids)
+        if has_new:
+            self._tell()
 
     def followed_by(self, token_ids: Sequence[int]) -> History:
         """A copy that has also seen `token_ids` in the answer."""
         copy = History()
-        copy.num_seen, copy._place = self.num_seen, dict(self._place)
-        copy._hold(self._ids.copy(), self._counts.copy())
+        copy._place = dict(self._place)
+        copy._hold(self._ids[:], self._counts[:])
         copy.catch_up(token_ids)
         return copy
-
-    def _push(self, token_id: int) -> None:
-        place = self._place.get(token_id)
-        if place is None:
-            place = self._place[token_id] = self.num_seen
-            if place == len(self._ids):
-                self._hold(np.resize(self._ids, 2 * place), np.resize(self._counts, 2 * place))
-            self._ids[place] = token_id
-            self._counts[place] = 0
-            self.num_seen += 1
-        self._counts[place] += 1

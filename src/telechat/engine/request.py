@@ -57,6 +57,8 @@ class Request:
         block_names: names of its full blocks, as far as they were needed.
         num_computed_tokens: leading tokens whose keys and values are in its blocks.
         num_published_blocks: leading blocks that others may share.
+        num_easy_tokens: while it has no more than so many, its next token is all there is to a step: it has a
+            block for it, fills none, and changes no rotary table.
         num_cached_tokens: prompt tokens found in the cache when the request was first admitted.
         rope_epoch: the rotary table its keys were made with, where that is one for all.
         draft_token_ids: guesses for the next tokens, which the next step checks.
@@ -87,6 +89,7 @@ class Request:
     block_names: list[BlockName] = field(default_factory=list)
     num_computed_tokens: int = 0
     num_published_blocks: int = 0
+    num_easy_tokens: int = 0
     num_cached_tokens: int | None = None
     rope_epoch: Epoch | None = None
     draft_token_ids: list[int] = field(default_factory=list)
@@ -129,7 +132,7 @@ class Request:
 
     def lose_computed(self) -> None:
         """What the model computed for it so far is gone; its answer up to here stays."""
-        self.num_computed_tokens = self.num_published_blocks = 0
+        self.num_computed_tokens = self.num_published_blocks = self.num_easy_tokens = 0
         self.rope_epoch = None
         self.draft_token_ids.clear()
         self.pooled = None

@@ -41,11 +41,9 @@ class RopeRule:
         """Keys made in `epoch` must be made again now that the text has `num_tokens` tokens."""
         return self.mode == "consistent" and epoch != self.epoch(num_tokens)
 
-    def single_length(self, num_tokens: int) -> int | None:
-        """A length whose table all tokens of so long a text have; None where they may differ."""
-        if self.mode == "static":
-            return self.static_length
-        return num_tokens if num_tokens <= self.settings.training_length else None
+    def same_table(self, num_tokens: int) -> int:
+        """A text of at most `num_tokens` tokens has one table as long as it has no more than so many."""
+        return num_tokens if self.mode == "static" else min(num_tokens, self.settings.training_length)
 
     def spans(self, start: int, stop: int, num_prompt_tokens: int, num_tokens: int) -> list[tuple[int, int]]:
         """Tokens start .. stop - 1 as runs of one table each: (end of the run, length its table is for)."""

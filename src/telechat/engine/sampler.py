@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from telechat.device import HostCopy
-from telechat.engine.draws import streams, uniforms
+from telechat.engine.draws import Draws, streams, uniforms
 from telechat.engine.logprobs import token_logprobs
 from telechat.engine.outputs import Keep, TokenLogprob
 from telechat.engine.penalties import Adjustment, Mask, adjust
@@ -33,7 +33,7 @@ from telechat.engine.truncation import choose, keep_mask
 from telechat.errors import RequestError
 from telechat.ops.cpu import library
 from telechat.ops.cpu.context import Context, shared_context
-from telechat.ops.cpu.sample import ROW, obstacle, sample_rows
+from telechat.ops.cpu.sample import ROW, RowSampler, obstacle
 
 NOT_A_NUMBER = "The model's output is not a number (NaN) for this request."
 
@@ -94,9 +94,14 @@ class Sampler:
             ("frequency", [p.frequency_penalty for p in params]),
         ):
             self._rows[name] = values
+        self._uniforms = self._rows["uniform"]  # a view
         self._any_drawn = bool(self._rows["temperature"].any())
-        self._streams = streams(state.seed for state in states)
+        self._draws = Draws(streams(state.seed for state in states))
         self._adjusted = [row for row, state in enumerate(states) if state.is_adjusted]
+        # The same objects in every step, so that nothing need be looked up again.
+        self._steady = [Adjustment(row, states[row].history, None, None) for row in self._adjusted]
+        self._histories = [(requests[one.row], one.history) for one in self._steady if one.history]
+        self._is_steady = all(state.is_steady for state in states)
         self._reporting = [
             row
             for row, request in enumerate(requests)
@@ -105,7 +110,6 @@ class Sampler:
             or request.keep_scores is not None
         ]
 
-    @torch.inference_mode()
     def sample(self, logits_LV: Tensor, *, ahead: Ahead | None = None) -> list[Sampled]:
         """Choose for every request. Changes `logits_LV` (fp32).
 
@@ -113,6 +117,19 @@ class Sampler:
             ahead: called when the choice is under way on the device, so that work can be queued behind it
                 before anybody waits; the form in torch is then used.
         """
+        has_drafts = len(logits_LV) > len(self.requests)
+        if has_drafts or ahead is not None or self._reporting or not self._is_steady:
+            return self._sample_any(logits_LV, ahead)
+        if self._any_drawn:
+            self._uniforms[:] = self._draws.at([len(request.token_ids) for request in self.requests])
+        for request, history in self._histories:
+            history.catch_up(request.token_ids)
+        chosen = self._choose(logits_LV, self._steady, self._rows)
+        return [Sampled([token_id]) if token_id >= 0 else _nothing() for token_id in chosen]
+
+    @torch.inference_mode()
+    def _sample_any(self, logits_LV: Tensor, ahead: Ahead | None) -> list[Sampled]:
+        """`sample` with all there is: drafts, reports, grammars, biases."""
         counts = [1 + len(request.draft_token_ids) for request in self.requests]
         assert len(logits_LV) == sum(counts)
         has_drafts = len(logits_LV) > len(counts)
@@ -161,7 +178,7 @@ class Sampler:
         rows = self._rows
         if self._any_drawn:
             positions = np.array([len(request.token_ids) + num_drafts for request in self.requests])
-            rows["uniform"] = uniforms(self._streams, positions)
+            rows["uniform"] = uniforms(self._draws.streams, positions)
         adjustments = []
         for index in self._adjusted:
             drafts = self.requests[index].draft_token_ids[:num_drafts]
@@ -174,7 +191,7 @@ class Sampler:
 
     def _fill_draws(self, rows: Rows, counts: Sequence[int] | None) -> None:
         positions = np.array([len(request.token_ids) for request in self.requests])
-        streams_L = self._streams
+        streams_L = self._draws.streams
         if counts is not None:
             streams_L = streams_L.repeat(counts)
             positions = positions.repeat(counts) + np.concatenate([np.arange(count) for count in counts])
@@ -253,6 +270,7 @@ def default_choose(device: torch.device) -> Choose:
     return choose_in_torch
 
 
+@torch.inference_mode()
 def choose_in_torch(logits_LV: Tensor, adjustments: Sequence[Adjustment], rows: Rows) -> list[int]:
     """The plain form, for any device."""
     chosen: list[int] = _choose_on_device(logits_LV, adjustments, rows).tolist()
@@ -264,20 +282,28 @@ def _choose_on_device(logits_LV: Tensor, adjustments: Sequence[Adjustment], rows
     return choose(logits_LV, rows)
 
 
-@dataclass(frozen=True)
 class CompiledChoose:
     """The form in C.
 
-    Attributes:
+    Args:
         context: threads and level.
     """
 
-    context: Context
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self._sampler: RowSampler | None = None
+        self._filled: Sequence[Adjustment] | None = None
 
     def __call__(self, logits_LV: Tensor, adjustments: Sequence[Adjustment], rows: Rows) -> list[int]:
-        if adjustments:
-            _fill_adjustments(adjustments, rows)
-        return sample_rows(self.context, rows, logits_LV)
+        sampler = self._sampler
+        if sampler is None or sampler.rows is not rows:
+            sampler = self._sampler = RowSampler(self.context, rows)
+            self._filled = None
+        if adjustments is not self._filled:
+            if adjustments:
+                _fill_adjustments(adjustments, rows)
+            self._filled = adjustments
+        return sampler(logits_LV)
 
 
 def _fill_adjustments(adjustments: Sequence[Adjustment], rows: Rows) -> None:
@@ -300,11 +326,7 @@ def _fill_adjustments(adjustments: Sequence[Adjustment], rows: Rows) -> None:
     fill(masks, _MASK_COLUMNS)
 
 
-_HISTORY_COLUMNS = {
-    "num_seen": attrgetter("num_seen"),
-    "seen_ids_at": attrgetter("ids_at"),
-    "seen_counts_at": attrgetter("counts_at"),
-}
+_HISTORY_COLUMNS = {"history_at": attrgetter("at")}
 _BIAS_COLUMNS: dict[str, Callable[[Any], int]] = {
     "num_biases": lambda biases: len(biases.ids),
     "bias_ids_at": attrgetter("ids_at"),

@@ -24,6 +24,7 @@ class SamplingState:
         history: tokens seen, where a penalty needs them.
         grammar: what its answer must follow, or None.
         is_adjusted: something changes its logits before the choice.
+        is_steady: and that is nothing but the history.
     """
 
     def __init__(self, request: Request) -> None:
@@ -41,9 +42,8 @@ class SamplingState:
         if params.min_tokens and request.stop_token_ids:
             early = {**params.logit_bias, **dict.fromkeys(request.stop_token_ids, -float("inf"))}
             self._early_biases = Biases(early)
-        self.is_adjusted = (
-            self.history is not None or self.grammar is not None or self._early_biases is not None
-        )
+        self.is_steady = self.grammar is None and self._early_biases is None
+        self.is_adjusted = self.history is not None or not self.is_steady
 
     def biases(self, num_answer_tokens: int) -> Biases | None:
         """Biases on the token that follows so many tokens of the answer."""

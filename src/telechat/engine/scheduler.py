@@ -80,8 +80,6 @@ class Scheduler:
         rope: which rotary table a token has.
         max_batch_size: requests that run at once; no more than max_batch_tokens count.
         max_batch_tokens: tokens computed in one step.
-        blocks_early: where there are plenty, a request gets its next block a step before it needs it, for
-            executors that begin steps early.
     """
 
     def __init__(
@@ -91,11 +89,10 @@ class Scheduler:
         *,
         max_batch_size: int,
         max_batch_tokens: int,
-        blocks_early: bool = False,
     ) -> None:
         self.blocks = blocks
-        self._blocks_early = blocks_early
         self.rope = rope
+        self._only_table = rope.static_length if rope.mode == "static" else None
         # Every running request gets at least one token a step.
         self.max_running = min(max_batch_size, max_batch_tokens)
         self.max_batch_tokens = max_batch_tokens
@@ -130,8 +127,10 @@ class Scheduler:
                 pending.append(request)
         self._prefill_all([request for request in pending if request.state is State.RUNNING])
         work, self._work = tuple(self._work), []
+        step = Step(work)
         self.counters.num_steps += bool(work)
-        return Step(work)
+        self.counters.num_computed_tokens += step.num_tokens
+        return step
 
     def commit(self, step: Step) -> None:
         """The step has been computed and the tokens it gave have been handed out."""
@@ -268,24 +267,26 @@ class Scheduler:
         return request.num_tokens - request.num_computed_tokens == 1
 
     def _continue(self, request: Request) -> bool:
-        """What nearly every request needs in nearly every step, in few instructions: one token computed, in a
-        block it has and does not fill. False where it needs more than that.
-        """
-        num_tokens, size = request.num_tokens, self.blocks.block_size
-        rope_length = self.rope.single_length(num_tokens)
+        """What nearly every request needs in nearly every step: one more token. False where it is more."""
+        num_tokens = len(request.prompt_token_ids) + len(request.token_ids)
         if (
-            num_tokens - request.num_computed_tokens != 1
-            or rope_length is None
+            num_tokens > request.num_easy_tokens
+            or num_tokens - request.num_computed_tokens != 1
             or request.draft_token_ids
-            or num_tokens + self._blocks_early > len(request.block_table) * size
-            or (self.blocks.prefix_caching and num_tokens // size > request.num_published_blocks)
         ):
             return False
         self._budget -= 1
         self.waiting.charge(request.tenant, 1)
-        self.counters.num_computed_tokens += 1
-        self._work.append(Work(request, num_tokens - 1, 1, 1, rope_length))
+        self._work.append(Work(request, num_tokens - 1, 1, 1, self._only_table or num_tokens))
         return True
+
+    def _easy_tokens(self, request: Request) -> int:
+        """See `Request.num_easy_tokens`."""
+        size = self.blocks.block_size
+        num_tokens = len(request.block_table) * size - 1
+        if self.blocks.prefix_caching:
+            num_tokens = min(num_tokens, (request.num_published_blocks + 1) * size - 1)
+        return self.rope.same_table(num_tokens)
 
     def _decode(self, request: Request, order: list[Request], *, num_spare: int) -> None:
         """Compute its last token and as many of its drafts as the budget, less a token each for those behind
@@ -305,15 +306,19 @@ class Scheduler:
                 return
         self._complete_table(request)
         fills_table = request.num_tokens == len(request.block_table) * self.blocks.block_size
-        if self._blocks_early and fills_table and self.blocks.num_free > len(self.running):
+        if fills_table and self.blocks.num_free > len(self.running):
+            # Before it is needed: for executors that begin steps early, and to come here once for each block.
             self.blocks.allocate(request.block_table, 1)
         if self._has_one_left(request):
             num_drafts = self._keep_drafts(request, num_spare)
             self._add(request, request.num_tokens + num_drafts, num_logits=1 + num_drafts)
+            request.num_easy_tokens = self._easy_tokens(request)
 
     def _keep_drafts(self, request: Request, num_spare: int) -> int:
         """Cut its drafts to what can be checked now and still be used, and give them blocks."""
         drafts, num_tokens = request.draft_token_ids, request.num_tokens
+        if not drafts:
+            return 0
         room = (len(request.block_table) + self.blocks.num_free) * self.blocks.block_size - num_tokens
         most = min(len(drafts), num_spare, room, request.max_new_tokens - len(request.token_ids) - 1)
         if most > 0 and self.rope.is_stale(request.rope_epoch, num_tokens + most):
@@ -370,7 +375,6 @@ class Scheduler:
         num_prompt = len(request.prompt_token_ids)
         self._budget -= stop - start
         self.waiting.charge(request.tenant, stop - start)
-        self.counters.num_computed_tokens += stop - start
         if request.pooling is None:
             self._publish(request, min(stop, request.num_tokens))
         first_logit = stop - num_logits

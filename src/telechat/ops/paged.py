@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from telechat.device import CPU
 from telechat.ops.attention import sdpa_attention
 
 # What a cache with two elements to a byte is called; torch knows the name, its type stubs do not.
@@ -277,12 +278,20 @@ def gather(cache: PagedCache, blocks: Tensor, length: int, dtype: torch.dtype) -
     """The first `length` keys and values of the sequence with these blocks (int64), each [length, K, d]."""
 
     def gathered(stored: Tensor, scales: Tensor | None) -> Tensor:
-        found = stored[blocks]
+        found = _side_by_side(stored, blocks)[:, :length]
         if scales is not None:
-            found = dequantise_vectors(found, scales[blocks])
-        return found.to(dtype).transpose(1, 2).flatten(0, 1)[:length]
+            found = dequantise_vectors(found, _side_by_side(scales, blocks)[:, :length])
+        return found.to(dtype).transpose(0, 1)
 
     return gathered(cache.keys, cache.key_scales), gathered(cache.values, cache.value_scales)
+
+
+def _side_by_side(stored: Tensor, blocks: Tensor) -> Tensor:
+    """Blocks of [num_blocks, K, block_size, ...] as [K, tokens of all, ...]."""
+    if stored.device.type == CPU.type:
+        # One copy, where an index makes two.
+        return torch.cat([stored[block] for block in blocks.tolist()], dim=1)
+    return stored[blocks].transpose(0, 1).flatten(1, 2)
 
 
 def paged_attention_reference(q_THd: Tensor, cache: PagedCache, sequences: Sequences) -> Tensor:
@@ -325,6 +334,11 @@ def paged_attention_sdpa(q_THd: Tensor, cache: PagedCache, sequences: Sequences)
             rows = slice(starts[index], starts[index + 1])
             out[rows] = _attend_chunk(q_THd[rows], cache, sequences.block_tables[index], length)
     for group in groups_of_like_length(decoding, lengths):
+        if len(group) == 1:  # nothing to pad, nothing to mask
+            row, length = starts[group[0]], lengths[group[0]]
+            rows = slice(row, row + 1)
+            out[rows] = _attend_chunk(q_THd[rows], cache, sequences.block_tables[group[0]], length)
+            continue
         rows_S = torch.tensor([starts[index] for index in group], device=q_THd.device)
         most = -(-lengths[group[-1]] // cache.block_size)
         tables = sequences.block_tables[group, :most]
@@ -348,10 +362,10 @@ def _attend_chunk(q_SHd: Tensor, cache: PagedCache, table: Tensor, length: int) 
     num_new = len(q_SHd)
     keys, values = gather(cache, table[: -(-length // cache.block_size)].long(), length, q_SHd.dtype)
     mask = None
-    if num_new < length:
+    if 1 < num_new < length:
         positions = torch.arange(length - num_new, length, device=q_SHd.device)
         mask = (torch.arange(length, device=q_SHd.device) <= positions[:, None])[None, None]
-    return sdpa_attention(q_SHd[None], keys[None], values[None], mask=mask, is_causal=mask is None)[0]
+    return sdpa_attention(q_SHd[None], keys[None], values[None], mask=mask, is_causal=num_new == length)[0]
 
 
 def _attend_tokens(q_SHd: Tensor, cache: PagedCache, tables: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -363,7 +377,7 @@ def _attend_tokens(q_SHd: Tensor, cache: PagedCache, tables: Tensor, lengths: Se
     flat = tables.long().clamp(min=0, max=cache.keys.shape[0] - 1).flatten()
     keys, values = (
         # A mask does not stop what is not a number; a block may hold such of its owner before.
-        x.view(count, longest, cache.num_kv_heads, cache.head_dim).masked_fill_(~seen[:, :, None, None], 0)
+        x.unflatten(0, (count, longest)).masked_fill_(~seen[:, :, None, None], 0)
         for x in gather(cache, flat, count * longest, q_SHd.dtype)
     )
     return sdpa_attention(q_SHd[:, None], keys, values, mask=seen[:, None, None])[:, 0]

@@ -42,7 +42,6 @@ def scheduler(
     max_batch_tokens: int = 64,
     prefix_caching: bool = True,
     rope_mode: RopeMode = "static",
-    blocks_early: bool = False,
 ) -> Scheduler:
     settings = RopeSettings(base_length=TRAINING_LENGTH, training_length=TRAINING_LENGTH)
     return Scheduler(
@@ -50,7 +49,6 @@ def scheduler(
         RopeRule(rope_mode, settings, TRAINING_LENGTH),
         max_batch_size=max_batch_size,
         max_batch_tokens=max_batch_tokens,
-        blocks_early=blocks_early,
     )
 
 

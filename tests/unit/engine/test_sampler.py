@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,7 +12,7 @@ from tests.unit.engine.engine_samples import ByteTokenizer
 from torch import Tensor
 
 from telechat.engine import SamplingParams
-from telechat.engine.draws import streams, uniforms
+from telechat.engine.draws import Draws, streams, uniforms
 from telechat.engine.history import History
 from telechat.engine.request import Request
 from telechat.engine.sampler import Choose, CompiledChoose, Sampled, Sampler, choose_in_torch
@@ -212,6 +213,20 @@ def test_draws_invert_the_plain_contract(
     assert bool(((torch.tensor(chosen) == expected) | (margins < 3e-6)).all())
 
 
+@pytest.mark.parametrize("vocab_size", [4096, 100])
+@pytest.mark.parametrize("top_k", [0, 2, 50])
+@pytest.mark.parametrize(("best", "next_to_best"), [(77, 3), (77, 76), (64, 99), (99, 64)])
+def test_a_token_is_alone_from_the_share_on_that_top_p_asks_for(
+    choose: Choose, best: int, next_to_best: int, top_k: int, vocab_size: int
+) -> None:
+    """Its share of two tokens, the others having next to none, a little above top-p and a little below."""
+    for share, expected in ((0.9002, {best}), (0.8998, {best, next_to_best})):
+        logits = torch.full((vocab_size,), -30.0)
+        logits[best], logits[next_to_best] = math.log(share), math.log(1 - share)
+        rows = random_rows(400, SamplingParams(top_k=top_k, top_p=0.9, temperature=1.0))
+        assert set(choose(logits.repeat(400, 1), [], rows)) == expected
+
+
 @pytest.mark.parametrize(("top_k", "top_p"), [(3, 1.0), (0, 0.5), (4, 0.6), (130, 0.9)])
 def test_of_equal_scores_the_first_are_kept(choose: Choose, top_k: int, top_p: float) -> None:
     logits = torch.zeros(VOCAB)
@@ -255,6 +270,15 @@ def test_frequencies_follow_the_distribution(choose: Choose) -> None:
         counts[token_id] += 1
         one.token_ids.append(token_id)
     assert float(((counts - 4000 * probs) ** 2 / (4000 * probs)).sum()) < 43.8
+
+
+def test_draws_are_those_of_their_positions_in_any_order() -> None:
+    seeds = streams([3, 4, 5])
+    draws = Draws(seeds)
+    steady = [[step, 7 + step, 50] for step in range(3)]
+    in_step = [[20 + step, 3 + step, 9 + step] for step in range(80)]
+    for positions in [*in_step, *steady, *in_step, *reversed(in_step)]:
+        assert draws.at(positions).tolist() == uniforms(seeds, np.array(positions)).tolist()
 
 
 def test_uniform_numbers_are_uniform_across_seeds_and_positions() -> None:

@@ -82,9 +82,11 @@ def test_blocks_are_taken_as_the_answer_grows() -> None:
     assert len(one.block_table) == 1
     run_step(policy)
     assert len(one.block_table) == 2
-    for _ in range(BLOCK_SIZE - 1):
+    for _ in range(BLOCK_SIZE - 2):
         run_step(policy)
     assert len(one.block_table) == 2
+    run_step(policy)
+    assert len(one.block_table) == 3
     run_step(policy)
     assert one.state is State.FINISHED
     assert (one.block_table, policy.blocks.num_free) == ([], 100)
@@ -224,18 +226,17 @@ def test_a_prompt_to_be_pooled_is_computed_last_and_shared_afterwards() -> None:
 
 def test_blocks_come_a_step_early_where_there_are_plenty() -> None:
     """A block has 4 tokens: the step that fills one brings the next."""
-    for early, num_blocks, expected in (
-        (False, 100, [1, 1, 2, 2, 2, 2, 3]),
-        (True, 100, [1, 2, 2, 2, 2, 3, 3]),
-        (True, 3, [1, 2, 2, 2, 2, 2, 3]),  # the last free block is not taken before it is needed
+    for num_blocks, expected in (
+        (100, [1, 2, 2, 2, 2, 3, 3]),
+        (3, [1, 2, 2, 2, 2, 2, 3]),  # the last free block is not taken before it is needed
     ):
-        policy = scheduler(num_blocks, blocks_early=early)
+        policy = scheduler(num_blocks)
         policy.add(one := request(3, max_tokens=8))
         found = []
         for _ in expected:
             run_step(policy)
             found.append(len(one.block_table))
-        assert found == expected, (early, num_blocks)
+        assert found == expected, num_blocks
         drain(policy)
 
 

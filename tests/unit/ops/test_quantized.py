@@ -170,14 +170,18 @@ def test_few_rows_do_not_depend_on_their_neighbours(form: str) -> None:
     assert torch.equal(together, torch.cat([product(row[None]) for row in x]))
 
 
-def test_pieces_of_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.randn(80, 256)
+@pytest.mark.parametrize("rows", [3, 80])
+def test_products_in_pieces(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(rows, 256)
     for scheme in (WeightScheme(4, 64), WeightScheme(8, 64)):
         weight = round_to_nearest(random_weight(320, 256), scheme)
         form = "torch int4" if scheme.bits == 4 else FORMS[-1]
         whole = form_or_skip(weight, form)(x)
-        monkeypatch.setattr(quantized_products, "_DEQUANTISED_AT_ONCE", 256 * 128)
-        assert torch.allclose(choose_product(weight, form).product(x), whole, atol=0.02)
+        for name in ("_DEQUANTISED_AT_ONCE", "_MULTIPLIED_AT_ONCE", "_INT4_A_THREAD"):
+            monkeypatch.setattr(quantized_products, name, 256 * 128)
+        product = choose_product(weight, form).product
+        assert len(getattr(product, "pieces", "")) != 1, "one piece tests nothing"
+        assert torch.allclose(product(x), whole, atol=0.02)
         assert torch.allclose(choose_product(weight, "dequantise").product(x), whole, atol=0.05)
         monkeypatch.undo()
 

@@ -45,10 +45,11 @@ static space divide(void *scratch, int64_t vocab) {
 /* ---- before the choice ------------------------------------------------------------------------------- */
 
 static void adjust(const tc_draw *d, float *x, int64_t vocab) {
-    for (int64_t j = 0; j < d->num_seen; j++) {
-        float *score = x + d->seen_ids[j];
+    const tc_history *seen = d->history;
+    for (int64_t j = 0; seen && j < seen->num_seen; j++) {
+        float *score = x + seen->ids[j];
         *score = *score > 0 ? *score / d->repetition : *score * d->repetition;
-        if (d->seen_counts[j] > 0) *score -= (float)d->seen_counts[j] * d->frequency + d->presence;
+        if (seen->counts[j] > 0) *score -= (float)seen->counts[j] * d->frequency + d->presence;
     }
     for (int64_t j = 0; j < d->num_biases; j++) x[d->bias_ids[j]] += d->biases[j];
     if (!d->allowed) return;
@@ -341,16 +342,35 @@ static int32_t draw_candidate(const tc_draw *d, const float *x, int64_t vocab, f
     return chosen;
 }
 
+/* Whether top-p surely keeps the best token alone, as it does for most tokens of most answers: told from the
+ * scores of its block and the maxima of the others, which bound the mass from above. */
+static int is_alone(const tc_draw *d, const float *x, int64_t vocab, int64_t best, float top, float inverse,
+                    const space *s) {
+    if (d->top_p >= 1) return 0;
+    int64_t blocks = num_blocks(vocab), own = best / SPAN, i = 0;
+    double mass = 0, most = d->top_k > 0 && d->top_k < SPAN ? (double)d->top_k : SPAN;
+    s->highest[own] = -INFINITY;
+    for (; i + 16 <= blocks; i += 16) mass += sum16(weights16(load_f32(s->highest + i), top, inverse));
+    for (; i < blocks; i++) mass += weights16(splat(s->highest[i]), top, inverse)[0];
+    s->highest[own] = top;
+    mass *= most;
+    int64_t end = (own + 1) * SPAN < vocab ? (own + 1) * SPAN : vocab;
+    for (i = own * SPAN; i + 16 <= end; i += 16) mass += sum16(weights16(load_f32(x + i), top, inverse));
+    for (; i < end; i++) mass += weights16(splat(x[i]), top, inverse)[0];
+    return mass * d->top_p * (1 + 1e-4) < 1; /* sums of fp32 are that exact */
+}
+
 int32_t NAME(tc_sample_row)(const tc_draw *d, float *x, int64_t vocab, void *scratch) {
     space s = divide(scratch, vocab);
     adjust(d, x, vocab);
     float top = find_highest(x, vocab, s.highest);
     if (!isfinite(top)) return -1;
-    if (d->temperature <= 0) return first_of(x, vocab, s.highest, top);
+    int32_t best = first_of(x, vocab, s.highest, top);
+    if (d->temperature <= 0) return best;
     float inverse = 1.0f / (d->temperature > 1e-30f ? d->temperature : 1e-30f);
     if (d->top_p >= 1 && d->min_p <= 0 && (d->top_k <= 0 || d->top_k >= vocab)) {
         double total = weigh_all(x, vocab, top, inverse, &s);
         return draw_from_all(vocab, total, d->uniform, &s);
     }
-    return draw_candidate(d, x, vocab, top, inverse, &s);
+    return is_alone(d, x, vocab, best, top, inverse, &s) ? best : draw_candidate(d, x, vocab, top, inverse, &s);
 }

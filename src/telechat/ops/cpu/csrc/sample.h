@@ -4,6 +4,12 @@
 
 #include "telechat.h"
 
+/* Distinct tokens of a text, and how often its answer holds each. */
+typedef struct {
+    int64_t num_seen;
+    const int32_t *ids, *counts;
+} tc_history;
+
 /* How the token of one row is drawn; the fields of ROW in ops/cpu/sample.py, in that order. */
 typedef struct {
     double top_p, uniform;  /* 1: no cut; 0 <= uniform < 1 */
@@ -11,8 +17,8 @@ typedef struct {
     float temperature;      /* 0: the highest score, without a draw */
     float min_p, repetition, presence, frequency;
     int32_t unused;
-    int64_t num_seen, num_biases;
-    const int32_t *seen_ids, *seen_counts; /* distinct tokens, and how often the answer holds each */
+    const tc_history *history; /* what penalties apply to; NULL: nothing */
+    int64_t num_biases;
     const int32_t *bias_ids;
     const float *biases;
     const uint32_t *allowed; /* one bit per token; NULL: all */
