@@ -10,7 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.unit.engine.scheduling import BLOCK_SIZE, request, run_step, scheduler
 
 from telechat.engine.request import Request, State
-from telechat.engine.scheduler import Scheduler, Step, Work
+from telechat.engine.scheduler import Scheduler
+from telechat.engine.work import Step, Work
 
 NUM_BLOCKS = 12
 MAX_LENGTH = NUM_BLOCKS * BLOCK_SIZE

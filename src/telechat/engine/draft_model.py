@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from telechat.engine.request import Request
 from telechat.engine.runner import Runner
 from telechat.engine.sampler import Sampler
-from telechat.engine.scheduler import Work
+from telechat.engine.work import Work
 from telechat.models.paged import Executor
 
 

@@ -20,8 +20,9 @@ from telechat.engine.request import Request
 from telechat.engine.rope import RopeRule
 from telechat.engine.runner import Runner
 from telechat.engine.sampler import NOT_A_NUMBER, Ahead, Sampled, Sampler
-from telechat.engine.scheduler import Scheduler, Work
+from telechat.engine.scheduler import Scheduler
 from telechat.engine.speculation import Proposer
+from telechat.engine.work import Work
 from telechat.errors import RequestError, TelechatError
 from telechat.models.paged import Executor, RunsAhead
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from telechat.engine.scheduler import Work
+from telechat.engine.work import Work
 from telechat.models.paged import Executor, PagedBatch
 from telechat.ops.paged import Sequences
 

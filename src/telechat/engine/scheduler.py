@@ -10,66 +10,15 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from telechat.engine.blocks import BlockAllocator, BlockName, block_name, root_name
 from telechat.engine.request import Request, State
 from telechat.engine.rope import RopeRule
 from telechat.engine.waiting import WaitingQueue
+from telechat.engine.work import Counters, Step, Work
 
 # Rows of logits over the vocabulary for one piece of a prompt whose every token is wanted.
 MOST_PROMPT_ROWS = 64
-
-
-class Work(NamedTuple):
-    """Tokens of one request to compute, and how many of the last of them the model's output is wanted for.
-
-    A request may have several in a step, one after the other: all of them store their keys before any
-    attends. Requests that are pooled come after the others.
-
-    Attributes:
-        start: position of the first token; those before it are in the cache, or in this step's earlier work.
-        rope_length: the length of text whose rotary table these tokens have.
-    """
-
-    request: Request
-    start: int
-    num_new_tokens: int
-    num_logits: int
-    rope_length: int
-
-    @property
-    def stop(self) -> int:
-        """Position behind the last token."""
-        return self.start + self.num_new_tokens
-
-
-@dataclass(frozen=True)
-class Step:
-    """Work of one step; that of one request stands together."""
-
-    work: tuple[Work, ...]
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens to compute."""
-        return sum(work.num_new_tokens for work in self.work)
-
-
-@dataclass
-class Counters:
-    """What has happened since the engine began.
-
-    Attributes:
-        num_computed_tokens: tokens that the model was given, those computed again included.
-        num_prefix_hit_tokens: tokens found in the cache instead.
-    """
-
-    num_steps: int = 0
-    num_computed_tokens: int = 0
-    num_prefix_hit_tokens: int = 0
-    num_preemptions: int = 0
 
 
 class Scheduler:
@@ -351,14 +300,24 @@ class Scheduler:
     def _is_too_much(self, request: Request, num_spent: int, served: set[str]) -> bool:
         """This prompt would make the step longer than those who wait for it should bear.
 
-        One prompt may fill a step, several together may not: once half a budget is spent on prompts, no
-        further one is begun, so that a step is short for whoever arrives during it. And beside the prompt of
-        a tenant with at least two fewer running requests, the flood of another has no place.
+        One prompt may fill a step, several together only if no other is left waiting then: else, once half a
+        budget is spent on prompts, no further one is begun, so that a step is short for whoever arrives
+        during it. And beside the prompt of a tenant with at least two fewer running requests, the flood of
+        another has no place.
         """
-        if num_spent and 2 * num_spent >= self.max_batch_tokens:
+        if num_spent and 2 * num_spent >= self.max_batch_tokens and not self._all_fit():
             return True
         num_running = self.waiting.num_running
         return any(num_running[request.tenant] - num_running[other] >= 2 for other in served)
+
+    def _all_fit(self) -> bool:
+        """What is left of the budget is enough for every prompt that waits."""
+        left = self._budget
+        for request in self.waiting:
+            left -= request.num_tokens
+            if left < 0:
+                return False
+        return True
 
     def _prefill(self, request: Request) -> None:
         """Compute as much of its tokens as the budget allows."""

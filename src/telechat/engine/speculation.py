@@ -12,7 +12,7 @@ from typing import Protocol
 from weakref import WeakKeyDictionary
 
 from telechat.engine.request import Request
-from telechat.engine.scheduler import Work
+from telechat.engine.work import Work
 
 # How many of the last tokens must have stood together before; the longer run is looked for first.
 _RUN_LENGTHS = (3, 2)

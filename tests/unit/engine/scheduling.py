@@ -11,8 +11,9 @@ from telechat.engine import SamplingParams
 from telechat.engine.blocks import BlockAllocator
 from telechat.engine.request import Request
 from telechat.engine.rope import RopeRule
-from telechat.engine.scheduler import Scheduler, Step
+from telechat.engine.scheduler import Scheduler
 from telechat.engine.text import TextStream
+from telechat.engine.work import Step
 from telechat.layers.rotary import RopeSettings
 from telechat.models import RopeMode
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from telechat.engine.channel import Add, Close, Letter, Order, Report
 from telechat.engine.loop import EngineLoop
 from telechat.engine.outputs import Delta
-from telechat.engine.scheduler import Work
+from telechat.engine.work import Work
 
 NUM_TOKENS = 20
 

@@ -9,8 +9,8 @@ import torch
 from telechat.engine.request import Request
 from telechat.engine.runner import Runner
 from telechat.engine.sampling_params import SamplingParams
-from telechat.engine.scheduler import Work
 from telechat.engine.text import TextStream
+from telechat.engine.work import Work
 from telechat.models.paged import Executor, PagedBatch
 
 

@@ -6,7 +6,8 @@ import pytest
 from tests.unit.engine.scheduling import BLOCK_SIZE, TRAINING_LENGTH, lengths, request, run_step, scheduler
 
 from telechat.engine.request import State
-from telechat.engine.scheduler import Scheduler, Work
+from telechat.engine.scheduler import Scheduler
+from telechat.engine.work import Work
 from telechat.models import RopeMode
 
 
@@ -49,13 +50,22 @@ def test_long_prompts_are_cut_and_running_requests_are_not_kept_waiting() -> Non
     drain(policy)
 
 
-def test_several_prompts_share_a_step_up_to_half_its_budget() -> None:
+def test_prompts_that_all_fit_share_a_step() -> None:
+    policy = scheduler(max_batch_tokens=20)
+    small = [request(5) for _ in range(4)]
+    for one in small:
+        policy.add(one)
+    assert lengths(run_step(policy)) == dict.fromkeys(small, 5)
+    drain(policy)
+
+
+def test_several_of_more_prompts_share_a_step_up_to_half_its_budget() -> None:
     policy = scheduler(max_batch_tokens=20)
     small = [request(4) for _ in range(4)]
     for one in small:
         policy.add(one)
-    assert list(lengths(run_step(policy))) == small[:3]
     policy.add(long := request(40))
+    assert list(lengths(run_step(policy))) == small[:3]
     assert lengths(run_step(policy)) == {small[0]: 1, small[1]: 1, small[2]: 1, small[3]: 4}
     for one in small:
         policy.finish(one)

@@ -23,9 +23,9 @@ from telechat.engine.engine import Engine
 from telechat.engine.request import Request
 from telechat.engine.runner import Runner
 from telechat.engine.sampler import Sampler
-from telechat.engine.scheduler import Work
 from telechat.engine.speculation import PromptLookup
 from telechat.engine.text import TextStream
+from telechat.engine.work import Work
 from telechat.errors import ConfigError
 from telechat.models import TeleChatModel, build_model, initialise
 
