@@ -19,6 +19,7 @@ from telechat.device import HostCopy
 from telechat.layers.attention import AttentionInputs
 from telechat.layers.quantized import bind_products
 from telechat.layers.rotary import RotaryTables
+from telechat.layers.single_row import bind_single_rows, unbind_single_rows
 from telechat.models.adapters import AdapterLayers, AdapterRuns, ModuleAdapters, adapter_of_row
 from telechat.models.config import TeleChatConfig
 from telechat.models.decoder import RopeMode, TeleChatModel
@@ -178,6 +179,7 @@ class TorchExecutor:
         self._caches: list[PagedCache] = []
         self._adapters = ModuleAdapters(model)
         self._device = model.device
+        self._single_rows = bind_single_rows(model)
         for chosen, count in bind_products(model).items():
             log.info("products of %d quantised layers: %s", count, chosen)
 
@@ -287,6 +289,7 @@ class TorchExecutor:
         """Give the cache back, and the model as it was."""
         self._caches = []
         self._adapters.clear()
+        unbind_single_rows(self._single_rows)
 
 
 def run_modules(
