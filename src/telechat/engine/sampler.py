@@ -12,10 +12,9 @@ Shapes: B requests, L rows of logits, V vocabulary, N rows of a subset.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, islice
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,8 +44,7 @@ Choose = Callable[[Tensor, Sequence[Adjustment], Rows], list[int]]
 Ahead = Callable[[HostCopy], None]
 
 
-@dataclass(slots=True)
-class Sampled:
+class Sampled(NamedTuple):
     """What one request gained.
 
     Attributes:
@@ -217,7 +215,7 @@ class Sampler:
         return adjustments
 
     def _report(
-        self, raw_NV: Tensor, scores_LV: Tensor, starts: Sequence[int], sampled: Sequence[Sampled]
+        self, raw_NV: Tensor, scores_LV: Tensor, starts: Sequence[int], sampled: list[Sampled]
     ) -> None:
         """Fill in what requests asked to see of the rows behind their tokens."""
         rows: list[int] = []
@@ -231,17 +229,20 @@ class Sampler:
                 rows += mine
                 num_top += [request.params.logprobs] * len(mine)
             if request.keep_logits is not None:
-                result.logits = [_kept(raw_NV[row], request.keep_logits) for row in mine]
+                result = result._replace(logits=[_kept(raw_NV[row], request.keep_logits) for row in mine])
             if request.keep_scores is not None:
-                result.scores = [
+                scores = [
                     _kept(_final_scores(scores_LV[starts[index] + offset], request), request.keep_scores)
                     for offset in range(len(mine))
                 ]
+                result = result._replace(scores=scores)
+            sampled[index] = result
         wanting = [index for index in self._reporting if self.requests[index].params.logprobs is not None]
         token_ids = [token_id for index in wanting for token_id in sampled[index].token_ids]
         logprobs = iter(token_logprobs(raw_NV[rows], token_ids, num_top))
         for index in wanting:
-            sampled[index].logprobs = list(islice(logprobs, len(sampled[index].token_ids)))
+            reported = list(islice(logprobs, len(sampled[index].token_ids)))
+            sampled[index] = sampled[index]._replace(logprobs=reported)
 
 
 def _unadjusted(row: int) -> Adjustment:

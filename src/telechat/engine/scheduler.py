@@ -74,12 +74,12 @@ class Scheduler:
                 self._decode(request, order, num_spare=self._budget - (len(self.running) - num_before))
             if not self._has_one_left(request):
                 pending.append(request)
+        self._charge_decoding()
         self._prefill_all([request for request in pending if request.state is State.RUNNING])
         work, self._work = tuple(self._work), []
-        step = Step(work)
         self.counters.num_steps += bool(work)
-        self.counters.num_computed_tokens += step.num_tokens
-        return step
+        self.counters.num_computed_tokens += self.max_batch_tokens - self._budget
+        return Step(work)
 
     def commit(self, step: Step) -> None:
         """The step has been computed and the tokens it gave have been handed out."""
@@ -225,9 +225,16 @@ class Scheduler:
         ):
             return False
         self._budget -= 1
-        self.waiting.charge(request.tenant, 1)
         self._work.append(Work(request, num_tokens - 1, 1, 1, self._only_table or num_tokens))
         return True
+
+    def _charge_decoding(self) -> None:
+        """Count the step's tokens so far for their tenants."""
+        if self._work and self.waiting.num_tenants < 2:
+            self.waiting.charge(self._work[0].request.tenant, self.max_batch_tokens - self._budget)
+            return
+        for work in self._work:
+            self.waiting.charge(work.request.tenant, work.num_new_tokens)
 
     def _easy_tokens(self, request: Request) -> int:
         """See `Request.num_easy_tokens`."""
@@ -326,6 +333,7 @@ class Scheduler:
         limit = min(self._budget, MOST_PROMPT_ROWS) if wants_all and not request.pooling else self._budget
         start, num_tokens = request.num_computed_tokens, request.num_tokens
         stop = min(num_tokens, start + limit)
+        self.waiting.charge(request.tenant, stop - start)
         self._add(request, stop, num_logits=stop - start if wants_all else int(stop == num_tokens))
 
     def _add(self, request: Request, stop: int, *, num_logits: int) -> None:
@@ -333,7 +341,6 @@ class Scheduler:
         start = request.num_computed_tokens
         num_prompt = len(request.prompt_token_ids)
         self._budget -= stop - start
-        self.waiting.charge(request.tenant, stop - start)
         if request.pooling is None:
             self._publish(request, min(stop, request.num_tokens))
         first_logit = stop - num_logits
