@@ -13,19 +13,20 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 
-# A block's name: 32 bytes. With SHA-256, two texts of one name are not to be had even by trying, so that no
+# A block's name: 32 bytes. With BLAKE2b, two texts of one name are not to be had even by trying, so that no
 # request can be given another one's keys.
 BlockName = bytes
+_NAME_BYTES = 32
 
 
 def root_name(salt: str) -> BlockName:
     """What chains of names start from; different salts never share a block."""
-    return hashlib.sha256(salt.encode()).digest()
+    return hashlib.blake2b(salt.encode(), digest_size=_NAME_BYTES).digest()
 
 
 def block_name(parent: BlockName, token_ids: Sequence[int]) -> BlockName:
     """Name of the full block that holds `token_ids` and follows the block `parent`."""
-    return hashlib.sha256(parent + array("q", token_ids).tobytes()).digest()
+    return hashlib.blake2b(parent + array("q", token_ids).tobytes(), digest_size=_NAME_BYTES).digest()
 
 
 class BlockAllocator:

@@ -61,19 +61,22 @@ class History:
 
     def catch_up(self, answer_token_ids: Sequence[int]) -> None:
         """Take in what the answer has gained since the last call; it only ever grows."""
-        places, counts, has_new = self._place, self._counts, False
-        for token_id in answer_token_ids[self._num_taken :]:
-            place = places.get(token_id)
+        num_taken = self._num_taken
+        while num_taken < len(answer_token_ids):
+            token_id = answer_token_ids[num_taken]
+            place = self._place.get(token_id)
             if place is None:
-                places[token_id] = len(counts)
-                self._ids.append(token_id)
-                counts.append(1)
-                has_new = True
+                self._append(token_id)
             else:
-                counts[place] += 1
-        self._num_taken = len(answer_token_ids)
-        if has_new:
-            self._tell()
+                self._counts[place] += 1
+            num_taken += 1
+        self._num_taken = num_taken
+
+    def _append(self, token_id: int) -> None:
+        self._place[token_id] = len(self._ids)
+        self._ids.append(token_id)
+        self._counts.append(1)
+        self._tell()
 
     def followed_by(self, token_ids: Sequence[int]) -> History:
         """A copy that has also seen `token_ids` in the answer."""

@@ -68,7 +68,16 @@ class Scheduler:
         order = self._by_right_to_stay()
         pending = []
         for num_before, request in enumerate(list(order)):
-            if request.state is not State.RUNNING or self._continue(request):
+            num_tokens = len(request.prompt_token_ids) + len(request.token_ids)
+            if (
+                num_tokens <= request.num_easy_tokens
+                and num_tokens - request.num_computed_tokens == 1
+                and not request.draft_token_ids
+            ):  # nearly every request in nearly every step
+                self._budget -= 1
+                self._work.append(Work(request, num_tokens - 1, 1, 1, self._only_table or num_tokens))
+                continue
+            if request.state is not State.RUNNING:
                 continue
             if self._has_one_left(request):
                 self._decode(request, order, num_spare=self._budget - (len(self.running) - num_before))
@@ -215,19 +224,6 @@ class Scheduler:
         """All its tokens but the last one are computed: the next step gives it a new one."""
         return request.num_tokens - request.num_computed_tokens == 1
 
-    def _continue(self, request: Request) -> bool:
-        """What nearly every request needs in nearly every step: one more token. False where it is more."""
-        num_tokens = len(request.prompt_token_ids) + len(request.token_ids)
-        if (
-            num_tokens > request.num_easy_tokens
-            or num_tokens - request.num_computed_tokens != 1
-            or request.draft_token_ids
-        ):
-            return False
-        self._budget -= 1
-        self._work.append(Work(request, num_tokens - 1, 1, 1, self._only_table or num_tokens))
-        return True
-
     def _charge_decoding(self) -> None:
         """Count the step's tokens so far for their tenants."""
         if self._work and self.waiting.num_tenants < 2:
@@ -254,27 +250,26 @@ class Scheduler:
             self.blocks.release(request.block_table)
             request.lose_computed()
             request.rope_epoch = self.rope.epoch(request.num_tokens)
-        num_missing = self.blocks.blocks_for(request.num_tokens) - len(request.block_table)
-        while self.blocks.num_free < num_missing:
+        blocks, table, num_tokens = self.blocks, request.block_table, request.num_tokens
+        num_missing = blocks.blocks_for(num_tokens) - len(table)
+        while blocks.num_free < num_missing:
             victim = order.pop()
             self.preempt(victim)
             if victim is request:
                 return
-        self._complete_table(request)
-        fills_table = request.num_tokens == len(request.block_table) * self.blocks.block_size
-        if fills_table and self.blocks.num_free > len(self.running):
+        fills_table = num_tokens == (len(table) + num_missing) * blocks.block_size
+        if fills_table and blocks.num_free - num_missing > len(self.running):
             # Before it is needed: for executors that begin steps early, and to come here once for each block.
-            self.blocks.allocate(request.block_table, 1)
+            num_missing += 1
+        blocks.allocate(table, max(num_missing, 0))
         if self._has_one_left(request):
-            num_drafts = self._keep_drafts(request, num_spare)
-            self._add(request, request.num_tokens + num_drafts, num_logits=1 + num_drafts)
+            num_drafts = self._keep_drafts(request, num_spare) if request.draft_token_ids else 0
+            self._add(request, num_tokens + num_drafts, num_logits=1 + num_drafts)
             request.num_easy_tokens = self._easy_tokens(request)
 
     def _keep_drafts(self, request: Request, num_spare: int) -> int:
         """Cut its drafts to what can be checked now and still be used, and give them blocks."""
         drafts, num_tokens = request.draft_token_ids, request.num_tokens
-        if not drafts:
-            return 0
         room = (len(request.block_table) + self.blocks.num_free) * self.blocks.block_size - num_tokens
         most = min(len(drafts), num_spare, room, request.max_new_tokens - len(request.token_ids) - 1)
         if most > 0 and self.rope.is_stale(request.rope_epoch, num_tokens + most):

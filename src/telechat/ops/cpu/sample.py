@@ -39,7 +39,7 @@ ROW = np.dtype(
 
 def obstacle(logits_LV: Tensor) -> str | None:
     """Why `sample_rows` cannot take these logits, or None."""
-    if logits_LV.device.type != "cpu":
+    if not logits_LV.is_cpu:
         return f"the logits are on {logits_LV.device}"
     if logits_LV.dtype != torch.float32 or not logits_LV.is_contiguous():
         return "the logits are not contiguous float32"
