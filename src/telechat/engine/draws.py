@@ -18,6 +18,7 @@ _STRIDE = np.uint64(0x9E3779B97F4A7C15)
 _FACTORS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 _SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
 _SPARE_BITS = np.uint64(11)
+# Positions at a time: finding one costs as much as finding them all.
 _FOUND_AT_ONCE = 32
 
 

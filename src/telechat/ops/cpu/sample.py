@@ -38,7 +38,7 @@ ROW = np.dtype(
 
 
 def obstacle(logits_LV: Tensor) -> str | None:
-    """Why `sample_rows` cannot take these logits, or None."""
+    """Why `RowSampler` cannot take these logits, or None."""
     if not logits_LV.is_cpu:
         return f"the logits are on {logits_LV.device}"
     if logits_LV.dtype != torch.float32 or not logits_LV.is_contiguous():

@@ -1,10 +1,11 @@
 /* A small thread pool: chunks of one task are claimed one by one, the caller works too.
  *
  * An idle worker spins for some microseconds, because the next task of a decode step follows at once; then it
- * lets any other thread run that wants to, for as long as lies between two steps of a small model; then it
- * sleeps on a condition variable, to be woken for some 50 microseconds. `ticket` holds a generation (upper half) and the next chunk (lower half):
- * claiming a chunk is one compare-and-swap, which fails when the task has changed under a late worker, so
- * nobody waits for a worker that has not woken. Odd generations mean "being set up".
+ * lets any other thread run that wants to, for as long as lies between two steps of a small model, because
+ * waking takes some 50 microseconds; then it sleeps on a condition variable. `ticket` holds a generation (upper
+ * half) and the next chunk (lower half): claiming a chunk is one compare-and-swap, which fails when the task has
+ * changed under a late worker, so nobody waits for a worker that has not woken. Odd generations mean "being set
+ * up".
  */
 #include <pthread.h>
 #include <sched.h>
@@ -13,7 +14,7 @@
 
 #include "telechat.h"
 
-#define SPINS_IDLE 4000   /* some 50 to 100 us before a worker sleeps */
+#define SPINS_IDLE 4000   /* some 50 to 100 us before a worker lets others run */
 #define YIELDS_IDLE 3000  /* some 0.5 to 1 ms more */
 #define SPINS_FINISH 2000 /* before the caller lets others run while it waits for the last chunk */
 
