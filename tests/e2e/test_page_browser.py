@@ -34,7 +34,7 @@ def _wait_titles(page: Page, titles: list[str]) -> None:
 
 
 def test_an_answer_streams_and_is_rendered(page: Page, api: FakeApi) -> None:
-    api.pieces_per_second = 25
+    api.pieces_per_second = 10
     ask(page, QUESTION, wait=False)
     page.wait_for_selector("body[data-state=streaming]")
     page.wait_for_selector(".reply .tail")

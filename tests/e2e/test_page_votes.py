@@ -81,7 +81,7 @@ def test_a_vote_survives_a_reload_and_can_be_changed_and_withdrawn(voting: Page,
     assert [row["label"] for row in _rows(folder / "votes.jsonl")] == [True]
     _vote(voting, "vote-up", "评价已撤回")
     assert _rows(folder / "votes.jsonl") == []
-    assert voting.locator("[aria-pressed=true]").count() == 0
+    voting.wait_for_selector("[aria-pressed=true]", state="detached")
 
 
 def test_a_liked_and_a_disliked_answer_to_one_question_are_a_pair(voting: Page, folder: Path) -> None:

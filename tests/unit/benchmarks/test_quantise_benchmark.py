@@ -66,7 +66,8 @@ def test_models_are_measured_as_stored(tmp_path: Path) -> None:
     assert found.nll[0] == pytest.approx(-float(logits[range(19), row.ids[1:]].sum()), rel=1e-5)
     assert found.kl[0] == pytest.approx(float((wanted.exp() * (wanted - logits)).sum()), rel=1e-3)
     assert every["plain"].mean_kl == 0 == every["plain"].less(every["plain"])[0]
-    assert every["cache"].mean_kl < 1e-9 < every["int8 cache"].mean_kl < 1e-3
+    # Of fp32 the differences of log-probabilities keep some 1e-7.
+    assert abs(every["cache"].mean_kl) < 1e-7 < every["int8 cache"].mean_kl < 1e-3
 
     llama = tmp_path / "llama"
     assert main(["export", "llama", "demo", str(llama), "--dtype", "float32"]) == 0
