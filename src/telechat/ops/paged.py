@@ -377,7 +377,7 @@ def _attend_tokens(q_SHd: Tensor, cache: PagedCache, tables: Tensor, lengths: Se
     flat = tables.long().clamp(min=0, max=cache.keys.shape[0] - 1).flatten()
     keys, values = (
         # A mask does not stop what is not a number; a block may hold such of its owner before.
-        x.unflatten(0, (count, longest)).masked_fill_(~seen[:, :, None, None], 0)
+        x.view(count, longest, cache.num_kv_heads, cache.head_dim).masked_fill_(~seen[:, :, None, None], 0)
         for x in gather(cache, flat, count * longest, q_SHd.dtype)
     )
     return sdpa_attention(q_SHd[:, None], keys, values, mask=seen[:, None, None])[:, 0]
