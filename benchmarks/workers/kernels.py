@@ -26,12 +26,15 @@ from telechat.ops.paged import Sequences
 BLOCK_SIZE = 32
 MAX_BATCH = 8
 MAX_TOKENS = 1280
-FORMATS: dict[str, WeightFormat] = {"int4": "int4", "int8": "int8", "bf16": "bfloat16"}
+FORMATS: dict[str, WeightFormat] = {"int4": "int4", "int8": "int8", "bf16": "compact"}
 
 
 def random_weight(context: Context, rows: int, columns: int, weight_format: WeightFormat) -> PackedWeight:
     """Sixteen random rows, repeated: the kernels' time does not depend on values."""
-    few = PackedWeight.pack(context, torch.randn(16, columns) * 0.02, weight_format)
+    values = torch.randn(16, columns) * 0.02
+    if weight_format == "compact":  # whose parts do not stand alone
+        return PackedWeight.pack(context, values.bfloat16().repeat(-(-rows // 16), 1)[:rows], weight_format)
+    few = PackedWeight.pack(context, values, weight_format)
     weight = PackedWeight(context, rows, columns, weight_format, few.group)
     for start in range(0, weight.num_bytes, few.num_bytes):
         ctypes.memmove(weight.struct.data + start, few.struct.data, few.num_bytes)

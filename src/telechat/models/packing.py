@@ -1,7 +1,8 @@
 """A model's weights in the layout of the CPU kernels.
 
 Packed once, layer by layer; with `consume` each torch weight is given back as soon as its packed form exists,
-so that a load never holds more than the model and one weight twice. Knows nothing of caches or steps.
+so that a load holds no more than the model and one weight twice, or three times where bf16 is made compact.
+Knows nothing of caches or steps.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ _PLACES: dict[str, Place] = {
     "up_proj": "up",
     "down_proj": "down",
 }
+# bf16 is made compact from so many bytes of a model on. Smaller ones stay in a cache, which is faster than
+# expanding; below AVX-512 expanding has no vector form.
+_LARGE_MODEL_BYTES = 16 << 20
+_EXPANDING_LEVELS = ("avx512", "amx")
 # A tied embedding below this stays beside the packed head, since looking a row up there takes longer.
 _LARGE_EMBEDDING_BYTES = 64 << 20
 
@@ -101,7 +106,9 @@ def module_obstacle(name: str, module: nn.Module) -> str | None:
 
 def pack_model(model: TeleChatModel, context: Context, *, consume: bool) -> NativeWeights:
     """Pack every product's weight; with `consume` the model cannot be called afterwards."""
-    packer = _Packer(context, consume=consume)
+    size = sum(weight.nbytes for weight in model.parameters())
+    is_compact = size >= _LARGE_MODEL_BYTES and context.isa in _EXPANDING_LEVELS
+    packer = _Packer(context, consume=consume, is_compact=is_compact)
     layers = [packer.layer(block) for block in model.transformer.blocks]
     first = model.transformer.blocks[0]
     sums = OutputSum.of(first.self_attention), OutputSum.of(first.mlp)
@@ -141,11 +148,12 @@ def _product(name: str) -> Product:
 
 
 class _Packer:
-    """Packs weights one by one and counts their formats."""
+    """Packs weights one by one and counts their formats; bf16 compactly or as it is."""
 
-    def __init__(self, context: Context, *, consume: bool) -> None:
+    def __init__(self, context: Context, *, consume: bool, is_compact: bool) -> None:
         self.context = context
         self.consume = consume
+        self.is_compact = is_compact
         self.formats: Counter[str] = Counter()
 
     def layer(self, block: DecoderBlock) -> DecoderLayer:
@@ -233,8 +241,12 @@ class _Packer:
         return packed
 
     def matrix(self, weight_NK: Tensor) -> PackedWeight:
-        packed = PackedWeight.pack(self.context, weight_NK, FORMATS[weight_NK.dtype])
-        self.formats[packed.weight_format] += 1
+        weight_format = FORMATS[weight_NK.dtype]
+        if self.is_compact and weight_format == "bfloat16":
+            weight_format = "compact"
+        packed = PackedWeight.pack(self.context, weight_NK, weight_format)
+        is_compact = packed.weight_format == "compact"
+        self.formats["bfloat16 in 12 bits" if is_compact else packed.weight_format] += 1
         return packed
 
 

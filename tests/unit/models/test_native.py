@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from telechat.layers.rotary import RopeSettings
 from telechat.layers.sums import OutputSum
-from telechat.models import TeleChatConfig, TeleChatModel, build_model
+from telechat.models import TeleChatConfig, TeleChatModel, build_model, packing
 from telechat.models.executors import choose_executor
 from telechat.models.native import NativeExecutor, check_batch, native_obstacle
 from telechat.models.paged import PagedBatch, TorchExecutor
@@ -294,3 +294,21 @@ def test_without_kernels_torch_runs_everything(monkeypatch: pytest.MonkeyPatch) 
     assert "paged attention: torch (no C compiler was found)" in executor.describe()
     whole = executor.model(torch.tensor([text(45, 1)]))[0]  # type: ignore[attr-defined]
     torch.testing.assert_close(results["a"], whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_large_models_in_bfloat16_are_packed_compactly(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(BASE.replace(initializer_range=0.1), dtype)
+    plain = native(model)
+    assert "in 12 bits" not in plain.describe()
+    expected = mixed_steps(Driver(plain))
+    monkeypatch.setattr(packing, "_LARGE_MODEL_BYTES", 1)
+    compact = native(model)
+    expands = dtype == torch.bfloat16 and shared_context(2).isa in ("avx512", "amx")
+    assert ("in 12 bits" in compact.describe()) == expands
+    for name, logits in mixed_steps(Driver(compact)).items():
+        assert torch.equal(logits, expected[name])
+    portable = NativeExecutor(model, context=shared_context(2, "portable"))
+    assert "in 12 bits" not in portable.describe()

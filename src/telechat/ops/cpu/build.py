@@ -29,7 +29,18 @@ AMX = (*AVX512_WIDE, "-mavx512vbmi", "-mavx512bf16", "-mamx-tile", "-mamx-int8",
 
 Compilation = tuple[str, str, tuple[str, ...]]
 
-PLAIN_FILES = ("adapters", "context", "decoder", "matmul", "mixture", "pack", "pool", "rows", "sample")
+PLAIN_FILES = (
+    "adapters",
+    "compact",
+    "context",
+    "decoder",
+    "matmul",
+    "mixture",
+    "pack",
+    "pool",
+    "rows",
+    "sample",
+)
 LEVEL_FILES = (
     *("level_attention", "level_matmul_float", "level_matmul_int", "level_matmul_w8a8"),
     *("level_rows", "level_sample"),

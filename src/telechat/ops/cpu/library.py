@@ -11,7 +11,7 @@ import ctypes
 import functools
 import logging
 import os
-from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_size_t, c_uint8, c_void_p
 from pathlib import Path
 from typing import ClassVar
 
@@ -44,6 +44,8 @@ class Weight(Structure):
         ("panel_bytes", c_int64),
         ("data", c_void_p),
         ("range", Range),
+        ("exponents", c_uint8 * 16),
+        ("num_patches", c_int64),
     ]
 
 
@@ -193,6 +195,8 @@ _FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "tc_pack": (None, [c_void_p, POINTER(Weight), c_void_p, c_int]),
     "tc_pack_quantised": (None, [c_void_p, POINTER(Weight), c_void_p, c_void_p]),
     "tc_pack_w8a8": (None, [c_void_p, POINTER(Weight), c_void_p, c_void_p, c_void_p]),
+    "tc_compact": (c_int64, [c_void_p, POINTER(Weight), POINTER(Weight)]),
+    "tc_take_rows": (None, [c_void_p, POINTER(Weight), c_void_p, c_int64, c_void_p]),
     "tc_unpack": (None, [POINTER(Weight), c_void_p]),
     "tc_matmul": (
         None,

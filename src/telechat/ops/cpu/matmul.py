@@ -72,7 +72,7 @@ def matmul(
 def round_activations_reference(x_MK: Tensor, weight: PackedWeight) -> Tensor:
     """fp32 [M, K]: the activations as the product sees them."""
     x = x_MK.float()
-    if weight.weight_format == "bfloat16":
+    if weight.weight_format in ("bfloat16", "compact"):
         return x.bfloat16().float()
     if not is_quantised(weight.weight_format):
         return x

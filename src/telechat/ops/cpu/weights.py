@@ -1,5 +1,8 @@
 """Weights packed for the kernels: int4 and int8 by groups, bf16, fp32, and int8 for int8 activations (w8a8).
 
+bf16 has a second form, `compact`: the same values in 12 bits, since nearly all exponents of a weight are
+among sixteen. Where memory sets the pace it is a third faster.
+
 int4 and int8 are symmetric with one fp16 scale per group of 32, 64 or 128 inputs: weight = integer * scale.
 w8a8 has one scale per output, and knows how activations become integers. The packed bytes lie in huge pages
 where the system gives them. Shapes: N outputs, K inputs, G groups of a row.
@@ -8,7 +11,7 @@ where the system gives them. Shapes: N outputs, K inputs, G groups of a row.
 from __future__ import annotations
 
 import ctypes
-from typing import Final, Literal, get_args
+from typing import Final, Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -19,14 +22,14 @@ from telechat.ops.cpu.context import Context, free_later
 from telechat.ops.cpu.library import Weight
 from telechat.ops.int8 import DynamicWeight, StaticWeight
 
-WeightFormat = Literal["int4", "int8", "bfloat16", "float32"]
+WeightFormat = Literal["int4", "int8", "bfloat16", "float32", "compact"]
 # What a float matrix can be packed as.
 FORMATS: tuple[WeightFormat, ...] = get_args(WeightFormat)
 W8A8: Final = "w8a8"
 _STORED = (*FORMATS, W8A8)
 GROUPS = (32, 64, 128)
-_PANEL = 16
 _SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "compact": torch.bfloat16}
 # What we round to; the kernels also take -128, which GPTQ files have.
 _RANGES = {"int4": (-8, 7), "int8": (-127, 127)}
 _TAKEN = {"int4": (-8, 7), "int8": (-128, 127)}
@@ -93,20 +96,39 @@ class PackedWeight:
         self.struct = Weight(
             format=_STORED.index(weight_format), group=self.group, rows=rows, columns=columns
         )
-        self._library = context.library
-        self.num_bytes: int = self._library.tc_weight_init(ctypes.byref(self.struct))
-        address = self._library.tc_huge_alloc(self.num_bytes)
+        self._context, self._library = context, context.library
+        self.num_bytes = 0
+        if weight_format != "compact":  # whose size depends on its values
+            num_bytes: int = self._library.tc_weight_init(ctypes.byref(self.struct))
+            self._take(self._library.tc_huge_alloc(num_bytes), num_bytes)
+
+    def _take(self, address: int | None, num_bytes: int) -> Self:
+        """Own this memory."""
         if not address:
-            raise MemoryError(f"{self.num_bytes} bytes for a weight of {rows} x {columns}")
-        self.struct.data = address
-        free_later(self, self._library.tc_huge_free, address, self.num_bytes)
+            raise MemoryError(f"{num_bytes} bytes for a weight of {self.rows} x {self.columns}")
+        self.struct.data, self.num_bytes = address, num_bytes
+        free_later(self, self._library.tc_huge_free, address, num_bytes)
+        return self
+
+    def _compacted(self) -> PackedWeight:
+        """This bfloat16 weight in 12 bits, or as it is."""
+        made = PackedWeight(self._context, self.rows, self.columns, "compact", 0)
+        num_bytes: int = self._library.tc_compact(
+            self._context.handle, ctypes.byref(self.struct), ctypes.byref(made.struct)
+        )
+        return made._take(made.struct.data, num_bytes) if num_bytes else self
 
     @classmethod
     def pack(
         cls, context: Context, weight_NK: Tensor, weight_format: WeightFormat, group: int = 32
     ) -> PackedWeight:
-        """Pack a float matrix [N, K] (float32, bfloat16 or float16), rounding it to nearest where needed."""
+        """Pack a float matrix [N, K] (float32, bfloat16 or float16), rounding it to nearest where needed.
+
+        A matrix with too many rare exponents to be `compact` is packed as plain bfloat16.
+        """
         assert weight_NK.dtype in _SOURCES, weight_NK.dtype
+        if weight_format == "compact":
+            return cls.pack(context, weight_NK, "bfloat16")._compacted()
         weight_NK = weight_NK.detach().cpu().contiguous()
         packed = cls(context, weight_NK.shape[0], weight_NK.shape[1], weight_format, group)
         packed._library.tc_pack(
@@ -155,21 +177,23 @@ class PackedWeight:
         return packed
 
     def take_rows(self, rows_T: Tensor) -> Tensor:
-        """Some rows [T, K] of a bfloat16 or float32 weight, in its dtype; rows are int64 [T].
+        """Some rows [T, K] of a weight in floats, in its dtype; rows are int64 [T].
 
         Raises:
             IndexError: there is no such row.
         """
-        assert self.weight_format in ("bfloat16", "float32"), self.weight_format
         if rows_T.numel() and not 0 <= int(rows_T.min()) <= int(rows_T.max()) < self.rows:
             raise IndexError(f"rows {int(rows_T.min())} to {int(rows_T.max())} of {self.rows}")
-        panels, lanes = rows_T // _PANEL, rows_T % _PANEL
-        # See tc_weight in csrc/telechat.h: a panel has 16 outputs side by side, for bf16 by pairs of inputs.
-        dtype, together = (torch.bfloat16, 2) if self.weight_format == "bfloat16" else (torch.float32, 1)
-        memory = (ctypes.c_char * self.num_bytes).from_address(self.struct.data)
-        stored = torch.frombuffer(memory, dtype=dtype)
-        by_panel = stored.view(self.struct.num_panels, -1, _PANEL, together)
-        return by_panel[panels, :, lanes].flatten(1)[:, : self.columns]
+        rows_T = rows_T.contiguous()
+        out = torch.empty(len(rows_T), self.columns, dtype=_DTYPES[self.weight_format])
+        self._library.tc_take_rows(
+            self._context.handle,
+            ctypes.byref(self.struct),
+            rows_T.data_ptr(),
+            len(rows_T),
+            out.data_ptr(),
+        )
+        return out
 
     def unpack(self) -> Tensor:
         """The fp32 matrix [N, K] that the packed weight, not w8a8, stands for."""

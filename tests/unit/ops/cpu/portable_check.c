@@ -8,9 +8,9 @@
 #include "telechat.h"
 
 tc_context *tc_context_new(int threads, int level);
-int64_t tc_weight_init(tc_weight *w);
 void tc_pack(tc_context *c, const tc_weight *w, const void *source, int dtype);
 void tc_pack_w8a8(tc_context *c, const tc_weight *w, const int8_t *q, const float *scales, const int32_t *offsets);
+int64_t tc_compact(tc_context *c, const tc_weight *plain, tc_weight *w);
 void tc_unpack(const tc_weight *w, float *out);
 void tc_matmul(tc_context *c, const tc_weight *w, const tc_source *source, int64_t rows, const tc_output *output,
                int64_t num_decoding);
@@ -64,6 +64,25 @@ static void check_matmul(tc_context *c, int format, int64_t rows) {
             expect("matmul", out[m * N + n], sum, 0.15); /* int8 activations: 1/254 of up to 1, 100 times */
         }
     }
+}
+
+/* A compact weight is another form of the bf16 one. */
+static void check_compact(tc_context *c) {
+    enum { M = 5, N = 40, K = 100 };
+    tc_weight plain = {.format = TC_W_BF16, .rows = N, .columns = K};
+    tc_weight w = {.format = TC_W_COMPACT, .rows = N, .columns = K};
+    plain.data = tc_huge_alloc((size_t)tc_weight_init(&plain));
+    float *source = random_values(N * K), *x = random_values(M * K), out[2][M * N];
+    for (int i = 0; i < 20; i++) source[i * 190] = ldexpf(1, -20 - i); /* more exponents than there are codes */
+    tc_pack(c, &plain, source, 0);
+    expect("compact", tc_compact(c, &plain, &w) > 0, 1, 0);
+    expect("patches", w.num_patches > 0, 1, 0);
+    for (int i = 0; i < 2; i++) {
+        tc_source from = {x, NULL, TC_F32, K};
+        tc_output to = {out[i], NULL, TC_F32, 0, N};
+        tc_matmul(c, i ? &w : &plain, &from, M, &to, 1);
+    }
+    expect("compact product", memcmp(out[0], out[1], sizeof out[0]), 0, 0);
 }
 
 static void check_w8a8(tc_context *c, int by_row) {
@@ -177,6 +196,7 @@ int main(void) {
     tc_context *c = tc_context_new(2, TC_PORTABLE);
     for (int format = 0; format < 4; format++)
         for (int64_t rows = 1; rows < 40; rows += 7) check_matmul(c, format, rows);
+    check_compact(c);
     check_w8a8(c, 0);
     check_w8a8(c, 1);
     check_rows(c);

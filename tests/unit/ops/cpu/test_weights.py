@@ -73,6 +73,7 @@ def test_tiny_and_zero_weights(any_context: Context, weight_format: WeightFormat
 def test_memory_per_weight(any_context: Context) -> None:
     zeros = torch.zeros(64, 256)
     bits = {name: PackedWeight.pack(any_context, zeros, name).num_bytes * 8 / 64 / 256 for name in FORMATS}
+    assert bits.pop("compact") == pytest.approx(12, rel=0.01)
     assert bits == {"int4": 4.5, "int8": 8.5, "bfloat16": 16, "float32": 32}
 
 

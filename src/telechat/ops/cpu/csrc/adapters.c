@@ -19,7 +19,7 @@ typedef struct {
     tc_acts between[2];    /* of B */
 } job;
 
-static int as_bf16(const tc_context *c, const tc_weight *w) { return c->level == TC_AMX && w->format == TC_W_BF16; }
+static int as_bf16(const tc_context *c, const tc_weight *w) { return c->level == TC_AMX && tc_is_bf16(w); }
 
 static tc_source rows_from(const tc_source *source, int64_t first) {
     tc_source s = *source;

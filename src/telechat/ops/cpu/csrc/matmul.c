@@ -19,11 +19,11 @@ size_t tc_acts_init(tc_context *c, tc_acts *acts, const tc_weight *w, int64_t ro
     int is_int = w->format == TC_W_INT4 || w->format == TC_W_INT8, is_w8a8 = w->format == TC_W_W8A8;
     *acts = (tc_acts){.rows = rows, .columns = w->columns, .num_blocks = w->num_blocks, .range = w->range};
     acts->stored_rows = as_tiles && (is_int || rows > TILE) ? (rows + TILE - 1) / TILE * TILE : rows;
-    int is_few = !is_int && (rows <= 2 * TILE || rows * w->num_blocks <= FEW_BLOCKS);
-    acts->part = as_tiles && !is_few ? PART : w->num_blocks;
+    int is_few = rows <= 2 * TILE || rows * w->num_blocks <= FEW_BLOCKS;
+    acts->part = as_tiles && (is_int || !is_few) ? PART : w->num_blocks;
     acts->tiles_together = as_tiles ? 2 : 1;
     acts->format = is_w8a8 ? TC_ACT_UINT8 : as_tiles ? TC_ACT_BF16 : is_int ? TC_ACT_INT8 : TC_ACT_F32;
-    acts->offset = w->format == TC_W_INT4 ? 8 : w->format == TC_W_INT8 ? 128 : w->format == TC_W_BF16;
+    acts->offset = w->format == TC_W_INT4 ? 8 : w->format == TC_W_INT8 ? 128 : tc_is_bf16(w);
     size_t blocks = (size_t)(acts->stored_rows * w->num_blocks);
     size_t width = acts->format == TC_ACT_INT8 ? BLOCK : acts->format == TC_ACT_F32 ? BLOCK * 4 : TILE_ROW;
     /* A pair of tiles more: AMX kernels load one step ahead of what they use. */
@@ -205,7 +205,7 @@ void tc_multiply(tc_context *c, const tc_source *source, int64_t rows, const tc_
     }
     int is_quantised = w->format == TC_W_INT4 || w->format == TC_W_INT8;
     if (c->level < TC_AMX || !is_quantised || num_decoding >= rows) {
-        int as_tiles = c->level == TC_AMX && (w->format == TC_W_BF16 || w->format == TC_W_W8A8);
+        int as_tiles = c->level == TC_AMX && (tc_is_bf16(w) || w->format == TC_W_W8A8);
         multiply_alike(c, source, rows, products, count, as_tiles);
         return;
     }

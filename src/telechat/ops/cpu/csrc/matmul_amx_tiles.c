@@ -5,10 +5,12 @@
  * does not depend on the other rows. With few rows and bf16 weights the sums stay in tile registers from the
  * first input to the last. With more a part of the inputs is taken at a time: two panels of it (16 KB) stay in the first-level
  * cache and the activations of it in the second while all rows pass by, and the sums wait in memory. Meanwhile
- * the next two panels are brought nearer, or turned into bf16 where they are quantised: vector units have
+ * the next two panels are brought nearer, or turned into bf16 where they are quantised or compact: vector units have
  * nothing else to do while the tiles multiply.
  */
 #include "amx.h"
+#include "compact.h"
+#include "dequantise.h"
 
 #define TILE_BYTES 1024 /* 16 rows of 32 bf16, or of 64 bytes */
 #define TILE_SUMS (TILE * PANEL)
@@ -24,77 +26,40 @@ typedef struct {
     int64_t first_panel, num_panels, first_tile, num_tiles;
     float *sums;        /* [pair of panels][pair of tiles][tile][panel][16][16] */
     uint8_t *buffers[2]; /* two panels of one part in bf16, this one and the next */
+    compact_codes codes;
+    uint8_t *expanded;   /* two whole panels in bf16, where there are few rows */
 } job;
 
 /* One part of a pair of panels. */
 typedef struct {
     int64_t panel, block, num_blocks;
+    const tc_patch *patches[2]; /* of compact weights, from what is to be made ready next on */
 } span;
 
-/* Whether the weight's own bytes are tiles; otherwise they are dequantised first. */
+/* Whether the weight's own bytes are tiles; otherwise they are dequantised or expanded first. */
 static int is_in_place(const job *j) { return j->w->format == TC_W_BF16 || j->w->format == TC_W_W8A8; }
+
+/* The weight's panel that is the first or second of a pair; an odd last one is multiplied twice. */
+static int64_t panel_of(const job *j, int64_t panel, int second) {
+    return j->first_panel + panel + (second && panel + 1 < j->num_panels);
+}
 
 static int fits_whole(const job *j) { return j->num_tiles <= FEW_TILES; }
 
 static int64_t pairs(int64_t count) { return (count + 1) / 2; }
 
-size_t tc_amx_scratch(const tc_acts *acts, int64_t num_panels) {
+/* Whether all inputs of the rows are to be taken at once. */
+static int is_few(const tc_acts *acts) { return acts->part == acts->num_blocks; }
+
+static size_t sums_bytes(const tc_acts *acts, int64_t num_panels) {
     int64_t tiles = (acts->rows + TILE - 1) / TILE;
     if (tiles > MAX_TILES) tiles = MAX_TILES;
-    return (size_t)(pairs(num_panels) * pairs(tiles)) * 4 * TILE_BYTES + 4 * PART * TILE_BYTES;
+    return (size_t)(pairs(num_panels) * pairs(tiles)) * 4 * TILE_BYTES;
 }
 
-/* ---- quantised weights ------------------------------------------------------------------------------- */
-
-/* Constants that spread the bytes of 16 outputs x 4 inputs to 16 lanes of 8 outputs x 2 inputs. A byte lands in
- * the mantissa of 32768, where one unit is 1. */
-typedef struct {
-    __m512i bytes[2][2]; /* [inputs 0-1 or 2-3][outputs 0-7 or 8-15] */
-    __m512i mask, magic;
-    v16f scale[2], shift[2]; /* by outputs */
-} spreading;
-
-INLINE void begin_spreading(spreading *s, const int format) {
-    const __m512i first = _mm512_set_epi32(29, 28, 25, 24, 21, 20, 17, 16, 13, 12, 9, 8, 5, 4, 1, 0);
-    for (int inputs = 0; inputs < 2; inputs++)
-        for (int outputs = 0; outputs < 2; outputs++) {
-            __m512i from = _mm512_add_epi32(first, _mm512_set1_epi32(outputs * 32 + inputs * 2));
-            s->bytes[inputs][outputs] = _mm512_slli_epi32(from, 8);
-        }
-    s->mask = _mm512_set1_epi32(format == TC_W_INT4 ? 0x0f00 : 0xff00);
-    s->magic = _mm512_set1_epi32(0x47000000);
-}
-
-INLINE void scale_spreading(spreading *s, const uint16_t *scales, const int format) {
-    const __m512i low = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
-    __m512 scale = (__m512)load_f16(scales);
-    s->scale[0] = (v16f)_mm512_permutexvar_ps(low, scale);
-    s->scale[1] = (v16f)_mm512_permutexvar_ps(_mm512_or_si512(low, _mm512_set1_epi32(8)), scale);
-    for (int i = 0; i < 2; i++) s->shift[i] = s->scale[i] * (format == TC_W_INT4 ? -32776.0f : -32896.0f);
-}
-
-/* Two rows of a bf16 tile from one quad. */
-INLINE void spread_quad(const spreading *s, __m512i quad, uint8_t *out) {
-    for (int row = 0; row < 2; row++) {
-        v16f half[2];
-        for (int i = 0; i < 2; i++) {
-            __m512i placed = _mm512_permutexvar_epi8(s->bytes[row][i], quad);
-            v16f value = (v16f)_mm512_ternarylogic_epi32(placed, s->mask, s->magic, 0xea); /* (a & b) | c */
-            half[i] = value * s->scale[i] + s->shift[i];
-        }
-        _mm512_store_si512(out + row * 64, (__m512i)_mm512_cvtne2ps_pbh((__m512)half[1], (__m512)half[0]));
-    }
-}
-
-INLINE void dequantise_block(const uint8_t *p, const uint16_t *scales, const int format, uint8_t *out) {
-    spreading s;
-    begin_spreading(&s, format);
-    scale_spreading(&s, scales, format);
-    for (int i = 0; i < (format == TC_W_INT4 ? 4 : 8); i++) {
-        __m512i quad = _mm512_loadu_si512(p + i * 64);
-        spread_quad(&s, quad, out + i * 128);
-        if (format == TC_W_INT4) spread_quad(&s, _mm512_srli_epi16(quad, 4), out + (i + 4) * 128);
-    }
+size_t tc_amx_scratch(const tc_acts *acts, int64_t num_panels) {
+    size_t expanded = is_few(acts) ? (size_t)acts->num_blocks * 2 * TILE_BYTES : 0;
+    return sums_bytes(acts, num_panels) + 4 * PART * TILE_BYTES + expanded;
 }
 
 /* ---- tiles ------------------------------------------------------------------------------------------- */
@@ -176,6 +141,71 @@ INLINE void one_by_two(const int is_w8a8, const uint8_t *a, int64_t a_bytes, con
     FENCE();
 }
 
+/* ---- compact weights with few rows --------------------------------------------------------------------- */
+
+/* Two panels, expanded block by block a step before tiles are loaded. */
+typedef struct {
+    compact_codes codes;
+    const uint8_t *panels[2];
+    const tc_patch *patches[2];
+    uint8_t *tiles[2];
+    int64_t mask; /* of the blocks that are kept: all, or the last two */
+} expansion;
+
+INLINE expansion begin_expansion(const job *j, int64_t panel, int keeps_all) {
+    int64_t kept = keeps_all ? j->w->num_blocks : 2;
+    expansion e = {.codes = j->codes, .mask = keeps_all ? INT64_MAX : 1};
+    const uint16_t *none;
+    for (int i = 0; i < 2; i++) {
+        int64_t at = panel_of(j, panel, i);
+        e.panels[i] = tc_block(j->w, at, 0, &none);
+        e.patches[i] = tc_patches(j->w, at, 0);
+        e.tiles[i] = j->expanded + i * kept * TILE_BYTES;
+    }
+    return e;
+}
+
+INLINE void *expanded(const expansion *e, int panel, int64_t block) {
+    return e->tiles[panel] + (block & e->mask) * TILE_BYTES;
+}
+
+INLINE void expand(expansion *e, int64_t block) {
+    for (int i = 0; i < 2; i++) {
+        const uint8_t *p = e->panels[i] + block * COMPACT_BYTES;
+        FETCH_LINES(p + 4 * COMPACT_BYTES, COMPACT_BYTES, _MM_HINT_T0);
+        expand_block(&e->codes, p, expanded(e, i, block));
+        e->patches[i] = mend_block(e->patches[i], block, expanded(e, i, block));
+    }
+    FENCE();
+}
+
+/* One or two tiles of rows, each block `a_bytes` after the last, by two panels. */
+INLINE void expand_and_multiply(const int tiles, expansion *e, const uint8_t *a, int64_t a_bytes, int64_t count,
+                                float *sums) {
+    expand(e, 0);
+    _tile_zero(0);
+    _tile_zero(1);
+    if (tiles == 2) _tile_zero(2);
+    if (tiles == 2) _tile_zero(3);
+    for (int64_t i = 0; i < count; i++, a += a_bytes) {
+        if (i + 1 < count) expand(e, i + 1);
+        _tile_loadd(4, a, 64);
+        _tile_loadd(6, expanded(e, 0, i), 64);
+        _tile_loadd(7, expanded(e, 1, i), 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        if (tiles == 1) continue;
+        _tile_loadd(5, a + TILE_BYTES, 64);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, sums, 64);
+    _tile_stored(1, sums + TILE_SUMS, 64);
+    if (tiles == 2) _tile_stored(2, sums + 2 * TILE_SUMS, 64);
+    if (tiles == 2) _tile_stored(3, sums + 3 * TILE_SUMS, 64);
+    FENCE();
+}
+
 /* ---- loops ------------------------------------------------------------------------------------------- */
 
 /* The integer sums of one tile and one panel as the values they stand for. */
@@ -226,26 +256,45 @@ INLINE void few_rows_of(const int is_w8a8, const job *j) {
     }
 }
 
+/* The same of compact weights, which the first rows leave in the second-level cache in bf16. */
+static void few_rows_of_compact(const job *j) {
+    int64_t count = j->w->num_blocks, tiles = (j->acts->stored_rows + TILE - 1) / TILE;
+    int64_t height = j->acts->stored_rows < TILE ? j->acts->stored_rows : TILE;
+    for (int64_t panel = 0; panel < j->num_panels; panel += 2) {
+        expansion e = begin_expansion(j, panel, tiles > 2);
+        for (int64_t tile = 0; tile < tiles; tile += 2) {
+            const uint8_t *a = rows_at(j->acts, tile, 0, count);
+            int is_pair = tile + 1 < tiles;
+            if (tile && is_pair) two_by_two(0, a, e.tiles[0], e.tiles[1], count, j->sums, 1, 0);
+            else if (tile) one_by_two(0, a, TILE_BYTES, e.tiles[0], e.tiles[1], count, j->sums, 1, 0);
+            else if (is_pair) expand_and_multiply(2, &e, a, 2 * TILE_BYTES, count, j->sums);
+            else expand_and_multiply(1, &e, a, height * BLOCK * 2, count, j->sums);
+            put_out(j, panel, tile, is_pair ? 2 : 1, j->sums);
+        }
+    }
+}
+
 static void few_rows(const job *j) {
-    if (j->w->format == TC_W_W8A8) few_rows_of(1, j);
+    if (j->w->format == TC_W_COMPACT) few_rows_of_compact(j);
+    else if (j->w->format == TC_W_W8A8) few_rows_of(1, j);
     else few_rows_of(0, j);
 }
 
 /* Where bf16 tiles of one panel of a span are: in place, or in `buffer` where they were dequantised to. */
 static const uint8_t *tiles_of(const job *j, const span *s, int second, const uint8_t *buffer) {
     const uint16_t *none;
-    int64_t panel = j->first_panel + s->panel + (second && s->panel + 1 < j->num_panels);
+    int64_t panel = panel_of(j, s->panel, second);
     if (is_in_place(j)) return tc_block(j->w, panel, s->block, &none);
     return buffer + second * PART * TILE_BYTES;
 }
 
 /* A share of making a span ready: step `step` of `steps`. */
-static void make_ready(const job *j, const span *s, int64_t step, int64_t steps, uint8_t *buffer) {
+static void make_ready(const job *j, span *s, int64_t step, int64_t steps, uint8_t *buffer) {
     int64_t block_bytes = j->w->panel_bytes / j->w->num_blocks;
     int64_t units = 2 * s->num_blocks, first = step * units / steps, last = (step + 1) * units / steps;
     for (int64_t unit = first; unit < last; unit++) {
         int64_t second = unit >= s->num_blocks, at = unit - second * s->num_blocks;
-        int64_t panel = j->first_panel + s->panel + (second && s->panel + 1 < j->num_panels);
+        int64_t panel = panel_of(j, s->panel, (int)second);
         const uint16_t *scales;
         const uint8_t *p = tc_block(j->w, panel, s->block + at, &scales);
         uint8_t *out = buffer + (second * PART + at) * TILE_BYTES;
@@ -254,7 +303,10 @@ static void make_ready(const job *j, const span *s, int64_t step, int64_t steps,
             continue;
         }
         FETCH_LINES(p + s->num_blocks * block_bytes, block_bytes, _MM_HINT_T1);
-        if (j->w->format == TC_W_INT4) dequantise_block(p, scales, TC_W_INT4, out);
+        if (j->w->format == TC_W_COMPACT) {
+            expand_block(&j->codes, p, (uint16_t *)out);
+            s->patches[second] = mend_block(s->patches[second], s->block + at, (uint16_t *)out);
+        } else if (j->w->format == TC_W_INT4) dequantise_block(p, scales, TC_W_INT4, out);
         else dequantise_block(p, scales, TC_W_INT8, out);
     }
 }
@@ -271,7 +323,7 @@ static void fetch_share(const job *j, const span *s, int64_t step, int64_t steps
 }
 
 /* All rows of the job x one span, while the next one is made ready. */
-INLINE void span_rows_of(const int is_w8a8, const job *j, const span *s, const span *next, int which) {
+INLINE void span_rows_of(const int is_w8a8, const job *j, const span *s, span *next, int which) {
     const uint8_t *b0 = tiles_of(j, s, 0, j->buffers[which]), *b1 = tiles_of(j, s, 1, j->buffers[which]);
     const uint8_t *a = rows_at(j->acts, j->first_tile, s->block, s->num_blocks);
     float *sums = j->sums + s->panel / 2 * pairs(j->num_tiles) * 4 * TILE_SUMS;
@@ -288,7 +340,7 @@ INLINE void span_rows_of(const int is_w8a8, const job *j, const span *s, const s
     }
 }
 
-static void span_rows(const job *j, const span *s, const span *next, int which) {
+static void span_rows(const job *j, const span *s, span *next, int which) {
     if (j->w->format == TC_W_W8A8) span_rows_of(1, j, s, next, which);
     else span_rows_of(0, j, s, next, which);
 }
@@ -298,7 +350,10 @@ static span span_at(const job *j, int64_t index) {
     int64_t part = fits_whole(j) ? index % parts : index / num_pairs;
     int64_t pair = fits_whole(j) ? index / parts : index % num_pairs;
     int64_t left = j->w->num_blocks - part * PART;
-    return (span){pair * 2, part * PART, left < PART ? left : PART};
+    span s = {.panel = pair * 2, .block = part * PART, .num_blocks = left < PART ? left : PART};
+    for (int i = 0; i < 2 && j->w->format == TC_W_COMPACT; i++)
+        s.patches[i] = tc_patches(j->w, panel_of(j, s.panel, i), s.block);
+    return s;
 }
 
 /* Rows by MAX_TILES tiles, then inputs by parts, then panels by pairs; weights in the order they lie in memory
@@ -324,7 +379,9 @@ void tc_amx_tiles(const tc_weight *w, int64_t first_panel, int64_t num_panels, c
     job j = {w, acts, output, kernels, first_panel, num_panels, 0, 0, NULL, {scratch, scratch + 2 * PART * TILE_BYTES}};
     j.sums = (float *)(scratch + 4 * PART * TILE_BYTES);
     configure(acts->stored_rows < TILE ? acts->stored_rows : TILE);
-    if (is_in_place(&j) && acts->part == w->num_blocks) few_rows(&j);
+    j.codes = begin_compact(w);
+    j.expanded = scratch + sums_bytes(acts, num_panels) + 4 * PART * TILE_BYTES;
+    if (is_few(acts) && (is_in_place(&j) || w->format == TC_W_COMPACT)) few_rows(&j);
     else many_rows(&j);
     _tile_release();
 }

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "lanes.h"
+#include "compact.h"
 
 enum { FROM_F32 = 0, FROM_BF16 = 1, FROM_F16 = 2 };
 
@@ -33,7 +33,7 @@ static uint16_t float_to_f16(float f) {
 }
 
 int64_t tc_block_bytes(int format) {
-    static const int64_t bytes[] = {256, 512, 1024, 2048, 1024};
+    static const int64_t bytes[] = {256, 512, 1024, 2048, COMPACT_BYTES, 1024};
     return bytes[format];
 }
 
@@ -44,7 +44,10 @@ static int64_t block_inputs(const tc_weight *w) { return w->format == TC_W_W8A8 
 int64_t tc_superblock(const tc_weight *w) { return has_scales(w) ? 2 * (int64_t)w->group : block_inputs(w); }
 
 /* Bytes behind the panels. */
-static int64_t out_bytes(const tc_weight *w) { return w->format == TC_W_W8A8 ? w->num_panels * PANEL * 8 : 0; }
+static int64_t out_bytes(const tc_weight *w) {
+    if (w->format == TC_W_COMPACT) return tc_compact_out_bytes(w);
+    return w->format == TC_W_W8A8 ? w->num_panels * PANEL * 8 : 0;
+}
 
 const float *tc_out_scales(const tc_weight *w) { return (const float *)(w->data + w->num_panels * w->panel_bytes); }
 
@@ -250,18 +253,71 @@ API void tc_pack_w8a8(tc_context *c, const tc_weight *w, const int8_t *q, const 
     tc_leave(c);
 }
 
-/* The plain fp32 matrix [N, K] that a packed weight, not w8a8, stands for. */
-API void tc_unpack(const tc_weight *w, float *out) {
-    for (int64_t row = 0; row < w->rows; row++) {
-        for (int64_t column = 0; column < w->columns; column++) {
-            const uint16_t *scales;
-            const uint8_t *block = tc_block(w, row / PANEL, column / BLOCK, &scales);
-            int k = (int)(column % BLOCK), lane = (int)(row % PANEL);
-            float *to = out + row * w->columns + column;
-            if (w->format == TC_W_F32) *to = ((const float *)block)[k * PANEL + lane];
-            else if (w->format == TC_W_BF16)
-                *to = bf16_to_float(((const uint16_t *)block)[k / 2 * 32 + lane * 2 + k % 2]);
-            else *to = (float)get_int(block, w->format, lane, k) * f16_to_float(scales[lane]);
+/* A row of a bf16 or fp32 weight, [K] of its type. */
+static void take_row(const tc_weight *w, int64_t row, void *out) {
+    compact_codes codes = begin_compact(w);
+    int64_t panel = row / PANEL, lane = row % PANEL;
+    const tc_patch *patch = w->format == TC_W_COMPACT ? tc_patches(w, panel, 0) : NULL;
+    const uint16_t *none;
+    for (int64_t b = 0; b < w->num_blocks; b++) {
+        _Alignas(64) uint16_t expanded[BLOCK_VALUES];
+        const void *block = tc_block(w, panel, b, &none);
+        if (w->format == TC_W_COMPACT) {
+            expand_block(&codes, block, expanded);
+            patch = mend_block(patch, b, expanded);
+            block = expanded;
+        }
+        int64_t width = w->columns - b * BLOCK < BLOCK ? w->columns - b * BLOCK : BLOCK;
+        for (int64_t k = 0; k < width; k++) {
+            if (w->format == TC_W_F32) ((float *)out)[b * BLOCK + k] = ((const float *)block)[k * PANEL + lane];
+            else ((uint16_t *)out)[b * BLOCK + k] = ((const uint16_t *)block)[k / 2 * BLOCK + lane * 2 + k % 2];
         }
     }
+}
+
+typedef struct {
+    const tc_weight *weight;
+    const int64_t *rows;
+    uint8_t *out;
+} taking;
+
+static void take_one(void *arg, int64_t i, int thread) {
+    (void)thread;
+    const taking *t = arg;
+    int64_t bytes = t->weight->columns * (t->weight->format == TC_W_F32 ? 4 : 2);
+    take_row(t->weight, t->rows[i], t->out + i * bytes);
+}
+
+/* Some rows of a bf16 or fp32 weight, [count, K] of its type. */
+API void tc_take_rows(tc_context *c, const tc_weight *w, const int64_t *rows, int64_t count, void *out) {
+    taking t = {w, rows, out};
+    tc_enter(c);
+    tc_pool_run(c->pool, count, take_one, &t);
+    tc_leave(c);
+}
+
+static void unpack_int_row(const tc_weight *w, int64_t row, float *out) {
+    for (int64_t column = 0; column < w->columns; column++) {
+        const uint16_t *scales;
+        const uint8_t *block = tc_block(w, row / PANEL, column / BLOCK, &scales);
+        int k = (int)(column % BLOCK), lane = (int)(row % PANEL);
+        out[column] = (float)get_int(block, w->format, lane, k) * f16_to_float(scales[lane]);
+    }
+}
+
+static void unpack_bf16_row(const tc_weight *w, int64_t row, float *out, uint16_t *half) {
+    take_row(w, row, half);
+    for (int64_t column = 0; column < w->columns; column++) out[column] = bf16_to_float(half[column]);
+}
+
+/* The plain fp32 matrix [N, K] that a packed weight, not w8a8, stands for. */
+API void tc_unpack(const tc_weight *w, float *out) {
+    uint16_t *half = malloc((size_t)w->columns * sizeof *half);
+    if (!half) abort();
+    for (int64_t row = 0; row < w->rows; row++, out += w->columns) {
+        if (has_scales(w)) unpack_int_row(w, row, out);
+        else if (w->format == TC_W_F32) take_row(w, row, out);
+        else unpack_bf16_row(w, row, out, half);
+    }
+    free(half);
 }

@@ -21,7 +21,7 @@
 #define PART 8   /* blocks of many rows that an AMX tile product takes at a time */
 
 enum { TC_F32 = 0, TC_BF16 = 1, TC_INT8 = 2, TC_INT4 = 3 };               /* element types; integers in caches */
-enum { TC_W_INT4 = 0, TC_W_INT8 = 1, TC_W_BF16 = 2, TC_W_F32 = 3, TC_W_W8A8 = 4 }; /* weight formats */
+enum { TC_W_INT4 = 0, TC_W_INT8 = 1, TC_W_BF16 = 2, TC_W_F32 = 3, TC_W_COMPACT = 4, TC_W_W8A8 = 5 }; /* weight formats */
 enum { TC_ACT_INT8 = 0, TC_ACT_BF16 = 1, TC_ACT_F32 = 2, TC_ACT_UINT8 = 3 };      /* activation formats */
 enum { TC_PORTABLE = 0, TC_AVX2 = 1, TC_AVX512 = 2, TC_AMX = 3 };         /* instruction set levels */
 
@@ -36,6 +36,7 @@ typedef struct {
  *               quads; in a quad each output has the 4 bytes of 4 consecutive inputs. Values are stored
  *               with an offset (8 or 128) as unsigned. int4 keeps quads 0-3 in low nibbles, 4-7 in high.
  *   bf16        a block is 16 pairs of inputs; in a pair each output has 2 consecutive inputs.
+ *   compact     bf16 in 12 bits, without loss: see compact.h.
  *   f32         a block is 32 inputs of 16 outputs.
  *   w8a8        int8 as it is, of which all sums are integers to the end: a block is 64 inputs in 16 quads. Behind
  *               the panels each output has an fp32 scale, then each an int32 that is added to its sum.
@@ -46,7 +47,11 @@ typedef struct {
     int64_t num_panels, num_blocks, panel_bytes;
     uint8_t *data; /* aligned to 64 bytes */
     tc_range range; /* of w8a8 */
+    uint8_t exponents[16]; /* of compact: by code */
+    int64_t num_patches;
 } tc_weight;
+
+static inline int tc_is_bf16(const tc_weight *w) { return w->format == TC_W_BF16 || w->format == TC_W_COMPACT; }
 
 /* Activations made ready for one kind of weight: [tile][block][row of the tile][inputs of a block], only the last
  * tile has fewer than 16 rows. int8 has one scale and one correction (-offset * sum of the 32 integers) per row and
@@ -238,11 +243,15 @@ void tc_adapt(tc_context *context, const tc_adapter_run *runs, int64_t num_runs,
               const tc_source *source, const tc_product *products, int count);
 
 /* pack.c */
+API int64_t tc_weight_init(tc_weight *w);
 int64_t tc_block_bytes(int format);
 int64_t tc_superblock(const tc_weight *w); /* inputs between two rows of scales */
 const uint8_t *tc_block(const tc_weight *w, int64_t panel, int64_t block, const uint16_t **scales);
 const float *tc_out_scales(const tc_weight *w);    /* [16 * num_panels], of w8a8 */
 const int32_t *tc_out_offsets(const tc_weight *w); /* the same */
+
+/* compact.c */
+int64_t tc_compact_out_bytes(const tc_weight *w);
 
 /* matmul_amx_int.c, matmul_amx_tiles.c, attention_amx.c */
 #if defined(__x86_64__)
