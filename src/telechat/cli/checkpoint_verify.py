@@ -46,8 +46,10 @@ def run(args: argparse.Namespace) -> int:
     from telechat.checkpoint.formats.verify import FILE, verify
 
     paths = [source_path(name) for name in (args.first, args.second)]
+    named = [_completing(path, args) for path in paths]
     first, second = (
-        open_checkpoint(path, config=args.model_config, strategy=_strategy(path, args)) for path in paths
+        open_checkpoint(path, config=config, strategy=strategy)
+        for path, (config, strategy) in zip(paths, named, strict=True)
     )
     certificate = verify(
         first, second, _prompts(first, second), num_layers=args.layers, on_progress=ByteProgress()
@@ -71,12 +73,17 @@ def run(args: argparse.Namespace) -> int:
     return 0 if certificate.is_same else 1
 
 
-def _strategy(path: Path, args: argparse.Namespace) -> Path | None:
-    """The strategy belongs to the sliced one of the two."""
-    from telechat.checkpoint.formats.opening import kind_of
+def _completing(path: Path, args: argparse.Namespace) -> tuple[Path | None, Path | None]:
+    """What was named for the one of the two that needs it: a config, and the strategy of a sliced one."""
+    from telechat.checkpoint.formats.opening import SELF_DESCRIBING, kind_of
 
-    strategy: Path | None = args.strategy
-    return strategy if strategy is not None and kind_of(path) == "mindspore" else None
+    if args.model_config is None and args.strategy is None:
+        return None, None
+    kind = kind_of(path)
+    return (
+        None if kind in SELF_DESCRIBING else args.model_config,
+        args.strategy if kind == "mindspore" else None,
+    )
 
 
 def _prompts(first: Checkpoint, second: Checkpoint) -> list[list[int]]:

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 MAX_COMPLETIONS = 128
 MAX_LOGPROBS = 100
 MAX_SEED = 2**63 - 1
+# Every new piece of text is compared with all beginnings of a stop string.
+MAX_STOP_CHARACTERS = 1024
 
 # Settings of a generation_config.json that would change the answer and that this engine does not have, with
 # the values at which they do nothing.
@@ -103,7 +105,7 @@ class SamplingParams:
         max_tokens: most tokens to generate; None: as many as the context holds.
         max_total_tokens: most tokens of prompt and answer together (`max_length` of a generation config);
             counts only where max_tokens is None.
-        stop: strings that end the answer; they are not part of its text.
+        stop: strings that end the answer, of at most 1,024 characters; they are not part of its text.
         stop_token_ids: ids that end the answer, besides the model's own.
         seed: same seed and prompt, same answer, whatever else is in the batch; None draws one.
         ignore_eos: go on after the model's end token.
@@ -193,6 +195,12 @@ class SamplingParams:
         if not all(self.stop):
             raise RequestError(
                 "stop holds an empty string, which would end every answer at once.", parameter="stop"
+            )
+        longest = max(map(len, self.stop), default=0)
+        if longest > MAX_STOP_CHARACTERS:
+            raise RequestError(
+                f"stop holds a string of {longest:,} characters; at most {MAX_STOP_CHARACTERS:,} are taken.",
+                parameter="stop",
             )
         if not isinstance(self.stop_token_ids, tuple):
             raise RequestError(

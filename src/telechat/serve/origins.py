@@ -2,7 +2,7 @@
 
 Such a service trusts whoever can reach it, and a page of any site can, by the browser of somebody on this
 machine: with a form or an image, or under a name of its own that it lets point here. Browsers say where a
-page is from; other programs do not, and are let in. Knows no keys.
+page is from and under which name they ask; other programs use this machine's own. Knows no keys.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from telechat.serve.auth import OPEN_PATHS
 from telechat.serve.errors import forbidden
-from telechat.serve.settings import is_loopback
+from telechat.serve.settings import is_address, is_loopback
 
 
 class OriginCheck:
@@ -23,12 +23,13 @@ class OriginCheck:
 
     Args:
         app: what to protect.
-        allowed: origins that may call all the same; `*` is all.
+        allowed: origins that may call all the same, and under whose name one may ask; `*` is all.
     """
 
     def __init__(self, app: ASGIApp, allowed: Collection[str]) -> None:
         self.app = app
         self._allowed = frozenset(allowed)
+        self._hosts = frozenset(urlsplit(origin.lower()).hostname for origin in allowed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if (
@@ -37,7 +38,7 @@ class OriginCheck:
             and self._refuses(Headers(scope=scope))
         ):
             error = forbidden(
-                "This service takes no requests from pages of other sites. "
+                "This service takes no requests from pages of other sites or under another site's name. "
                 "Its operator may allow an origin with --cors-origin."
             )
             await error.response()(scope, receive, send)
@@ -50,8 +51,22 @@ class OriginCheck:
             return False
         if origin is None:
             # An image or a link of another site; browsers send no origin with these.
-            return headers.get("sec-fetch-site") == "cross-site"
+            is_foreign = headers.get("sec-fetch-site") == "cross-site"
+            return is_foreign or self._is_foreign_name(headers.get("host", ""))
         return is_foreign_site(origin)
+
+    def _is_foreign_name(self, host: str) -> bool:
+        """Whether a `Host` header is a name that a stranger may have made point here.
+
+        Those have dots: what stands alone is known to this network only, an address belongs to nobody else.
+        """
+        try:
+            name = urlsplit(f"//{host.lower()}").hostname or ""
+        except ValueError:
+            return True
+        if name in self._hosts or name.endswith((".localhost", ".local", ".internal")):
+            return False
+        return "." in name and not is_address(name)
 
 
 def is_foreign_site(origin: str) -> bool:

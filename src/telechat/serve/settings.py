@@ -121,9 +121,13 @@ def is_sound_key(key: str) -> bool:
 
 def is_loopback(host: str) -> bool:
     """True for `localhost` and addresses such as 127.0.0.1 and ::1; other names count as public."""
-    if host.lower() == "localhost":
-        return True
+    return host.lower() == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def is_address(host: str) -> bool:
+    """Whether a host is an IP address and not a name."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        ipaddress.ip_address(host)
     except ValueError:
         return False
+    return True

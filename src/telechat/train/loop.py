@@ -30,7 +30,7 @@ from telechat.train.schedule import Schedule
 log = logging.getLogger(__name__)
 
 _PEAK_GROWTH = 1.01
-_BASE = "model.start_from"
+_BASE, _ROPE = "model.start_from", "model.rope"
 # Of an adapter's settings, those that may change between two parts of a run.
 _FREE = ("dropout", "merge")
 
@@ -177,7 +177,7 @@ class Trainer:
         """Refuse a checkpoint whose tensors fit in shape, but were made under settings that give them another
         meaning. Checkpoints of earlier versions do not say."""
         ours = _meaning(self.config)
-        theirs = progress.get("meaning", ours)
+        theirs = {_ROPE: ours[_ROPE]} | progress.get("meaning", ours)
         for name in sorted(ours.keys() | theirs.keys()):
             if ours.get(name) == theirs.get(name):
                 continue
@@ -252,6 +252,8 @@ class Trainer:
 def _meaning(config: TrainConfig) -> dict[str, Any]:
     """The settings that decide what the numbers in a checkpoint mean, as JSON gives them back."""
     found: dict[str, Any] = {"optimizer.name": config.optimizer.name, "lora": config.lora is not None}
+    rope = to_mapping(config.model.rope)
+    found[_ROPE] = {name: value for name, value in rope.items() if value is not None}
     if config.lora is not None:
         section = to_mapping(config.lora)
         found |= {f"lora.{name}": value for name, value in section.items() if name not in _FREE}

@@ -35,6 +35,7 @@ WRONG = [
     ("logprobs", -1),
     ("logprobs", 101),
     ("stop", ("",)),
+    ("stop", ("fine", "x" * 1025)),
     ("stop", "text"),
     ("stop", (3,)),
     ("stop_token_ids", (-1,)),

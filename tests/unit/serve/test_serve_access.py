@@ -169,6 +169,9 @@ def test_other_origins_are_shut_out_unless_named(make_client: MakeClient) -> Non
         {"Origin": "http://["},
         {"Origin": "null"},
         {"Sec-Fetch-Site": "cross-site"},
+        {"Host": "evil.example:8070", "Sec-Fetch-Site": "same-origin"},
+        {"Host": "127.0.0.1.evil.example"},
+        {"Host": "[evil.example"},
     ],
 )
 def test_without_a_key_pages_of_other_sites_are_refused(
@@ -192,6 +195,12 @@ def test_without_a_key_pages_of_other_sites_are_refused(
         {"Origin": "https://page.example", "Sec-Fetch-Site": "cross-site"},
         {"Origin": "chrome-extension://abcdef"},
         {"Sec-Fetch-Site": "none"},
+        {"Host": "page.example"},
+        {"Host": "127.0.0.1:8070"},
+        {"Host": "[::1]:8070"},
+        {"Host": "192.168.0.7"},
+        {"Host": "box.local:8070"},
+        {"Host": "telechat:8070"},
     ],
 )
 def test_without_a_key_programs_and_named_origins_are_let_in(

@@ -25,6 +25,7 @@ from telechat.train.config import (
     ModelSection,
     OptimizerSection,
     OutputSection,
+    RopeSection,
     ScheduleSection,
     TrainConfig,
 )
@@ -306,6 +307,14 @@ def test_an_adapter_of_another_meaning_is_refused(tmp_path: Path, caplog: pytest
     assert adapted(dropout=0.1, merge=True).resume()
     assert "model.start_from" not in caplog.text
     assert adapted("moved/base").resume() and "model.start_from is moved/base here" in caplog.text
+
+
+def test_other_positions_on_resuming_are_refused(tmp_path: Path) -> None:
+    config = settings(tmp_path, total_steps=3)
+    trainer(config).run()
+    longer = dataclasses.replace(config.model, rope=RopeSection(theta=1e6))
+    with pytest.raises(CheckpointError, match=r"Cannot resume .*: model\.rope is .*1000000"):
+        trainer(dataclasses.replace(config, model=longer)).resume()
 
 
 def test_other_data_on_resuming_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -25,6 +25,8 @@ from telechat.errors import CheckpointError
 from telechat.models import TeleChatConfig
 
 GGUF = ".gguf"
+# Kinds that need no config.json beside them, and heed none.
+SELF_DESCRIBING = ("gguf", llama.NAME)
 _PICKLES = (".bin", ".pt", ".pth")
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz")
 _YAML = (".yaml", ".yml")
@@ -52,6 +54,11 @@ def open_checkpoint(
     kind = kind_of(path)
     if strategy is not None and kind != mindspore.NAME:
         raise CheckpointError(f"{path.name} is no sliced MindSpore checkpoint.", hint="Leave --strategy out.")
+    if config is not None and kind in SELF_DESCRIBING:
+        raise CheckpointError(
+            f"{path.name} describes its model itself; {config.name} would say nothing.",
+            hint="Leave --model-config (of chat, generate and serve: --config) out.",
+        )
     if kind == "gguf":
         return gguf_reading.open_gguf(gguf_file_of(path))
     folder = path if path.is_dir() else path.parent

@@ -168,3 +168,18 @@ def test_sources_that_need_more(kind: str, tmp_path: Path) -> None:
     assert export(kind, tmp_path / "ms", tmp_path / "out") == 1
     more = ("--model-config", source / "config.json", "--strategy", tmp_path / "moved")
     assert export(kind, tmp_path / "ms", tmp_path / "out", *more) == 0
+
+
+@pytest.mark.parametrize(("kind", "name"), [("gguf", "model-F32.gguf"), ("llama", "")])
+def test_what_describes_itself_takes_no_config(
+    kind: str, name: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--gguf-type", "F32") if kind == "gguf" else ("--dtype", "float32")
+    assert export(kind, model, tmp_path / "out", *words) == 0
+    source = tmp_path / "out" / name
+    config = ("--model-config", str(model / "config.json"))
+    assert main(["checkpoint", "convert", str(source), str(tmp_path / "hf"), "--to", "hf", *config]) != 0
+    said = capsys.readouterr().err
+    assert "describes its model itself; config.json would say nothing" in said
+    assert "Leave --model-config" in said
+    assert main(["checkpoint", "verify", str(model), str(source), *config]) == 0  # it is the other one's
