@@ -182,6 +182,7 @@ class PackedWeight:
         Raises:
             IndexError: there is no such row.
         """
+        assert self.weight_format in _DTYPES, self.weight_format
         if rows_T.numel() and not 0 <= int(rows_T.min()) <= int(rows_T.max()) < self.rows:
             raise IndexError(f"rows {int(rows_T.min())} to {int(rows_T.max())} of {self.rows}")
         rows_T = rows_T.contiguous()
