@@ -144,7 +144,7 @@ def against_llama(shape: str, weight_format: str, steps: int) -> Group:
             f"{title} decode b1, share of memory bandwidth",
             Place("decode b1", OURS),
             Place("memory", MEMORY),
-            factor=SHAPES[shape].bytes_per_token(weight_format) / 1e9,
+            factor=SHAPES[shape].bytes_per_token(weight_format, is_compact=True) / 1e9,
             unit="%",
             goal=0.88 if headline else None,
             floor=0.75 if headline else None,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 # Bits per weight, scales included, that a decoding step reads.
 BITS = {"int4": 4.5, "int8": 8.5, "bf16": 16.0}
+# What the CPU kernels keep bf16 in.
+COMPACT_BITS = 12.0
 # The peer's formats of the same size.
 GGUF_TYPES = {"int4": "Q4_0", "int8": "Q8_0", "bf16": "BF16"}
 
@@ -32,9 +34,10 @@ class Shape:
         layer = 4 * self.hidden**2 + 3 * self.hidden * self.ffn
         return self.num_layers * layer + self.vocab * self.hidden
 
-    def bytes_per_token(self, weight_format: str) -> float:
-        """Bytes of weights that a decoding step reads."""
-        return self.weights_per_token * BITS[weight_format] / 8
+    def bytes_per_token(self, weight_format: str, *, is_compact: bool = False) -> float:
+        """Bytes of weights that a decoding step reads; of bf16 fewer where the CPU kernels keep it."""
+        bits = COMPACT_BITS if is_compact and weight_format == "bf16" else BITS[weight_format]
+        return self.weights_per_token * bits / 8
 
 
 SHAPES = {

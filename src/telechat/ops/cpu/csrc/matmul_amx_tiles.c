@@ -153,7 +153,7 @@ typedef struct {
 } expansion;
 
 INLINE expansion begin_expansion(const job *j, int64_t panel, int keeps_all) {
-    int64_t kept = keeps_all ? j->w->num_blocks : 2;
+    int64_t kept = keeps_all || j->w->num_blocks == 1 ? j->w->num_blocks : 2;
     expansion e = {.codes = j->codes, .mask = keeps_all ? INT64_MAX : 1};
     const uint16_t *none;
     for (int i = 0; i < 2; i++) {
