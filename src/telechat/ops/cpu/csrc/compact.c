@@ -107,24 +107,22 @@ static void compact_panel(void *arg, int64_t panel, int thread) {
 }
 
 /* Make `w`, of which format and shape are set, of `plain`, a bf16 weight of its shape. Returns the bytes at w->data,
- * which are the caller's; 0 where so many values have rare exponents that it would not pay; -1 without memory. */
+ * which are the caller's; 0 where so many values have rare exponents that it would not pay, or memory is short. */
 API int64_t tc_compact(tc_context *context, const tc_weight *plain, tc_weight *w) {
     compaction c = {.plain = plain, .weight = w};
     tc_weight_init(w);
     c.counts = malloc((size_t)w->num_panels * sizeof *c.counts);
-    if (!c.counts) return -1;
+    if (!c.counts) return 0;
     tc_enter(context);
     tc_pool_run(context->pool, w->num_panels, count_panel, &c);
     choose_codes(&c);
-    int64_t bytes = w->num_patches * LEAST_COMMON > w->rows * w->columns ? 0 : tc_weight_init(w);
-    w->data = bytes ? tc_huge_alloc((size_t)bytes) : NULL;
+    int64_t bytes = tc_weight_init(w);
+    w->data = w->num_patches * LEAST_COMMON > w->rows * w->columns ? NULL : tc_huge_alloc((size_t)bytes);
     if (w->data) {
         put_starts(&c);
         tc_pool_run(context->pool, w->num_panels, compact_panel, &c);
-    } else if (bytes) {
-        bytes = -1;
     }
     tc_leave(context);
     free(c.counts);
-    return bytes;
+    return w->data ? bytes : 0;
 }
