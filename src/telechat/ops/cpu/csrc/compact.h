@@ -32,25 +32,30 @@ INLINE int64_t compact_rest_at(int row, int column) {
     return row / 4 * QUARTER_BYTES + 64 + row % 4 / 2 * 64 + compact_byte(row, column);
 }
 
-/* What begins a value's high and low byte, by code: an exponent has 7 bits there and 1 here. */
+/* One value of a block, but for patches. */
+INLINE uint16_t compact_value(const uint8_t *exponents, const uint8_t *p, int row, int column) {
+    uint8_t both = p[compact_code_at(row, column)], rest = p[compact_rest_at(row, column)];
+    int code = row % 4 < 2 ? both & 15 : both >> 4;
+    return (uint16_t)((rest & 0x80) << 8 | exponents[code] << 7 | (rest & 0x7f));
+}
+
+/* What codes stand for. In vectors it is by bytes: an exponent has 7 bits in a value's high one and 1 in the low one. */
 typedef struct {
 #if defined(__AVX512BW__)
     __m512i high, low;
 #else
-    uint8_t high[16], low[16];
+    const uint8_t *exponents;
 #endif
 } compact_codes;
 
 INLINE compact_codes begin_compact(const tc_weight *w) {
     compact_codes codes;
-    uint8_t high[16], low[16];
-    for (int i = 0; i < 16; i++) high[i] = w->exponents[i] >> 1, low[i] = (uint8_t)(w->exponents[i] << 7);
 #if defined(__AVX512BW__)
-    codes.high = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)high));
-    codes.low = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)low));
+    __m512i exponents = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)w->exponents));
+    codes.high = _mm512_and_si512(_mm512_srli_epi16(exponents, 1), _mm512_set1_epi8(0x7f));
+    codes.low = _mm512_and_si512(_mm512_slli_epi16(exponents, 7), _mm512_set1_epi8((char)0x80));
 #else
-    memcpy(codes.high, high, sizeof high);
-    memcpy(codes.low, low, sizeof low);
+    codes.exponents = w->exponents;
 #endif
     return codes;
 }
@@ -79,12 +84,8 @@ INLINE void expand_block(const compact_codes *codes, const uint8_t *p, uint16_t 
     }
 #else
     for (int row = 0; row < BLOCK_ROWS; row++)
-        for (int column = 0; column < BLOCK; column++) {
-            uint8_t both = p[compact_code_at(row, column)], rest = p[compact_rest_at(row, column)];
-            int code = row % 4 < 2 ? both & 15 : both >> 4;
-            int high = (rest & 0x80) | codes->high[code], low = codes->low[code] | (rest & 0x7f);
-            out[row * BLOCK + column] = (uint16_t)(high << 8 | low);
-        }
+        for (int column = 0; column < BLOCK; column++)
+            out[row * BLOCK + column] = compact_value(codes->exponents, p, row, column);
 #endif
 }
 

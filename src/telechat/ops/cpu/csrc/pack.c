@@ -253,25 +253,33 @@ API void tc_pack_w8a8(tc_context *c, const tc_weight *w, const int8_t *q, const 
     tc_leave(c);
 }
 
+/* A row of a compact weight, [K] in bf16. */
+static void take_compact_row(const tc_weight *w, int64_t row, uint16_t *out) {
+    const uint16_t *none;
+    int64_t panel = row / PANEL;
+    int lane = (int)(row % PANEL);
+    for (int64_t k = 0; k < w->columns; k++) {
+        const uint8_t *block = tc_block(w, panel, k / BLOCK, &none);
+        int in_block = (int)(k % BLOCK);
+        out[k] = compact_value(w->exponents, block, in_block / 2, lane * 2 + in_block % 2);
+    }
+    for (const tc_patch *patch = tc_patches(w, panel, 0); patch->place != UINT32_MAX; patch++) {
+        int64_t k = patch->place / BLOCK_VALUES * BLOCK + patch->place % BLOCK_VALUES / BLOCK * 2 + patch->place % 2;
+        if (patch->place % BLOCK / 2 == (uint32_t)lane && k < w->columns) out[k] = (uint16_t)patch->value;
+    }
+}
+
 /* A row of a bf16 or fp32 weight, [K] of its type. */
 static void take_row(const tc_weight *w, int64_t row, void *out) {
-    compact_codes codes = begin_compact(w);
-    int64_t panel = row / PANEL, lane = row % PANEL;
-    const tc_patch *patch = w->format == TC_W_COMPACT ? tc_patches(w, panel, 0) : NULL;
-    const uint16_t *none;
-    for (int64_t b = 0; b < w->num_blocks; b++) {
-        _Alignas(64) uint16_t expanded[BLOCK_VALUES];
-        const void *block = tc_block(w, panel, b, &none);
-        if (w->format == TC_W_COMPACT) {
-            expand_block(&codes, block, expanded);
-            patch = mend_block(patch, b, expanded);
-            block = expanded;
-        }
-        int64_t width = w->columns - b * BLOCK < BLOCK ? w->columns - b * BLOCK : BLOCK;
-        for (int64_t k = 0; k < width; k++) {
-            if (w->format == TC_W_F32) ((float *)out)[b * BLOCK + k] = ((const float *)block)[k * PANEL + lane];
-            else ((uint16_t *)out)[b * BLOCK + k] = ((const uint16_t *)block)[k / 2 * BLOCK + lane * 2 + k % 2];
-        }
+    const uint8_t *panel = w->data + row / PANEL * w->panel_bytes;
+    int64_t lane = row % PANEL;
+    if (w->format == TC_W_COMPACT) {
+        take_compact_row(w, row, out);
+        return;
+    }
+    for (int64_t k = 0; k < w->columns; k++) {
+        if (w->format == TC_W_F32) ((float *)out)[k] = ((const float *)panel)[k * PANEL + lane];
+        else ((uint16_t *)out)[k] = ((const uint16_t *)panel)[k / 2 * BLOCK + lane * 2 + k % 2];
     }
 }
 
