@@ -49,7 +49,8 @@ oracles: setup ## tests against heavy third-party packages, in environments of t
 	$(RUN) tools/oracles.py
 
 installs: setup ## what images and bundles do, done in empty folders: whole environments from nothing (minutes)
-	$(RUN) -m pytest -m installs tests/e2e/test_docker_runs.py tests/e2e/test_bundle_runs.py
+	$(RUN) -m pytest -m installs tests/e2e/test_docker_runs.py tests/e2e/test_bundle_runs.py \
+		tests/e2e/test_without_compiler.py
 
 options: setup ## every option has a test that fails when it is ignored (minutes; OPTIONS="chat seed": some)
 	$(RUN) tools/option_check.py --results runs/options.json $(OPTIONS)

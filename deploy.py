@@ -82,6 +82,7 @@ def run_with_newer_python(arguments):
 def prepare(extras):
     """Make or reuse the environment with this checkout and `extras` installed; returns its Python."""
     python = os.path.join(VENV, "Scripts", "python.exe") if WINDOWS else os.path.join(VENV, "bin", "python")
+    extras = sorted({*extras, *([] if has_compiler() else ["compiler"])})
     wanted = fingerprint()
     stamp = read_stamp()
     installed = set(stamp.get("extras", []))
@@ -97,8 +98,10 @@ def prepare(extras):
     print(f"Installing telechat and what it needs into {VENV} (once; some minutes) ...", file=sys.stderr)
     sys.stderr.flush()
     install = ["-m", "pip", "install", "--disable-pip-version-check", "-c", constraints_file(), "-e", target]
+    # A checkout compiles its kernels when they are first used: this build needs no compiler of its own.
+    environment = dict(os.environ, TELECHAT_PURE_WHEEL="1")
     # pip writes its progress to stdout; ours is for the addresses that `telechat deploy` prints.
-    if subprocess.call([python, *install], stdout=2) != 0:
+    if subprocess.call([python, *install], stdout=2, env=environment) != 0:
         raise SetupError(
             "pip could not install telechat; its last lines say why. When the network is the cause, run this "
             "again: what is already downloaded is kept."
@@ -106,6 +109,11 @@ def prepare(extras):
     with open(STAMP, "w", encoding="utf-8") as file:
         json.dump({"fingerprint": wanted, "extras": extras}, file)
     return python
+
+
+def has_compiler():
+    """Whether the CPU kernels can be compiled with what is here; elsewhere the extra `compiler` brings clang."""
+    return WINDOWS or bool(os.environ.get("CC")) or any(map(shutil.which, ("cc", "gcc", "clang")))
 
 
 def make_venv():

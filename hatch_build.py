@@ -1,4 +1,4 @@
-"""Compiles the CPU kernels into the wheel where there is a C compiler; without one the wheel is pure Python.
+"""Compiles the CPU kernels into the wheel, with the machine's C compiler or, where it has none, that of ziglang.
 
 An editable installation compiles nothing: a checkout builds its kernels on first use, so that edited sources
 are never shadowed by an old library. With TELECHAT_PURE_WHEEL set nothing is compiled either: so does
@@ -18,10 +18,18 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 PACKAGE_FOLDER = "telechat/ops/cpu"
+ZIGLANG = "ziglang>=0.13"
 
 
 class KernelBuildHook(BuildHookInterface):  # type: ignore[type-arg]
-    """Hatchling calls `initialize` before it collects the files of a wheel, `finalize` after."""
+    """Hatchling asks for `dependencies` first, calls `initialize` before it collects files, `finalize` after."""
+
+    def dependencies(self) -> list[str]:
+        """What pip installs for the build alone: clang as a wheel, where the machine has no compiler."""
+        build = load_build_module(Path(self.root, "src", PACKAGE_FOLDER, "build.py"))
+        if os.environ.get("TELECHAT_PURE_WHEEL") or os.name != "posix" or build.system_compiler():
+            return []
+        return [ZIGLANG]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Add the library to the wheel. A failure is reported and costs speed, never the installation."""

@@ -44,6 +44,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(module.subprocess, "call", call)
     monkeypatch.setattr(module, "make_venv", make_venv)
     monkeypatch.setattr(module, "WINDOWS", False)
+    monkeypatch.setenv("CC", "cc")
     return module
 
 
@@ -82,6 +83,23 @@ def test_another_extra_is_added(script: ModuleType) -> None:
     script.prepare(["dev"])
     script.prepare(["hf"])
     assert installs(script)[-1] == f"{script.ROOT}[dev,hf]"
+
+
+def test_without_a_compiler_comes_one_from_pypi(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    script.prepare(["dev"])
+    assert installs(script) == [f"{script.ROOT}[compiler,dev]"]
+    script.calls.clear()
+    script.prepare([])
+    assert script.calls == []
+    (tmp_path / "gcc").touch(mode=0o755)
+    assert script.has_compiler()
+    (tmp_path / "gcc").unlink()
+    monkeypatch.setattr(script, "WINDOWS", True)
+    assert script.has_compiler()
 
 
 def test_a_moved_tree_installs_again(

@@ -222,7 +222,7 @@ class OneDnnProduct:
         """Why this form cannot run, or None."""
         if device.type != CPU.type:
             return f"the weights are on {device.type}"
-        return None if _has_onednn() else "this torch has no oneDNN int8 product"
+        return _onednn_obstacle()
 
     def __call__(self, x_MK: Tensor) -> Tensor:
         """[M, K] -> [M, N] in x's dtype."""
@@ -250,8 +250,15 @@ class OneDnnProduct:
 
 
 @cache
-def _has_onednn() -> bool:
-    return hasattr(torch.ops.onednn, "qlinear_prepack") and hasattr(torch.ops.onednn, "qlinear_pointwise")
+def _onednn_obstacle() -> str | None:
+    if not (hasattr(torch.ops.onednn, "qlinear_prepack") and hasattr(torch.ops.onednn, "qlinear_pointwise")):
+        return "this torch has no oneDNN int8 product"
+    # Before VNNI x86 adds two products of 8 bits in 16, which saturate: the largest ones tell.
+    length = 64
+    largest = StaticWeight.from_float(torch.full((16, length), float(HIGH)), None, ActivationRange(1.0, 0))
+    sums = OneDnnProduct(largest).multiply(torch.full((1, length), HIGH - LOW, dtype=torch.uint8), torch.float32)
+    is_exact = bool((sums == HIGH * HIGH * length).all())
+    return None if is_exact else "oneDNN's int8 product is inexact without VNNI"
 
 
 def dynamic_product(x_MK: Tensor, weight: DynamicWeight) -> Tensor:

@@ -7,11 +7,14 @@ Knows nothing of where libraries are kept or loaded.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -53,21 +56,29 @@ class BuildError(Exception):
 
 
 def find_compiler() -> list[str]:
-    """The C compiler as words of a command: `CC`, else cc, gcc or clang.
+    """The C compiler as words of a command: `CC`, else cc, gcc or clang, else that of the package ziglang.
 
     Raises:
         BuildError: there is none.
     """
     if os.name != "posix":
         raise BuildError("the CPU kernels are built on Linux and macOS only")
+    system = system_compiler()
+    if system:
+        return system
+    if importlib.util.find_spec("ziglang"):
+        # It compiles for the processor at hand unless told otherwise, and always adds what debuggers read.
+        return [sys.executable, "-m", "ziglang", "cc", "-mcpu=baseline", "-g0"]
+    raise BuildError("no C compiler was found (looked for CC, cc, gcc, clang and the package ziglang)")
+
+
+def system_compiler() -> list[str] | None:
+    """The C compiler that this machine has by itself, as words of a command: `CC`, else cc, gcc or clang."""
     named = os.environ.get("CC")
     if named:
         return shlex.split(named)
-    for name in ("cc", "gcc", "clang"):
-        found = shutil.which(name)
-        if found:
-            return [found]
-    raise BuildError("no C compiler was found (looked for CC, cc, gcc, clang)")
+    paths = (shutil.which(name) for name in ("cc", "gcc", "clang"))
+    return next(([path] for path in paths if path), None)
 
 
 def compilations(machine: str) -> list[Compilation]:
@@ -105,23 +116,26 @@ def build(target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as folder:
 
+        # What ziglang keeps between compilations is larger than the library, and needed once.
+        environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}
+
         def compile_one(unit: Compilation) -> Path:
             source, name, flags = unit
             out = Path(folder, f"{name}.o")
             path = SOURCE_FOLDER / f"{source}.c"
-            _run([*compiler, *FLAGS, *flags, "-c", str(path), "-o", str(out)])
+            _run([*compiler, *FLAGS, *flags, "-c", str(path), "-o", str(out)], environment)
             return out
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(compile_one, compilations(machine)))
         made = Path(folder, target.name)
-        _run([*compiler, "-shared", "-pthread", "-o", str(made), *map(str, objects), "-lm"])
+        _run([*compiler, "-shared", "-pthread", "-o", str(made), *map(str, objects), "-lm"], environment)
         made.replace(target)
 
 
-def _run(command: list[str]) -> str:
+def _run(command: list[str], environment: Mapping[str, str] | None = None) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     except OSError as error:
         raise BuildError(f"{command[0]} cannot be run: {error}") from error
     if done.returncode:

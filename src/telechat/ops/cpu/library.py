@@ -266,6 +266,7 @@ def load() -> ctypes.CDLL:
     found = _attempt()
     if isinstance(found, str):
         raise DeviceError(
-            f"The CPU kernels are not available: {found}.", hint="Install a C compiler such as gcc."
+            f"The CPU kernels are not available: {found}.",
+            hint="Install a C compiler such as gcc, or `pip install 'telechat[compiler]'`.",
         )
     return found

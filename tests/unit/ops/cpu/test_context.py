@@ -147,8 +147,22 @@ def test_without_a_working_compiler(
 def test_no_compiler_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(build.BuildError, match="no C compiler was found"):
         build.find_compiler()
+
+
+def test_the_package_ziglang_compiles_where_nothing_else_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: name == "ziglang" or None)
+    assert build.find_compiler()[:4] == [sys.executable, "-m", "ziglang", "cc"]
+    (tmp_path / "clang").touch(mode=0o755)
+    assert build.find_compiler() == [str(tmp_path / "clang")]
+    monkeypatch.setenv("CC", "my cc")
+    assert build.find_compiler() == ["my", "cc"]
 
 
 def test_a_missing_library_is_an_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
