@@ -137,85 +137,147 @@ INLINE int64_t all_rows(const int format, const tc_weight *w, int64_t panel, int
 
 #else
 
-/* Exact dot products of 32 inputs for 16 outputs. */
+/* Activations of some rows of a tile; `height` rows lie in the tile. */
+typedef struct {
+    const int8_t *values;
+    const float *scales;
+    const int32_t *corrections;
+    int64_t height;
+} some_rows;
+
 #if defined(__AVX2__)
-INLINE v16i dot_block(const uint8_t *p, const int format, const int8_t *a) {
-    const __m256i ones = _mm256_set1_epi16(1), low = _mm256_set1_epi8(15), eight = _mm256_set1_epi8(8);
-    __m256i halves[2];
-    for (int h = 0; h < 2; h++) {
-        __m256i sum = _mm256_setzero_si256();
-        for (int i = 0; i < 8; i++) {
-            __m256i w;
-            if (format == TC_W_INT8) {
-                w = _mm256_loadu_si256((const __m256i *)(p + i * 64 + h * 32));
-                w = _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80)); /* unsigned with offset -> signed */
-            } else {
-                w = _mm256_loadu_si256((const __m256i *)(p + i % 4 * 64 + h * 32));
-                w = _mm256_and_si256(i < 4 ? w : _mm256_srli_epi16(w, 4), low);
-                w = _mm256_sub_epi8(w, eight);
-            }
-            int32_t word;
-            memcpy(&word, a + i * 4, 4);
-            /* maddubs wants unsigned times signed and saturates at 16 bits: 2 * 127 * 127 still fits. */
-            __m256i signed_a = _mm256_sign_epi8(_mm256_set1_epi32(word), w);
-            __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), signed_a);
-            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+#define AHEAD 2048 /* bytes between what is used of a panel and what is fetched from memory */
+#define MOST_ROWS 4
+
+INLINE __m256i four_bytes(const int8_t *p) {
+    int32_t word;
+    memcpy(&word, p, 4);
+    return _mm256_set1_epi32(word);
+}
+
+/* GCC would add in another order, which takes more registers than there are. */
+#define KEEP(vector) __asm__("" : "+x"(vector))
+
+/* Exact dot products of 32 inputs for 16 outputs and some rows. Weights 0 .. 15 leave room in 16 bits for a whole
+ * block: 8 * 2 * 15 * 127 = 30480. */
+INLINE void dot_int4(const int rows, const uint8_t *p, const some_rows *a, __m256i exact[MOST_ROWS][2]) {
+    const __m256i low = _mm256_set1_epi8(15);
+    for (int r = 0; r < rows; r++) exact[r][0] = exact[r][1] = _mm256_setzero_si256();
+    for (int i = 0; i < 4; i++) {
+        __m256i first[2], second[2];
+        for (int h = 0; h < 2; h++) {
+            __m256i both = _mm256_loadu_si256((const __m256i *)(p + i * 64 + h * 32));
+            first[h] = _mm256_and_si256(both, low);
+            second[h] = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
         }
-        halves[h] = sum;
+        for (int r = 0; r < rows; r++) {
+            const int8_t *quad = a->values + r * BLOCK + i * 4;
+            __m256i inputs = four_bytes(quad);
+            for (int h = 0; h < 2; h++) {
+                exact[r][h] = _mm256_add_epi16(exact[r][h], _mm256_maddubs_epi16(first[h], inputs));
+                KEEP(exact[r][h]);
+            }
+            inputs = four_bytes(quad + 16);
+            for (int h = 0; h < 2; h++) {
+                exact[r][h] = _mm256_add_epi16(exact[r][h], _mm256_maddubs_epi16(second[h], inputs));
+                KEEP(exact[r][h]);
+            }
+        }
     }
-    v16i out;
-    memcpy(&out, halves, sizeof out);
-    return out;
+    for (int r = 0; r < rows; r++)
+        for (int h = 0; h < 2; h++)
+            exact[r][h] = _mm256_add_epi32(_mm256_madd_epi16(exact[r][h], _mm256_set1_epi16(1)),
+                                           _mm256_set1_epi32(a->corrections[r]));
+}
+
+/* The same for weights of 8 bits. Sums of two products saturate at 16 bits: 2 * 128 * 127 still fits, so the sign
+ * goes from the weight to the activation. */
+INLINE void dot_int8(const int rows, const uint8_t *p, const some_rows *a, __m256i exact[MOST_ROWS][2]) {
+    const __m256i offset = _mm256_set1_epi8((char)0x80), ones = _mm256_set1_epi16(1);
+    for (int r = 0; r < rows; r++) exact[r][0] = exact[r][1] = _mm256_setzero_si256();
+    for (int i = 0; i < 8; i++) {
+        for (int h = 0; h < 2; h++) {
+            __m256i w = _mm256_loadu_si256((const __m256i *)(p + i * 64 + h * 32));
+            w = _mm256_xor_si256(w, offset);
+            __m256i size = _mm256_abs_epi8(w);
+            for (int r = 0; r < rows; r++) {
+                __m256i inputs = _mm256_sign_epi8(four_bytes(a->values + r * BLOCK + i * 4), w);
+                __m256i sums = _mm256_madd_epi16(_mm256_maddubs_epi16(size, inputs), ones);
+                exact[r][h] = _mm256_add_epi32(exact[r][h], sums);
+                KEEP(exact[r][h]);
+            }
+        }
+    }
+}
+
+/* One block: sums += exact integers * scales. */
+INLINE void one_block(const int format, const int rows, const uint8_t *p, const uint16_t *weight_scales,
+                      const some_rows *a, float sums[MOST_ROWS][PANEL]) {
+    __m256i exact[MOST_ROWS][2];
+    for (int i = 0; i < (format == TC_W_INT4 ? 256 : 512); i += 64) __builtin_prefetch(p + AHEAD + i);
+    if (format == TC_W_INT4) dot_int4(rows, p, a, exact);
+    else dot_int8(rows, p, a, exact);
+    for (int h = 0; h < 2; h++) {
+        __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(weight_scales + h * 8)));
+        for (int r = 0; r < rows; r++) {
+            float *to = sums[r] + h * 8;
+            __m256 both_scales = _mm256_mul_ps(scale, _mm256_set1_ps(a->scales[r]));
+            _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact[r][h]), both_scales, _mm256_loadu_ps(to)));
+        }
+    }
 }
 #else
-INLINE v16i dot_block(const uint8_t *p, const int format, const int8_t *a) {
-    int32_t sums[PANEL] = {0};
-    for (int i = 0; i < 8; i++) {
-        const uint8_t *quad = p + (format == TC_W_INT4 ? i % 4 : i) * 64;
-        for (int lane = 0; lane < PANEL; lane++) {
-            for (int j = 0; j < 4; j++) {
-                int byte = quad[lane * 4 + j];
-                int w = format == TC_W_INT8 ? byte - 128 : (i < 4 ? byte & 15 : byte >> 4) - 8;
-                sums[lane] += w * a[i * 4 + j];
+#define MOST_ROWS 4
+
+INLINE void one_block(const int format, const int rows, const uint8_t *p, const uint16_t *weight_scales,
+                      const some_rows *a, float sums[MOST_ROWS][PANEL]) {
+    v16f scale = load_f16(weight_scales);
+    for (int r = 0; r < rows; r++) {
+        const int8_t *values = a->values + r * BLOCK;
+        int32_t exact[PANEL] = {0};
+        for (int i = 0; i < 8; i++) {
+            const uint8_t *quad = p + (format == TC_W_INT4 ? i % 4 : i) * 64;
+            for (int lane = 0; lane < PANEL; lane++) {
+                for (int j = 0; j < 4; j++) {
+                    int byte = quad[lane * 4 + j];
+                    int w = format == TC_W_INT8 ? byte - 128 : (i < 4 ? byte & 15 : byte >> 4) - 8;
+                    exact[lane] += w * values[i * 4 + j];
+                }
             }
         }
+        v16f products = __builtin_convertvector(load_i32(exact), v16f) * (scale * a->scales[r]);
+        store_f32(sums[r], load_f32(sums[r]) + products);
     }
-    return load_i32(sums);
 }
 #endif
 
 INLINE void rows_of_panel(const int format, const int rows, const uint8_t *p, int64_t num_units,
-                          int64_t blocks_per_group, const int8_t *a, const float *scales, int64_t height,
-                          float *y) {
+                          int64_t blocks_per_group, some_rows a, float *y) {
     const int64_t block_bytes = format == TC_W_INT4 ? 256 : 512;
-    v16f sums[rows];
-    for (int r = 0; r < rows; r++) sums[r] = splat(0);
+    float sums[MOST_ROWS][PANEL] = {{0}};
     for (int64_t unit = 0; unit < num_units; unit++) {
         const uint16_t *weight_scales = (const uint16_t *)(p + 2 * blocks_per_group * block_bytes);
         for (int half = 0; half < 2; half++) {
-            v16f weight_scale = load_f16(weight_scales + half * PANEL);
             for (int64_t b = 0; b < blocks_per_group; b++) {
-                for (int r = 0; r < rows; r++) {
-                    v16f exact = __builtin_convertvector(dot_block(p, format, a + r * BLOCK), v16f);
-                    sums[r] += exact * (weight_scale * scales[r]);
-                }
+                one_block(format, rows, p, weight_scales + half * PANEL, &a, sums);
                 p += block_bytes;
-                a += height * BLOCK;
-                scales += height;
+                a.values += a.height * BLOCK;
+                a.scales += a.height;
+                a.corrections += a.height;
             }
         }
         p += 2 * PANEL * 2;
     }
-    for (int r = 0; r < rows; r++) store_f32(y + r * PANEL, sums[r]);
+    memcpy(y, sums, (size_t)rows * sizeof sums[0]);
 }
 
 INLINE void next_rows(const int format, const int rows, const tc_weight *w, int64_t panel, const tc_acts *acts,
                       int64_t tile, int64_t height, int64_t row, float *y) {
-    int64_t blocks_per_group = w->group / BLOCK;
-    int64_t index = tile * TILE * acts->num_blocks + row;
+    int64_t blocks_per_group = w->group / BLOCK, index = tile * TILE * acts->num_blocks + row;
+    some_rows a = {(const int8_t *)acts->values + index * BLOCK, acts->scales + index, acts->corrections + index,
+                   height};
     rows_of_panel(format, rows, w->data + panel * w->panel_bytes, w->num_blocks / (2 * blocks_per_group),
-                  blocks_per_group, (const int8_t *)acts->values + index * BLOCK, acts->scales + index, height,
-                  y + row * PANEL);
+                  blocks_per_group, a, y + row * PANEL);
 }
 
 INLINE int64_t all_rows(const int format, const tc_weight *w, int64_t panel, int64_t count, const tc_acts *acts,
@@ -223,8 +285,9 @@ INLINE int64_t all_rows(const int format, const tc_weight *w, int64_t panel, int
     int64_t row = 0;
     (void)count;
     for (; height - row >= 4; row += 4) next_rows(format, 4, w, panel, acts, tile, height, row, y);
-    for (; height - row >= 2; row += 2) next_rows(format, 2, w, panel, acts, tile, height, row, y);
-    if (height > row) next_rows(format, 1, w, panel, acts, tile, height, row, y);
+    if (height - row == 3) next_rows(format, 3, w, panel, acts, tile, height, row, y);
+    else if (height - row == 2) next_rows(format, 2, w, panel, acts, tile, height, row, y);
+    else if (height > row) next_rows(format, 1, w, panel, acts, tile, height, row, y);
     return 1;
 }
 

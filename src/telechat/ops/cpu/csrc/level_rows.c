@@ -46,11 +46,9 @@ INLINE int64_t row_index(const tc_acts *acts, int64_t row, int64_t block) {
 /* Nearest integers of x * factor. The product is shown to the compiler as changed, so that it is rounded and not
  * fused with the addition in round16: inputs of few bits hit ties, and all levels are to decide them alike. */
 INLINE v16i scaled_integers(v16f x, float factor) {
-    v16i integers;
     x *= factor;
     __asm__("" : "+m"(x));
-    round16(x, &integers);
-    return integers;
+    return round16(x);
 }
 
 /* The scale that makes the largest magnitude of a row 127. */
@@ -65,11 +63,9 @@ static float row_scale(const tc_acts *acts, const tc_source *s, int64_t row) {
 }
 
 INLINE v16i bytes_of(v16f x, float scale, float offset) {
-    v16i integers;
     x = x / scale + offset;
     x = -max16(-max16(x, splat(-128.0f)), splat(-127.0f));
-    round16(x, &integers);
-    return integers + 128;
+    return round16(x) + 128;
 }
 
 /* Blocks first .. last-1 of one row in 8 bits; all of them where the row has a scale of its own. */

@@ -376,7 +376,8 @@ static void many_rows(job *j) {
 /* All rows of `acts` x num_panels panels of `w`, into `output`. `scratch` has tc_amx_scratch bytes. */
 void tc_amx_tiles(const tc_weight *w, int64_t first_panel, int64_t num_panels, const tc_acts *acts,
                   const tc_output *output, const tc_kernels *kernels, uint8_t *scratch) {
-    job j = {w, acts, output, kernels, first_panel, num_panels, 0, 0, NULL, {scratch, scratch + 2 * PART * TILE_BYTES}};
+    job j = {.w = w, .acts = acts, .output = output, .kernels = kernels, .first_panel = first_panel,
+             .num_panels = num_panels, .buffers = {scratch, scratch + 2 * PART * TILE_BYTES}};
     j.sums = (float *)(scratch + 4 * PART * TILE_BYTES);
     configure(acts->stored_rows < TILE ? acts->stored_rows : TILE);
     j.codes = begin_compact(w);
