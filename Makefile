@@ -78,6 +78,7 @@ bench-peers: setup ## build llama.cpp for the benchmarks, in an environment of i
 
 bench-decode: export PYTHONPATH := src:.
 bench-decode: setup ## decoding, prefill and serving beside llama.cpp and transformers (30 minutes; BENCH_ARGS=--quick: 8)
+	@$(PYTHON) deploy.py --setup-only --extra compiler
 	$(RUN) -m benchmarks.decode $(BENCH_ARGS)
 
 bench-int8: export PYTHONPATH := src:.

@@ -112,7 +112,7 @@ def prepare(extras):
 
 
 def has_compiler():
-    """Whether the CPU kernels can be compiled with what is here; elsewhere the extra `compiler` brings clang."""
+    """Whether the CPU kernels compile with what is here; elsewhere the extra `compiler` brings clang."""
     return WINDOWS or bool(os.environ.get("CC")) or any(map(shutil.which, ("cc", "gcc", "clang")))
 
 

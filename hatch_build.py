@@ -1,4 +1,4 @@
-"""Compiles the CPU kernels into the wheel, with the machine's C compiler or, where it has none, that of ziglang.
+"""Compiles the CPU kernels into the wheel: with the machine's C compiler or, if it has none, that of ziglang.
 
 An editable installation compiles nothing: a checkout builds its kernels on first use, so that edited sources
 are never shadowed by an old library. With TELECHAT_PURE_WHEEL set nothing is compiled either: so does
@@ -22,7 +22,7 @@ ZIGLANG = "ziglang>=0.13"
 
 
 class KernelBuildHook(BuildHookInterface):  # type: ignore[type-arg]
-    """Hatchling asks for `dependencies` first, calls `initialize` before it collects files, `finalize` after."""
+    """Hatchling asks for `dependencies`, calls `initialize` before it collects files, `finalize` after."""
 
     def dependencies(self) -> list[str]:
         """What pip installs for the build alone: clang as a wheel, where the machine has no compiler."""

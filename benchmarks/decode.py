@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -24,8 +25,9 @@ from typing import Any
 from benchmarks import chart, record
 from benchmarks.harness import WorkerSpec, measure, running, say
 from benchmarks.peers.build import environment_folder, is_built, peer_python
-from benchmarks.rows import LLAMA, MEMORY, OURS, TORCH, TRANSFORMERS, Group, WorkerPlan, all_groups
+from benchmarks.rows import LLAMA, MEMORY, OURS, TORCH, TRANSFORMERS, ZIGLANG, Group, WorkerPlan, all_groups
 from benchmarks.table import Outcome, lines, outcome
+from telechat.ops.cpu.build import ziglang_compiler
 
 MODULE = "benchmarks.decode"
 
@@ -49,7 +51,13 @@ def worker_spec(
         if ours_module == "telechat":
             ours += stored
         return WorkerSpec([*ours, *plan.options, *common], environment)
-    if plan.kind == TORCH:  # a machine without a compiler: none to be found, and nothing built before
+    if plan.kind == ZIGLANG:
+        compiler = ziglang_compiler()
+        ours = [sys.executable, "-m", "benchmarks.workers.telechat", *stored]
+        built = {**environment, "CC": shlex.join(compiler or []), "TELECHAT_CACHE": f"{empty_folder}/ziglang"}
+        unfit = None if compiler else "ziglang is not installed; run: pip install 'telechat[compiler]'"
+        return WorkerSpec([*ours, *plan.options, *common], built, unfit)
+    if plan.kind == TORCH:  # neither a compiler nor that package, and nothing built before
         ours = [sys.executable, "-m", "benchmarks.workers.telechat", *stored]
         without = {**environment, "CC": "/no/compiler", "TELECHAT_CACHE": empty_folder}
         return WorkerSpec([*ours, *plan.options, *common, "--without-kernels"], without)

@@ -14,7 +14,9 @@ from benchmarks.harness import Case
 from benchmarks.shapes import GGUF_TYPES, SHAPES
 from benchmarks.table import Place, Row
 
-OURS, TORCH, LLAMA, TRANSFORMERS, MEMORY = "telechat", "telechat-torch", "llama.cpp", "transformers", "memory"
+OURS, LLAMA, TRANSFORMERS, MEMORY = "telechat", "llama.cpp", "transformers", "memory"
+# Ours where there is no C compiler: with the package ziglang, and without it.
+ZIGLANG, TORCH = "telechat-ziglang", "telechat-torch"
 PROMPT = 64
 
 
@@ -23,7 +25,8 @@ class WorkerPlan:
     """Which program a worker is, and with what options.
 
     Attributes:
-        kind: `telechat`, `telechat-torch` (no compiled kernels), `llama.cpp`, `transformers` or `memory`.
+        kind: `telechat`, `telechat-ziglang` (kernels compiled by that package), `telechat-torch` (no compiled
+            kernels), `llama.cpp`, `transformers` or `memory`.
         options: words after the program's name.
     """
 
@@ -79,7 +82,7 @@ AGAINST_LLAMA: dict[tuple[str, str], dict[str, tuple[float | None, float | None]
     ("M", "bf16"): {"decode b1": (1.3, 1.1), "decode b8": (1.7, 1.4), "prefill 512": (10, 7)},
     ("S", "int4"): {"decode b1": (1.05, 0.9), "decode b8": (None, None), "prefill 512": (None, None)},
 }
-# Without a compiler: format -> floor at batch 1; prefill has one floor for all.
+# Without a C compiler: format -> floor at batch 1; prefill has one floor for all.
 WITHOUT_COMPILER = {"int4": 0.55, "int8": 0.8, "bf16": 1.0}
 PREFILL_WITHOUT_COMPILER = 1.5
 
@@ -127,6 +130,7 @@ def against_llama(shape: str, weight_format: str, steps: int) -> Group:
         MEMORY: WorkerPlan(MEMORY),
         OURS: WorkerPlan(OURS, ("--shape", shape, "--format", weight_format)),
         LLAMA: WorkerPlan(LLAMA, ("--shape", shape, "--format", weight_format)),
+        ZIGLANG: WorkerPlan(ZIGLANG, ("--shape", shape, "--format", weight_format)),
         TORCH: WorkerPlan(TORCH, ("--shape", shape, "--format", weight_format)),
     }
     cases: dict[str, tuple[str, Mapping[str, object]]] = {
@@ -155,9 +159,10 @@ def against_llama(shape: str, weight_format: str, steps: int) -> Group:
             ("decode b1", WITHOUT_COMPILER[weight_format]),
             ("prefill 512", PREFILL_WITHOUT_COMPILER),
         ):
-            rows.append(
-                Row(f"{title} {case}, no compiler", Place(case, TORCH), Place(case, LLAMA), floor=floor)
-            )
+            for worker, way in ((ZIGLANG, "no compiler"), (TORCH, "no compiler, torch alone")):
+                rows.append(
+                    Row(f"{title} {case}, {way}", Place(case, worker), Place(case, LLAMA), floor=floor)
+                )
     return Group(f"{title} and llama.cpp", workers, cases, rows)
 
 

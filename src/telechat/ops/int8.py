@@ -256,7 +256,8 @@ def _onednn_obstacle() -> str | None:
     # Before VNNI x86 adds two products of 8 bits in 16, which saturate: the largest ones tell.
     length = 64
     largest = StaticWeight.from_float(torch.full((16, length), float(HIGH)), None, ActivationRange(1.0, 0))
-    sums = OneDnnProduct(largest).multiply(torch.full((1, length), HIGH - LOW, dtype=torch.uint8), torch.float32)
+    inputs = torch.full((1, length), HIGH - LOW, dtype=torch.uint8)
+    sums = OneDnnProduct(largest).multiply(inputs, torch.float32)
     is_exact = bool((sums == HIGH * HIGH * length).all())
     return None if is_exact else "oneDNN's int8 product is inexact without VNNI"
 

@@ -78,7 +78,8 @@ def test_a_run_writes_model_metrics_curves_recipe_and_checkpoint(
     result = run(tiny_model_folder, rows, tmp_path, **{"evaluation.file": str(rows), "evaluation.every": "1"})
     assert result == tmp_path / "model"
     stored = load_file(result / "model.safetensors")
-    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16} and (result / "tokenizer.json").exists()
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    assert (result / "tokenizer.json").exists()
     assert (result / "generation_config.json").read_text() == (
         tiny_model_folder / "generation_config.json"
     ).read_text()

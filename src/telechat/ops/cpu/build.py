@@ -63,13 +63,10 @@ def find_compiler() -> list[str]:
     """
     if os.name != "posix":
         raise BuildError("the CPU kernels are built on Linux and macOS only")
-    system = system_compiler()
-    if system:
-        return system
-    if importlib.util.find_spec("ziglang"):
-        # It compiles for the processor at hand unless told otherwise, and always adds what debuggers read.
-        return [sys.executable, "-m", "ziglang", "cc", "-mcpu=baseline", "-g0"]
-    raise BuildError("no C compiler was found (looked for CC, cc, gcc, clang and the package ziglang)")
+    found = system_compiler() or ziglang_compiler()
+    if found is None:
+        raise BuildError("no C compiler was found (looked for CC, cc, gcc, clang and the package ziglang)")
+    return found
 
 
 def system_compiler() -> list[str] | None:
@@ -79,6 +76,14 @@ def system_compiler() -> list[str] | None:
         return shlex.split(named)
     paths = (shutil.which(name) for name in ("cc", "gcc", "clang"))
     return next(([path] for path in paths if path), None)
+
+
+def ziglang_compiler() -> list[str] | None:
+    """The compiler of the package ziglang: clang as a wheel, with all that it needs."""
+    if importlib.util.find_spec("ziglang") is None:
+        return None
+    # It compiles for the processor at hand unless told otherwise, and always adds what debuggers read.
+    return [sys.executable, "-m", "ziglang", "cc", "-mcpu=baseline", "-g0"]
 
 
 def compilations(machine: str) -> list[Compilation]:
@@ -115,7 +120,6 @@ def build(target: Path) -> None:
     machine = _run([*compiler, "-dumpmachine"]).strip()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as folder:
-
         # What ziglang keeps between compilations is larger than the library, and needed once.
         environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}
 
