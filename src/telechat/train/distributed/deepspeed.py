@@ -68,6 +68,7 @@ class DeepSpeedEngine:
                 hint="Change these, or use parallel.engine torch.",
             )
         self._library = _import_deepspeed(device)
+        _check_precision(self._library, precision)
         join(device)
         self.device = device
         self.objective = objective
@@ -300,3 +301,17 @@ def _import_deepspeed(device: torch.device) -> ModuleType:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     library: ModuleType = deepspeed
     return library
+
+
+def _check_precision(library: ModuleType, precision: str) -> None:
+    """DeepSpeed asks the device itself, but names neither it nor what else would do.
+
+    Raises:
+        ConfigError: fp16 on a processor whose products oneDNN does not compute in it.
+    """
+    accelerator = library.accelerator.get_accelerator()
+    if precision == "fp16" and not accelerator.is_fp16_supported():
+        raise ConfigError(
+            f"DeepSpeed does not train in fp16 on this device ({accelerator.device_name()}).",
+            hint="Use precision bf16 or fp32, or parallel.engine torch.",
+        )
