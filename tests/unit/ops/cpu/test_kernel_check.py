@@ -1,4 +1,4 @@
-"""The portable kernels as a program of their own, here and, emulated, on aarch64: the same bits."""
+"""The kernels in a program of their own, at every level here; the portable one emulated on aarch64 too."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from telechat.ops.cpu import build, library
+from telechat.ops.cpu.context import LEVELS, Isa
 
-CHECK = Path(__file__).with_name("portable_check.c")
+CHECK = Path(__file__).with_name("kernel_check.c")
 EMULATORS = ("qemu-aarch64-static", "qemu-aarch64")
 
 
@@ -29,18 +30,19 @@ def said(command: list[str]) -> str:
     return done.stdout
 
 
-def native_result(folder: Path) -> str:
+def native_program(folder: Path) -> Path:
     """The program linked with the library of this machine."""
     obstacle = library.obstacle()
     if obstacle:
         pytest.skip(f"no CPU kernels: {obstacle}")
     made = library.find()
     flags = (*build.FLAGS, f"-I{build.SOURCE_FOLDER}", str(CHECK), str(made), f"-Wl,-rpath,{made.parent}")
-    return said([str(compiled([*build.find_compiler(), *flags], folder / "native"))])
+    return compiled([*build.find_compiler(), *flags], folder / "native")
 
 
-def test_portable_kernels_here(tmp_path: Path) -> None:
-    assert native_result(tmp_path).startswith("0 failures, results ")
+def test_every_level_here(isa: Isa, tmp_path: Path) -> None:
+    result = said([str(native_program(tmp_path)), str(LEVELS.index(isa))])
+    assert result.startswith("0 failures, results ")
 
 
 def test_portable_kernels_for_aarch64(tmp_path: Path) -> None:
@@ -54,4 +56,4 @@ def test_portable_kernels_for_aarch64(tmp_path: Path) -> None:
     program = compiled([compiler, *flags, *map(str, sources)], tmp_path / "aarch64")
     result = said([emulator, str(program)])
     assert result.startswith("0 failures, results ")
-    assert result == native_result(tmp_path)
+    assert result == said([str(native_program(tmp_path))])

@@ -1,5 +1,6 @@
-/* The portable kernels against plain loops, as a program: so that they can be run for another processor. Prints
- * what failed and a hash of all results, which is to be the same everywhere. */
+/* The kernels of one level against plain loops, as a program: so that they can be run for another processor, with an
+ * emulator and no Python. `kernel_check [LEVEL]`: 0 is portable, 1 AVX2, 2 AVX-512, 3 AMX. Prints what failed and a
+ * hash of all results, which is to be the same wherever the level runs. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -192,8 +193,8 @@ static void check_integer_cache(tc_context *c, int dtype, double tolerance) {
     for (int j = 0; j < D; j++) expect("first token", out[j], kv[D + j], tolerance); /* it sees itself alone */
 }
 
-int main(void) {
-    tc_context *c = tc_context_new(2, TC_PORTABLE);
+int main(int argc, char **argv) {
+    tc_context *c = tc_context_new(2, argc > 1 ? atoi(argv[1]) : TC_PORTABLE);
     for (int format = 0; format < 4; format++)
         for (int64_t rows = 1; rows < 40; rows += 7) check_matmul(c, format, rows);
     check_compact(c);
