@@ -232,7 +232,7 @@ def find() -> Path:
         cached.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(cached.with_suffix(".lock")):  # several processes may start together
             if not cached.exists():
-                log.info("building the CPU kernels into %s", cached)
+                log.info("building the CPU kernels once, in up to a minute, into %s", cached)
                 build.build(cached)
     return cached
 
