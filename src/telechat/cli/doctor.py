@@ -31,6 +31,7 @@ EXTRAS = {
     "wandb": "wandb",
     "swanlab": "swanlab",
     "modelscope": "modelscope",
+    "compiler": "ziglang",
     "dev": "pytest",
 }
 DEVICE_VARIABLES = (
