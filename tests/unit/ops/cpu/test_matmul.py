@@ -10,8 +10,9 @@ from telechat.ops.cpu.context import Context, available_levels, shared_context
 from telechat.ops.cpu.matmul import matmul, matmul_reference, obstacle
 from telechat.ops.cpu.weights import FORMATS, PackedWeight, WeightFormat
 
-# Rows that meet every special case: below, at and past the tile height, and the many-row form.
-ROWS = [1, 2, 3, 4, 7, 8, 13, 16, 17, 32, 50, 81]
+# Rows that meet every special case: below, at and past the tile height, and the many-row forms.
+ROWS = [1, 2, 3, 4, 7, 8, 13, 16, 17, 31, 32, 50, 81]
+TWO_BANDS = 533
 # The last has more panels than are multiplied side by side, and an odd number of them.
 SHAPES = [(16, 32), (40, 100), (96, 640), (1096, 192)]
 
@@ -73,9 +74,9 @@ def test_adds_to_what_is_there(context: Context, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("weight_format", FORMATS)
 def test_a_row_does_not_depend_on_the_others(context: Context, weight_format: WeightFormat) -> None:
-    weight, x = PackedWeight.pack(context, random(48, 320), weight_format), random(81, 320, seed=6)
+    weight, x = PackedWeight.pack(context, random(48, 320), weight_format), random(TWO_BANDS, 320, seed=6)
     alone = torch.cat([matmul(context, row[None], weight, num_decoding=len(x)) for row in x])
-    for M in ROWS:
+    for M in (*ROWS, TWO_BANDS):
         assert torch.equal(matmul(context, x[:M].contiguous(), weight, num_decoding=len(x)), alone[:M])
 
 

@@ -1,7 +1,7 @@
-/* One panel of a bf16, compact or fp32 weight times one tile of fp32 activations.
+/* Panels of a bf16, compact or fp32 weight times fp32 activations: one panel times a tile, and some times many rows.
  *
- * Even and odd inputs are summed apart and added at the end, for every row alike: a row's result does not
- * depend on the other rows.
+ * Even and odd inputs are summed apart and added at the end, for every row and in both forms alike: a row's result
+ * does not depend on the other rows.
  *
  * Compiled once per instruction set level.
  */
@@ -10,9 +10,15 @@
 #if defined(__AVX512F__)
 #define MOST_ROWS 8
 #define MOST_SUMS 16 /* of one or more rows, in registers at the same time */
+#define STEP_ROWS 16 /* rows of a band whose sums of even or odd inputs are */
+#elif defined(__AVX2__)
+#define MOST_ROWS 4
+#define MOST_SUMS 8
+#define STEP_ROWS 6
 #else
 #define MOST_ROWS 4
 #define MOST_SUMS 8
+#define STEP_ROWS 4
 #endif
 
 /* The even (0) or odd (1) one of a pair of inputs, for a part of the outputs. */
@@ -95,4 +101,106 @@ void NAME(float_panel)(const tc_weight *w, int64_t panel, const tc_acts *acts, i
     if (w->format == TC_W_BF16) all_rows(TC_W_BF16, w, panel, acts, tile, y);
     else if (w->format == TC_W_COMPACT) all_rows(TC_W_COMPACT, w, panel, acts, tile, y);
     else all_rows(TC_W_F32, w, panel, acts, tile, y);
+}
+
+/* ---- many rows --------------------------------------------------------------------------------------- */
+
+/* A part of a panel, a few blocks, and what it is multiplied with and added to. */
+typedef struct {
+    const uint8_t *weights;
+    int64_t num_blocks;
+    const float *a; /* [block][height][32] */
+    int64_t height;
+    float *sums; /* [height][16], those of odd inputs `odd_sums` further on */
+    int64_t odd_sums;
+} part;
+
+/* Even or odd inputs of some rows, whose sums stay in registers. */
+INLINE void add_inputs(const int format, const int rows, const int odd, const part *t, int64_t row) {
+    const uint8_t *p = t->weights;
+    const float *a = t->a + row * BLOCK + odd;
+    float *to = t->sums + row * PANEL + odd * t->odd_sums;
+    vf sums[STEP_ROWS][PARTS];
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < PARTS; i++) sums[r][i] = load_part(to + r * PANEL + i * LANES);
+    for (int64_t b = 0; b < t->num_blocks; b++) {
+        for (int pair = 0; pair < BLOCK / 2; pair++) {
+            vf w[PARTS];
+            for (int i = 0; i < PARTS; i++) w[i] = take_weights(format, p, odd, i);
+#pragma GCC unroll 16
+            for (int r = 0; r < rows; r++)
+                for (int i = 0; i < PARTS; i++) sums[r][i] += w[i] * a[r * BLOCK + pair * 2];
+            p += format == TC_W_F32 ? 128 : 64;
+        }
+        a += t->height * BLOCK;
+    }
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < PARTS; i++) store_part(to + r * PANEL + i * LANES, sums[r][i]);
+}
+
+INLINE int64_t add_rows(const int format, const int rows, const part *t, int64_t row) {
+    add_inputs(format, rows, 0, t, row);
+    add_inputs(format, rows, 1, t, row);
+    return row + rows;
+}
+
+INLINE void add_part(const int format, const part *t) {
+    int64_t row = 0;
+    while (t->height - row >= STEP_ROWS) row = add_rows(format, STEP_ROWS, t, row);
+#if STEP_ROWS > 8
+    while (t->height - row >= 8) row = add_rows(format, 8, t, row);
+#endif
+#if STEP_ROWS > 4
+    while (t->height - row >= 4) row = add_rows(format, 4, t, row);
+#endif
+    while (t->height - row >= 2) row = add_rows(format, 2, t, row);
+    if (t->height > row) add_rows(format, 1, t, row);
+}
+
+static void expand_part(const tc_weight *w, int64_t panel, int64_t first, int64_t last, uint16_t *out) {
+    const uint8_t *p = w->data + panel * w->panel_bytes + first * COMPACT_BYTES;
+    const tc_patch *patch = tc_patches(w, panel, first);
+    compact_codes codes = begin_compact(w);
+    for (int64_t b = first; b < last; b++, p += COMPACT_BYTES, out += BLOCK_VALUES) {
+        expand_block(&codes, p, out);
+        patch = mend_block(patch, b, out);
+    }
+}
+
+/* Ask for share i of n of what lies at p. */
+INLINE void fetch(const uint8_t *p, int64_t bytes, int64_t i, int64_t n) {
+    for (int64_t at = bytes * i / n; at < bytes * (i + 1) / n; at += 64) __builtin_prefetch(p + at, 0, 2);
+}
+
+/* What float_panel does, for `count` panels and the `rows` rows from a tile on, cut for the caches: a part of the
+ * inputs at a time, of which a tile and then a panel pass through the first level, while the next ones are fetched.
+ * sums [2][panel][rows][16]: the first half is the result. `expanded` has room for a part of the panels in bf16. */
+void NAME(float_band)(const tc_weight *w, int64_t panel, int64_t count, const tc_acts *acts, int64_t tile, int64_t rows,
+                      uint16_t *expanded, float *sums) {
+    const int64_t row_bytes = BLOCK * sizeof(float), block_bytes = tc_block_bytes(w->format);
+    const int64_t num_sums = count * rows * PANEL, num_tiles = (rows + TILE - 1) / TILE;
+    const uint8_t *values = (const uint8_t *)acts->values + tile * TILE * acts->num_blocks * row_bytes;
+    memset(sums, 0, (size_t)(2 * num_sums) * sizeof *sums);
+    for (int64_t first = 0; first < w->num_blocks; first += PART) {
+        int64_t last = first + PART < w->num_blocks ? first + PART : w->num_blocks, num_blocks = last - first;
+        for (int64_t i = 0; i < count && w->format == TC_W_COMPACT; i++)
+            expand_part(w, panel + i, first, last, expanded + i * PART * BLOCK_VALUES);
+        for (int64_t n = 0; n < num_tiles; n++) {
+            int64_t height = rows - n * TILE < TILE ? rows - n * TILE : TILE;
+            const uint8_t *a = values + (n * TILE * acts->num_blocks + first * height) * row_bytes;
+            const uint8_t *next = n + 1 < num_tiles ? a + TILE * acts->num_blocks * row_bytes
+                                                    : values + last * TILE * row_bytes;
+            for (int64_t i = 0; i < count; i++) {
+                const uint8_t *p = w->data + (panel + i) * w->panel_bytes + first * block_bytes;
+                fetch(next, num_blocks * height * row_bytes, i, count);
+                fetch(p + num_blocks * block_bytes, num_blocks * block_bytes, n, num_tiles);
+                if (w->format == TC_W_COMPACT) p = (const uint8_t *)(expanded + i * PART * BLOCK_VALUES);
+                part t = {p, num_blocks, (const float *)a, height, sums + (i * rows + n * TILE) * PANEL, num_sums};
+                if (w->format == TC_W_F32) add_part(TC_W_F32, &t);
+                else add_part(TC_W_BF16, &t);
+            }
+        }
+    }
+    for (int64_t i = 0; i < num_sums; i += LANES)
+        store_part(sums + i, load_part(sums + i) + load_part(sums + num_sums + i));
 }

@@ -312,10 +312,13 @@ static void rope_token(const tc_rope *r, int64_t t) {
 
 int64_t NAME(int_panels)(const tc_weight *w, int64_t panel, int64_t count, const tc_acts *acts, int64_t tile, float *y);
 void NAME(float_panel)(const tc_weight *w, int64_t panel, const tc_acts *acts, int64_t tile, float *y);
+void NAME(float_band)(const tc_weight *w, int64_t panel, int64_t count, const tc_acts *acts, int64_t tile, int64_t rows,
+                      uint16_t *expanded, float *sums);
 int64_t NAME(w8a8_panels)(const tc_weight *w, int64_t panel, int64_t count, const tc_acts *acts, int64_t tile, float *y);
 void NAME(attend)(const tc_attention *a, int64_t sequence, int64_t kv_head, int64_t first_token,
                   int64_t num_tokens, int64_t first_head, int64_t num_heads, float *scratch);
 
 const tc_kernels NAME(tc_kernels) = {
-    prepare, NAME(int_panels), NAME(float_panel), NAME(w8a8_panels), norm_row, swiglu, rope_token, NAME(attend), store,
+    prepare,  NAME(int_panels), NAME(float_panel), NAME(float_band), NAME(w8a8_panels),
+    norm_row, swiglu,           rope_token,        NAME(attend),     store,
 };

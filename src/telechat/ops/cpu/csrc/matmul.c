@@ -8,6 +8,11 @@
 #define AMX_INT_MIN_ROWS 9
 /* So much of bf16 activations, with two panels of bf16 weights, fits the second-level cache. */
 #define FEW_BLOCKS (128 * 4096 / BLOCK)
+/* From so many rows on fp32 activations are multiplied in bands (both give the same bits). */
+#define BAND_MIN_ROWS 32
+#define BAND_ROWS 512 /* whose even and odd sums are 64 KB a panel */
+#define BAND_PANELS 8
+#define EXPANDED_BYTES ((size_t)BAND_PANELS * PART * BLOCK * PANEL * 2) /* of compact weights, as bf16 */
 #define TILE_ROW 64 /* bytes of one row of a tile: 32 inputs in bf16, 64 in 8 bits */
 #define CHUNKS_PER_THREAD 8
 #define MAX_PANELS_PER_CHUNK 16
@@ -81,6 +86,15 @@ typedef struct {
     size_t scratch_per_thread;
 } work;
 
+/* Some rows of `count` panels; y [panel][height][16]. */
+static void store_panels(const tc_context *c, const tc_product *product, int64_t panel, int64_t count, const float *y,
+                         int64_t height, int64_t row, int64_t rows) {
+    for (int64_t i = 0; i < count; i++) {
+        int64_t column = (panel + i) * PANEL, left = product->weight->rows - column;
+        c->kernels->store(&product->output, y + i * height * PANEL, row, rows, column, left < PANEL ? left : PANEL);
+    }
+}
+
 static void panel_by_panel(const tc_context *c, const tc_acts *acts, const tc_product *product, int64_t first,
                            int64_t last) {
     const tc_kernels *kernels = c->kernels;
@@ -95,18 +109,33 @@ static void panel_by_panel(const tc_context *c, const tc_acts *acts, const tc_pr
             else if (acts->format == TC_ACT_UINT8) count = kernels->w8a8_panels(w, panel, last - panel, acts, tile, y);
             else if (is_amx) tc_amx_int_panel(w, panel, acts, tile, y);
             else count = kernels->int_panels(w, panel, last - panel, acts, tile, y);
-            for (int64_t i = 0; i < count; i++) {
-                int64_t column = (panel + i) * PANEL, width = w->rows - column < PANEL ? w->rows - column : PANEL;
-                kernels->store(&product->output, y + i * TILE * PANEL, tile * TILE, rows, column, width);
-            }
+            store_panels(c, product, panel, count, y, TILE, tile * TILE, rows);
         }
         if (is_amx) tc_amx_int_end();
     }
 }
 
+static int in_bands(const tc_acts *acts) { return acts->format == TC_ACT_F32 && acts->rows >= BAND_MIN_ROWS; }
+
+static void band_by_band(const tc_context *c, const tc_acts *acts, const tc_product *product, int64_t first,
+                         int64_t last, uint8_t *scratch) {
+    float *sums = (float *)(scratch + EXPANDED_BYTES);
+    for (int64_t row = 0; row < acts->rows; row += BAND_ROWS) {
+        int64_t rows = acts->rows - row < BAND_ROWS ? acts->rows - row : BAND_ROWS;
+        for (int64_t panel = first, count; panel < last; panel += count) {
+            count = last - panel < BAND_PANELS ? last - panel : BAND_PANELS;
+            c->kernels->float_band(product->weight, panel, count, acts, row / TILE, rows, (uint16_t *)scratch, sums);
+            store_panels(c, product, panel, count, sums, rows, row, rows);
+        }
+    }
+}
+
 /* Scratch memory that `tc_panels` needs for so many panels. */
 size_t tc_panels_scratch(const tc_acts *acts, int64_t num_panels) {
-    return acts->tiles_together == 2 ? tc_amx_scratch(acts, num_panels) : 0;
+    if (acts->tiles_together == 2) return tc_amx_scratch(acts, num_panels);
+    if (!in_bands(acts)) return 0;
+    int64_t rows = acts->rows < BAND_ROWS ? acts->rows : BAND_ROWS;
+    return EXPANDED_BYTES + (size_t)(2 * BAND_PANELS * rows * PANEL) * sizeof(float);
 }
 
 /* Panels first .. last - 1 of a product, on the calling thread. */
@@ -114,6 +143,7 @@ void tc_panels(const tc_context *c, const tc_acts *acts, const tc_product *produ
                uint8_t *scratch) {
     if (acts->tiles_together == 2)
         tc_amx_tiles(product->weight, first, last - first, acts, &product->output, c->kernels, scratch);
+    else if (in_bands(acts)) band_by_band(c, acts, product, first, last, scratch);
     else panel_by_panel(c, acts, product, first, last);
 }
 

@@ -18,7 +18,7 @@
 #define INT_PANELS 4 /* panels that a product of integers takes at most at once */
 #define BYTE_BLOCK 64 /* inputs of one block of w8a8 */
 #define KV_GROUP 32 /* elements of a cached int4 vector that share a minimum and a scale */
-#define PART 8   /* blocks of many rows that an AMX tile product takes at a time */
+#define PART 8   /* blocks that a product of many rows takes at a time */
 
 enum { TC_F32 = 0, TC_BF16 = 1, TC_INT8 = 2, TC_INT4 = 3 };               /* element types; integers in caches */
 enum { TC_W_INT4 = 0, TC_W_INT8 = 1, TC_W_BF16 = 2, TC_W_F32 = 3, TC_W_COMPACT = 4, TC_W_W8A8 = 5 }; /* weight formats */
@@ -150,6 +150,8 @@ typedef struct {
     void (*prepare)(const tc_acts *acts, const tc_source *source, int64_t row, int64_t first, int64_t last);
     int64_t (*int_panels)(const tc_weight *w, int64_t panel, int64_t count, const tc_acts *acts, int64_t tile, float *y);
     void (*float_panel)(const tc_weight *w, int64_t panel, const tc_acts *acts, int64_t tile, float *y);
+    void (*float_band)(const tc_weight *w, int64_t panel, int64_t count, const tc_acts *acts, int64_t tile, int64_t rows,
+                       uint16_t *expanded, float *sums);
     int64_t (*w8a8_panels)(const tc_weight *w, int64_t panel, int64_t count, const tc_acts *acts, int64_t tile, float *y);
     void (*norm_row)(void *x, const void *add, void *y, const void *weight, int64_t width, float eps, int dtype);
     void (*swiglu)(const void *gate, const void *up, void *y, int64_t count, int dtype);
