@@ -83,7 +83,7 @@ class Worker:
         self._unread = b""
         try:
             ready = self._read(start_timeout)
-        except WorkerError:
+        except BaseException:  # Ctrl-C too
             self.close()
             raise
         self.about: dict[str, Any] = ready["about"]
@@ -156,6 +156,10 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def _terminate(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
 @contextmanager
 def running(
     specs: Mapping[str, WorkerSpec], *, start_timeout: float = 900, call_timeout: float = 900
@@ -163,6 +167,8 @@ def running(
     """Start workers one after another. Gives those that run, and why the others do not."""
     workers: dict[str, Worker] = {}
     unfit: dict[str, str] = {}
+    # A stopped worker does not see that its master is gone: it would keep its memory for ever.
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         for name, spec in specs.items():
             say(f"  starting {name}")
@@ -175,6 +181,7 @@ def running(
     finally:
         for worker in workers.values():
             worker.close()
+        signal.signal(signal.SIGTERM, before)
 
 
 def measure(

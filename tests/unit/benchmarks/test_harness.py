@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -59,6 +62,27 @@ def test_one_worker_is_awake_at_a_time(tmp_path: Path) -> None:
         workers["a"].call("work", {"name": "turn"})
         assert are_stopped()
         assert workers["a"].about["version"] == "1"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_end_with_a_run_that_is_ended(tmp_path: Path, number: signal.Signals) -> None:
+    program = (
+        "import signal, sys, time\n"
+        "from benchmarks.harness import WorkerSpec, running\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "with running({'a': WorkerSpec(sys.argv[1:])}, start_timeout=60) as (workers, _):\n"
+        "    print(workers['a']._process.pid, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    worker = spec(tmp_path, "a", seconds=[]).command
+    with subprocess.Popen([sys.executable, "-c", program, *worker], stdout=subprocess.PIPE) as run:
+        assert run.stdout is not None
+        pid = int(run.stdout.readline())
+        os.kill(pid, 0)
+        run.send_signal(number)
+        assert run.wait(timeout=30) != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def test_an_unfit_peer_leaves_its_rows_without_a_figure(tmp_path: Path) -> None:
