@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from telechat.checkpoint import resolve_model
@@ -59,6 +59,9 @@ def tokenizer() -> Tokenizer:
 
 
 @given(rows)
+@example({"system": "", "dialog": [{"role": []}]})
+@example({"messages": [{"role": {}, "content": "x"}]})
+@example({"conversations": [{"from": [], "value": "x"}]})
 def test_any_row_is_read_or_named_bad(tokenizer: Tokenizer, row: dict[str, Any]) -> None:
     for family in FAMILIES:
         try:

@@ -60,7 +60,7 @@ def read_dialog(row: RowValue) -> list[Message]:
     for number, value in enumerate(list_field(row, "dialog")):
         turn = object_of(value, f"turn {number} of dialog")
         role, content = turn.get("role"), turn.get("content")
-        if role not in _ROLES:
+        if not isinstance(role, str) or role not in _ROLES:
             raise RowProblem(f"turn {number} of dialog has the role {role!r}; it must be user or bot.")
         if not isinstance(content, str):
             raise RowProblem(f"turn {number} of dialog has no text as content.")
