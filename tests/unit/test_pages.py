@@ -55,7 +55,7 @@ def test_status_rows_have_all_columns() -> None:
         line, state, command, result, date = row
         if line.startswith("**"):
             continue
-        assert state in ("open", "holds", "fails", "derived"), line
+        assert state in ("open", "holds", "fails"), line
         if state != "open":
             assert command and result and re.fullmatch(r"\d{4}-\d\d-\d\d", date), line
 

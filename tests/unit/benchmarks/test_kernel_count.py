@@ -30,13 +30,13 @@ def test_counts_every_format(program: Path) -> None:
     done = subprocess.run(
         [program, str(library.find()), str(level)], capture_output=True, text=True, check=True
     )
-    counts: dict[str, list[int]] = {}
-    for line in done.stdout.splitlines():
-        name, _, ticks = line.split()
-        counts.setdefault(name, []).append(int(ticks))
-    assert list(counts) == ["int4", "int8", "bfloat16", "compact"]
-    for few, some, many in counts.values():
-        assert 0 < few < some < many
+    counts = [line.split() for line in done.stdout.splitlines()]
+    formats = ("int4", "int8", "bfloat16", "compact")
+    assert [(name, int(rows)) for name, rows, _ in counts] == [
+        (f, rows) for f in formats for rows in (1, 8, 128)
+    ]
+    # On a real processor they are times, which say nothing here.
+    assert all(int(ticks) > 0 for *_, ticks in counts)
 
 
 def test_a_library_that_is_missing(program: Path, tmp_path: Path) -> None:

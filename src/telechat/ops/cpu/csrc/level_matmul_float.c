@@ -10,7 +10,7 @@
 #if defined(__AVX512F__)
 #define MOST_ROWS 8
 #define MOST_SUMS 16 /* of one or more rows, in registers at the same time */
-#define STEP_ROWS 16 /* rows of a band whose sums of even or odd inputs are */
+#define STEP_ROWS 16 /* of a band at a time: their sums of even inputs, or of odd ones, stay in registers */
 #elif defined(__AVX2__)
 #define MOST_ROWS 4
 #define MOST_SUMS 8
