@@ -15,7 +15,7 @@ SOURCES := src tests tools benchmarks deploy.py hatch_build.py
 BENCH_ARGS ?=
 OPTIONS ?=
 
-.PHONY: help setup test check lint types pages wheel oracles installs options size format demo-model clean
+.PHONY: help setup test check lint types pages wheel sanitizers oracles installs options size format demo-model clean
 .PHONY: bench-convert bench-peers bench-decode bench-soak bench-load bench-gpu bench-page bench-serve bench-train
 .PHONY: bench-int8 bench-codec bench-quantise bench-quality
 
@@ -28,7 +28,7 @@ setup: ## make or reuse the environment, with the development tools
 test: setup ## every test that needs no optional third-party implementation
 	$(RUN) -m pytest $(PYTEST_ARGS)
 
-check: lint types pages wheel oracles installs test ## everything; the tests' closing line comes last
+check: lint types pages wheel sanitizers oracles installs test ## everything; the tests' closing line comes last
 
 lint: setup ## ruff: rules and formatting
 	$(RUN) -m ruff check $(SOURCES)
@@ -42,6 +42,9 @@ pages: setup ## the generated pages are up to date, and links within the documen
 
 wheel: setup ## the wheel builds, carries its data files, and works where it is installed
 	$(RUN) tools/wheel_check.py
+
+sanitizers: setup ## the CPU kernels under the sanitizers of the compiler (a minute or two)
+	$(RUN) tools/kernel_sanitizers.py
 
 # Where llama.cpp cannot be built, or not in a quarter of an hour, its tests skip and say so.
 oracles: setup ## tests against heavy third-party packages, in environments of their own

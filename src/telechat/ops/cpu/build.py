@@ -110,8 +110,11 @@ def library_name() -> str:
     return f"kernels-{fingerprint()}.so"
 
 
-def build(target: Path) -> None:
+def build(target: Path, *, more_flags: tuple[str, ...] = ()) -> None:
     """Compile and link into `target`, replacing it at once when all is done.
+
+    Args:
+        more_flags: these too, after our own: sanitizers, for instance.
 
     Raises:
         BuildError: no compiler, or it failed; the message holds the end of what it said.
@@ -127,13 +130,14 @@ def build(target: Path) -> None:
             source, name, flags = unit
             out = Path(folder, f"{name}.o")
             path = SOURCE_FOLDER / f"{source}.c"
-            _run([*compiler, *FLAGS, *flags, "-c", str(path), "-o", str(out)], environment)
+            _run([*compiler, *FLAGS, *more_flags, *flags, "-c", str(path), "-o", str(out)], environment)
             return out
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(compile_one, compilations(machine)))
         made = Path(folder, target.name)
-        _run([*compiler, "-shared", "-pthread", "-o", str(made), *map(str, objects), "-lm"], environment)
+        linked = [*compiler, *more_flags, "-shared", "-pthread", "-o", str(made), *map(str, objects), "-lm"]
+        _run(linked, environment)
         made.replace(target)
 
 
