@@ -116,6 +116,9 @@ def main(words: Sequence[str]) -> int:
     groups = all_groups(steps=8 if args.quick else 24)
     if args.kernels:
         groups = [group.without_engine() for group in groups]
+    if "amx_int8" not in record.machine()["flags"]:
+        say("goals beside llama.cpp are those of processors with AMX; this one has none: figures only")
+        groups = [group.without_goals_against(LLAMA) for group in groups]
     groups = [group.selected(wanted) for group in groups]
     groups = [group for group in groups if group.rows]
     if not groups:

@@ -7,7 +7,7 @@ reports.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.arrivals import random_arrivals
 from benchmarks.harness import Case
@@ -64,6 +64,14 @@ class Group:
         ]
         return Group(self.name, self.workers, self.cases, able)
 
+    def without_goals_against(self, peer: str) -> Group:
+        """The same with only the figures of rows that are beside that worker."""
+        rows = [
+            replace(row, goal=None, floor=None) if row.peer is not None and row.peer.worker == peer else row
+            for row in self.rows
+        ]
+        return Group(self.name, self.workers, self.cases, rows)
+
     def turns(self) -> list[Case]:
         """What to measure for the rows, in order."""
         turns = []
@@ -75,7 +83,7 @@ class Group:
         return turns
 
 
-# (shape, format) -> case -> (goal, floor), against llama.cpp at the same bits.
+# (shape, format) -> case -> (goal, floor), against llama.cpp at the same bits, both with AMX.
 AGAINST_LLAMA: dict[tuple[str, str], dict[str, tuple[float | None, float | None]]] = {
     ("M", "int4"): {"decode b1": (1.15, 1.0), "decode b8": (2.0, 1.5), "prefill 512": (4.5, 2.7)},
     ("M", "int8"): {"decode b1": (1.1, 1.0), "decode b8": (1.5, 1.2), "prefill 512": (4.5, 2.7)},

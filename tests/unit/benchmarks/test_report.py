@@ -49,6 +49,18 @@ def test_kernels_by_themselves_take_part_in_decoding_and_prefill_only() -> None:
     assert not [row.name for row in rows if "no compiler" in row.name or "generate" in row.name]
 
 
+def test_goals_of_another_processor_are_left_out_and_nothing_else() -> None:
+    groups = all_groups()
+    plain = [row for group in groups for row in group.rows]
+    bare = [row for group in groups for row in group.without_goals_against(LLAMA).rows]
+    for row, other in zip(plain, bare, strict=True):
+        is_beside_llama = row.peer is not None and row.peer.worker == LLAMA
+        assert (other.goal, other.floor) == ((None, None) if is_beside_llama else (row.goal, row.floor))
+        assert (other.name, other.places) == (row.name, row.places)
+    assert any(row.floor is not None for row in plain if row.peer and row.peer.worker == LLAMA)
+    assert any(row.floor is not None for row in bare)
+
+
 @pytest.mark.parametrize(
     ("value", "lower_is_better", "verdict"),
     [(1.2, False, "goal"), (1.05, False, "floor"), (0.9, False, "BELOW"), (1.2, True, "BELOW")],
