@@ -22,6 +22,8 @@ SAFETENSORS = "model.safetensors"
 BIN_INDEX = "pytorch_model.bin.index.json"
 BIN = "pytorch_model.bin"
 LAYOUTS = (SAFETENSORS_INDEX, SAFETENSORS, BIN_INDEX, BIN)
+# The file that torch.distributed.checkpoint leaves beside the weights of a training.
+TRAINING_STATE = ".metadata"
 GPTQ_SETTINGS = "quantize_config.json"
 _GPTQ_FILE = re.compile(r"gptq_model-\d+bit-(-?\d+)g\.(safetensors|bin)")
 

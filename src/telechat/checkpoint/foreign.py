@@ -9,13 +9,12 @@ import json
 import re
 from pathlib import Path
 
-from telechat.checkpoint.folder import CONFIG, LAYOUTS, SAFETENSORS
+from telechat.checkpoint.folder import CONFIG, LAYOUTS, SAFETENSORS, TRAINING_STATE
 from telechat.checkpoint.headers import read_header
 from telechat.errors import CheckpointError
 
 _FILES = (".ckpt", ".gguf", ".safetensors", ".bin", ".pt", ".pth")
 _RANK = re.compile(r"rank_\d+")
-_TRAINING = ".metadata"
 _MINDSPORE_NAME = "model.tok_embeddings.embedding_weight"
 
 
@@ -30,7 +29,7 @@ def is_foreign(path: Path) -> bool:
     children = list(path.iterdir())
     below = [child for child in children if child.is_dir()]
     return (
-        (path / _TRAINING).is_file()
+        (path / TRAINING_STATE).is_file()
         or any(child.suffix in (".ckpt", ".gguf") and child.is_file() for child in children)
         or any(_RANK.fullmatch(child.name) for child in below)
         or any((child / "rank_0").is_dir() for child in below)

@@ -16,6 +16,12 @@ from telechat.errors import CheckpointError
 _SETTINGS_FILES = (GPTQ_SETTINGS, "quant_config.json")
 
 
+def settings_file(folder: Path) -> Path | None:
+    """The file beside config.json that says how a folder is quantised; None where there is none."""
+    named = (folder / name for name in _SETTINGS_FILES if (folder / name).is_file())
+    return find_description(folder) or next(named, None)
+
+
 def read_packing(folder: Path, raw: Mapping[str, Any]) -> PackedFormat | None:
     """How a folder's weights are quantised; None when they are not.
 
@@ -26,14 +32,12 @@ def read_packing(folder: Path, raw: Mapping[str, Any]) -> PackedFormat | None:
         CheckpointError: in a way that cannot be read.
         ConfigError: settings that cannot be.
     """
-    description = find_description(folder)
-    if description is not None:
-        return AscendFormat.read(description)
+    settings = settings_file(folder)
+    if settings is not None and settings == find_description(folder):
+        return AscendFormat.read(settings)
     file, section = "config.json", raw.get(SECTION)
-    for name in _SETTINGS_FILES:
-        if (folder / name).is_file():
-            file, section = name, read_json(folder / name)
-            break
+    if settings is not None:
+        file, section = settings.name, read_json(settings)
     if not section:
         return None
     if not isinstance(section, Mapping):

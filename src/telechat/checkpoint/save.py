@@ -15,8 +15,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from telechat.checkpoint.folder import CONFIG, LAYOUTS, SAFETENSORS, SAFETENSORS_INDEX, write_json
+from telechat.checkpoint.folder import (
+    CONFIG,
+    LAYOUTS,
+    SAFETENSORS,
+    SAFETENSORS_INDEX,
+    TRAINING_STATE,
+    write_json,
+)
 from telechat.checkpoint.packed import SECTION
+from telechat.checkpoint.packing_choice import settings_file
+from telechat.checkpoint.parts import part_name, split_sizes
 from telechat.checkpoint.quantized import config_section, stored_bytes, stored_tensors
 from telechat.device import dtype_name
 from telechat.errors import CheckpointError
@@ -47,7 +56,8 @@ def save_model(
         max_shard_bytes: no file's tensors exceed this, except a tensor that does so alone.
 
     Raises:
-        CheckpointError: the folder cannot be written, or `max_shard_bytes` is not positive.
+        CheckpointError: the folder cannot be written or holds a model in a form that would stay beside this
+            one, or `max_shard_bytes` is not positive.
     """
     dtype = dtype or model.dtype
     _check_savable(model)
@@ -168,17 +178,31 @@ def write_folder(
         content: the tensors on disk that some of these parameters become; asked for once per file.
 
     Raises:
-        CheckpointError: the folder cannot be written, or `max_shard_bytes` is not positive.
+        CheckpointError: the folder cannot be written or holds a model in a form that would stay beside this
+            one, or `max_shard_bytes` is not positive.
     """
     if max_shard_bytes < 1:
         raise CheckpointError(f"max_shard_bytes is {max_shard_bytes}; it must be positive.")
     folder = Path(folder)
+    _check_nothing_stays(folder)
     shards = plan_shards(sizes, max_shard_bytes)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder, config, shards, content)
     except OSError as error:
         raise CheckpointError(f"Cannot write the model to {folder}: {error.strerror or error}.") from error
+
+
+def _check_nothing_stays(folder: Path) -> None:
+    """Refuse a folder whose other files would have the new weights read as something else, or not at all."""
+    parts = (folder / part_name(rank, tp) for tp in sorted(split_sizes(folder)) for rank in range(tp))
+    others = (settings_file(folder), *parts, folder / TRAINING_STATE)
+    found = next((path for path in others if path is not None and path.exists()), None)
+    if found is not None:
+        raise CheckpointError(
+            f"{folder} holds a model in another form, of which {found.name} would stay.",
+            hint="Name another folder, or remove what is in this one.",
+        )
 
 
 def _write(

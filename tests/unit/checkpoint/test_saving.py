@@ -153,3 +153,18 @@ def test_a_model_whose_weights_an_engine_has_taken(taken: str, tmp_path: Path) -
     with pytest.raises(CheckpointError, match=r"(up_proj|word_embeddings)\.weight is not in it whole"):
         save_model(model, tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "left", ["quant_model_description.json", "quantize_config.json", "part0-of-2/", ".metadata"]
+)
+def test_a_folder_of_another_form_is_refused_and_stays(tmp_path: Path, left: str) -> None:
+    if left.endswith("/"):
+        for name in ("part0-of-2", "part1-of-2"):
+            (tmp_path / name).mkdir()
+    else:
+        (tmp_path / left).write_text("{}")
+    before = names_in(tmp_path)
+    with pytest.raises(CheckpointError, match=r"of which .* would stay"):
+        save_model(random_model(), tmp_path)
+    assert names_in(tmp_path) == before

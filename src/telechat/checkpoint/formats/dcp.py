@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from telechat.checkpoint.folder import TRAINING_STATE
 from telechat.checkpoint.formats.hf import open_named
 from telechat.checkpoint.formats.lazy import LazyTensor, Window
 from telechat.checkpoint.formats.table import Checkpoint
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 NAME = "dcp"
-METADATA = ".metadata"
 MODEL_PREFIX = "model."
 
 
@@ -73,7 +73,7 @@ class _DcpTensor(LazyTensor):
         return ()
 
     def files(self) -> set[Path]:
-        return {self._folder.path / METADATA}
+        return {self._folder.path / TRAINING_STATE}
 
     def read_into(self, out: Tensor, window: Window) -> None:
         tensor = self._folder.read(self._key, self.shape, self.dtype)
@@ -113,7 +113,7 @@ def stored_tensors(folder: Path) -> dict[str, LazyTensor]:
     try:
         metadata = FileSystemReader(folder).read_metadata()
     except (OSError, CheckpointException, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{folder / METADATA} is damaged: {error}.") from error
+        raise CheckpointError(f"{folder / TRAINING_STATE} is damaged: {error}.") from error
     opened = _Folder(folder)
     return {
         key: _DcpTensor(opened, key, entry)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from telechat.checkpoint.folder import CONFIG, LAYOUTS, read_json
+from telechat.checkpoint.folder import CONFIG, LAYOUTS, TRAINING_STATE, read_json
 from telechat.checkpoint.formats import dcp, gguf_reading, hf, llama, mindspore
 from telechat.checkpoint.formats.table import Checkpoint
 from telechat.checkpoint.headers import read_header
@@ -110,12 +110,13 @@ def kind_of(path: Path) -> str:
         known = f"Known are {SUFFIX}, .safetensors, .bin and {GGUF} files."
         hint = "Unpack it first." if path.suffix in _ARCHIVES else known
         raise CheckpointError(f"{path.name} is no checkpoint.", hint=hint)
-    if (path / dcp.METADATA).is_file():
+    # As `is_foreign` decides: an official folder is one, whatever else lies in it.
+    if any((path / name).is_file() for name in LAYOUTS):
+        return _kind_of_folder(path)
+    if (path / TRAINING_STATE).is_file():
         return dcp.NAME
     if find_ranks(path):
         return mindspore.NAME
-    if any((path / name).is_file() for name in LAYOUTS):
-        return _kind_of_folder(path)
     suffixes = {child.suffix for child in path.iterdir() if child.is_file()}
     if SUFFIX in suffixes or GGUF in suffixes:
         return mindspore.NAME if SUFFIX in suffixes else "gguf"

@@ -49,6 +49,18 @@ def test_show(
     assert len(shown.splitlines()) < 30
 
 
+def test_an_official_folder_is_one_whatever_else_lies_in_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As for the verbs that load a model: weights of a training beside it are not shown in its stead."""
+    source = model_folder(tmp_path / "model")
+    (source / ".metadata").write_bytes(b"of a training")
+    (source / "rank_0").mkdir()
+    (source / "rank_0" / "old.ckpt").write_bytes(b"old")
+    assert run("checkpoint", "show", source) == 0
+    assert "official layout" in capsys.readouterr().out
+
+
 def test_show_says_that_a_folder_is_quantised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = model_folder(tmp_path / "model")
     raw = json.loads((source / "config.json").read_text("utf-8"))
