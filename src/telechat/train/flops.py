@@ -19,8 +19,12 @@ from telechat.device import CPU, synchronize
 from telechat.models import TeleChatConfig, parameter_table
 from telechat.train.batch import IGNORED, Batch
 
-_CPU_EXTENT, _ACCELERATOR_EXTENT = 1024, 8192
+# Products of a CPU are tried in this order: 1024 takes seconds in a format that it has no instructions for.
+_CPU_EXTENTS, _ACCELERATOR_EXTENTS = (128, 256, 512, 1024), (8192,)
+_LONG_ENOUGH_S = 0.01
 _REPEATS = 3
+# A slower format is worth a word; vectors half as wide make a factor of two at most.
+_MUCH_SLOWER = 3
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,29 @@ def step_cost(config: TeleChatConfig, named: Iterable[tuple[str, nn.Parameter]])
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of a square matrix product in `dtype`: the best of three."""
-    extent = _CPU_EXTENT if device.type == CPU.type else _ACCELERATOR_EXTENT
-    a = torch.ones(extent, extent, device=device, dtype=dtype)
-    (a @ a).sum().item()
-    best = float("inf")
-    for _ in range(_REPEATS):
-        synchronize(device)
-        start = time.perf_counter()
-        a @ a
-        synchronize(device)
-        best = min(best, time.perf_counter() - start)
+    best, extent = 0.0, 0
+    for extent in _CPU_EXTENTS if device.type == CPU.type else _ACCELERATOR_EXTENTS:
+        a = torch.ones(extent, extent, device=device, dtype=dtype)
+        (a @ a).sum().item()
+        best = min(_product_s(a) for _ in range(_REPEATS))
+        if best > _LONG_ENOUGH_S:
+            break
     return 2 * extent**3 / best
+
+
+def _product_s(a: torch.Tensor) -> float:
+    """Seconds of a product."""
+    synchronize(a.device)
+    start = time.perf_counter()
+    a @ a
+    synchronize(a.device)
+    return time.perf_counter() - start
+
+
+def slower_than_fp32(device: torch.device, rate: float) -> float | None:
+    """How many times as fast as `rate` a CPU multiplies in fp32, where that is much; else None.
+
+    So it is with 16-bit formats without instructions of the processor: torch multiplies numbers one by one.
+    """
+    factor = matmul_rate(device, torch.float32) / rate if device.type == CPU.type else 1.0
+    return factor if factor > _MUCH_SLOWER else None

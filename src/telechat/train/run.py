@@ -22,7 +22,7 @@ from telechat.train.distributed.groups import is_first, leave, world_size
 from telechat.train.distributed.start import open_engine
 from telechat.train.engine import TrainEngine
 from telechat.train.feed import Feed
-from telechat.train.flops import matmul_rate, step_cost
+from telechat.train.flops import matmul_rate, slower_than_fp32, step_cost
 from telechat.train.interruption import Interruption
 from telechat.train.loggers import open_loggers
 from telechat.train.loop import Meter, Trainer
@@ -117,6 +117,14 @@ def train(trainer: Trainer, folder: Path) -> None:
         trainer.meter.matmul_rate,
         config.precision,
     )
+    factor = slower_than_fp32(trainer.engine.device, trainer.meter.matmul_rate)
+    if factor is not None:
+        log.warning(
+            "this processor has no instructions for %s: products in fp32 are %.0f times as fast; "
+            "train with --precision fp32",
+            config.precision,
+            factor,
+        )
     try:
         progress = Progress(first_step=trainer.step, total_steps=trainer.schedule.total_steps)
         if world_size() > 1:

@@ -9,7 +9,7 @@ from tests.unit.train.test_loop import TINY, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from telechat.device import CPU
-from telechat.train.flops import matmul_rate, step_cost
+from telechat.train.flops import matmul_rate, slower_than_fp32, step_cost
 from telechat.train.forward import hidden_states
 from telechat.train.setup import choose_training_attention
 
@@ -44,6 +44,22 @@ def test_frozen_weights_need_no_gradient() -> None:
     assert step_cost(TINY, model.named_parameters()).per_token == pytest.approx(whole.per_token * 2 / 3)
 
 
-def test_the_matmul_rate_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("telechat.train.flops._CPU_EXTENT", 128)
+def test_the_matmul_rate_is_one() -> None:
     assert 1e7 < matmul_rate(CPU, torch.float32) < 1e14
+
+
+def test_a_slow_format_is_tried_small_and_told_from_a_fast_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the clock: 1e9 operations a second in bf16, 1e11 in fp32."""
+    tried: list[int] = []
+
+    def seconds(a: torch.Tensor) -> float:
+        tried.append(len(a))
+        return 2 * len(a) ** 3 / (1e9 if a.dtype == torch.bfloat16 else 1e11)
+
+    monkeypatch.setattr("telechat.train.flops._product_s", seconds)
+    rate = matmul_rate(CPU, torch.bfloat16)
+    assert rate == pytest.approx(1e9)
+    assert max(tried) == 256  # 34 ms; 1024 would be 2 s
+    assert slower_than_fp32(CPU, rate) == pytest.approx(100)
+    assert slower_than_fp32(CPU, 5e10) is None
+    assert max(tried) == 1024

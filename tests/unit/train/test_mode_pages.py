@@ -29,13 +29,14 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def run_commands(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a page's commands in turn beside the recipes, each training for one step."""
+    """Run a page's commands in turn beside the recipes, each training for one small step."""
     monkeypatch.chdir(folder)
     (folder / "recipes").symlink_to(ROOT / "recipes")
     for command in "".join(blocks(page(name), "bash")).splitlines():
         words = shlex.split(command)[1:]
         if words[0] == "train":
-            words += ["--schedule.total-steps", "1", "--evaluation.file", ""]
+            words += ["--schedule.total-steps", "1", "--evaluation.file", "", "--data.max-length", "256"]
+            words += ["--batch.tokens-per-step", "512"]
         assert main(words) == 0, command
 
 

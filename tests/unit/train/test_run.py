@@ -252,6 +252,21 @@ def test_compile_is_obeyed_where_a_compiler_is_found(
     assert "no C++ compiler found" in caplog.text
 
 
+@pytest.mark.parametrize("factor", [None, 30.4])
+def test_a_format_without_instructions_is_reported(
+    tiny_model_folder: Path,
+    rows: Path,
+    tmp_path: Path,
+    factor: float | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("telechat.train.run.slower_than_fp32", lambda device, rate: factor)
+    run(tiny_model_folder, rows, tmp_path, **{"schedule.total_steps": "1"})
+    said = "fp32 are 30 times as fast; train with --precision fp32" in caplog.text
+    assert said == (factor is not None)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
