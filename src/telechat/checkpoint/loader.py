@@ -187,12 +187,7 @@ def choose_dtype(
     """
     if asked != "auto":
         return parse_dtype(asked)
-    named = raw.get("torch_dtype") or raw.get("dtype")
-    if named:
-        stored = _config_dtype(named)
-    else:
-        floats = [tensor.dtype for tensor in weights.tensors.values() if tensor.dtype in FLOATS]
-        stored = max(floats, key=floats.count) if floats else torch.float32
+    stored = stored_dtype(raw, weights)
     chosen = stored if stored in (torch.bfloat16, torch.float16) else torch.float32
     if chosen == torch.bfloat16 and not supports_bfloat16(device):
         chosen = torch.float32
@@ -201,6 +196,15 @@ def choose_dtype(
     if chosen != stored:
         log.info("dtype: %s, because %s is not native to this device", dtype_name(chosen), dtype_name(stored))
     return chosen
+
+
+def stored_dtype(raw: Mapping[str, Any], weights: StoredWeights) -> torch.dtype:
+    """The dtype that config.json names, else the one most weights have on disk."""
+    named = raw.get("torch_dtype") or raw.get("dtype")
+    if named:
+        return _config_dtype(named)
+    floats = [tensor.dtype for tensor in weights.tensors.values() if tensor.dtype in FLOATS]
+    return max(floats, key=floats.count) if floats else torch.float32
 
 
 def _config_dtype(named: object) -> torch.dtype:

@@ -46,8 +46,8 @@ class LLM:
     Args:
         model: folder, hub id, `demo`, or a model already loaded (then `tokenizer` is needed too).
         tokenizer: by default the one in the model's folder.
-        device, dtype, attention: as in `telechat.load_model`; but small models compute in fp32 on a CPU by
-            default.
+        device, dtype, attention: as in `telechat.load_model`; but by default small models compute in fp32 on
+            a CPU, and those in bf16 stay so wherever our kernels multiply it.
         rope_mode: what a `max_model_len` beyond `training_seqlen` means, see `TeleChatModel`. `static`: one
             rotary table made for max_model_len, so that no answer depends on how long the text was when keys
             were cached.
