@@ -184,9 +184,9 @@ def write_folder(
     if max_shard_bytes < 1:
         raise CheckpointError(f"max_shard_bytes is {max_shard_bytes}; it must be positive.")
     folder = Path(folder)
-    _check_nothing_stays(folder)
     shards = plan_shards(sizes, max_shard_bytes)
     try:
+        _check_nothing_stays(folder)
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder, config, shards, content)
     except OSError as error:

@@ -93,6 +93,18 @@ def main(config_path: str | None, overrides: Mapping[str, str] | None = None) ->
     return result
 
 
+def warn_of_slow_products(trainer: Trainer) -> None:
+    """Say so where the processor has no instructions for the precision, and fp32 would be much faster."""
+    factor = slower_than_fp32(trainer.engine.device, trainer.meter.matmul_rate)
+    if factor is not None:
+        log.warning(
+            "this processor has no instructions for %s: products in fp32 are %.0f times as fast; "
+            "train with --precision fp32",
+            trainer.config.precision,
+            factor,
+        )
+
+
 def train(trainer: Trainer, folder: Path) -> None:
     """Resume where the folder left off, train to the end, and draw the curves.
 
@@ -117,14 +129,8 @@ def train(trainer: Trainer, folder: Path) -> None:
         trainer.meter.matmul_rate,
         config.precision,
     )
-    factor = slower_than_fp32(trainer.engine.device, trainer.meter.matmul_rate)
-    if factor is not None:
-        log.warning(
-            "this processor has no instructions for %s: products in fp32 are %.0f times as fast; "
-            "train with --precision fp32",
-            config.precision,
-            factor,
-        )
+    if config.precision != "fp32":
+        warn_of_slow_products(trainer)
     try:
         progress = Progress(first_step=trainer.step, total_steps=trainer.schedule.total_steps)
         if world_size() > 1:

@@ -252,19 +252,20 @@ def test_compile_is_obeyed_where_a_compiler_is_found(
     assert "no C++ compiler found" in caplog.text
 
 
-@pytest.mark.parametrize("factor", [None, 30.4])
+@pytest.mark.parametrize(("precision", "factor"), [("bf16", None), ("bf16", 30.4), ("fp32", 30.4)])
 def test_a_format_without_instructions_is_reported(
     tiny_model_folder: Path,
     rows: Path,
     tmp_path: Path,
+    precision: str,
     factor: float | None,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("telechat.train.run.slower_than_fp32", lambda device, rate: factor)
-    run(tiny_model_folder, rows, tmp_path, **{"schedule.total_steps": "1"})
+    run(tiny_model_folder, rows, tmp_path, **{"schedule.total_steps": "1", "precision": precision})
     said = "fp32 are 30 times as fast; train with --precision fp32" in caplog.text
-    assert said == (factor is not None)
+    assert said == (precision == "bf16" and factor is not None)
 
 
 @pytest.mark.parametrize(
